@@ -1,0 +1,1 @@
+"""From raw videos to WebDataset shards and Parquet manifests, stage by stage, on Ray."""

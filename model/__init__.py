@@ -1,0 +1,1 @@
+"""The LivePortrait networks, face analysers and animation. Importing this package loads no heavy dependency."""

@@ -1,0 +1,18 @@
+"""Reading and writing video: probe any file, decode it with PyAV or decord to the same bits, encode results."""
+
+from model.video.frame import Frame
+from model.video.probing import PacketIndex, VideoError, VideoInfo, index_packets, probe_video
+from model.video.reading import DECODERS, open_video
+from model.video.writing import VideoWriter
+
+__all__ = [
+    "DECODERS",
+    "Frame",
+    "PacketIndex",
+    "VideoError",
+    "VideoInfo",
+    "VideoWriter",
+    "index_packets",
+    "open_video",
+    "probe_video",
+]

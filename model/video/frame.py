@@ -1,0 +1,85 @@
+"""One decoded frame: its identity in the file and its picture in display geometry, made only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+_ROTATIONS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+
+
+class Frame:
+    """A frame of a video.
+
+    pts: int, presentation time in ticks of the stream's time base; the identity of the frame, whatever range was read.
+    pts_s: float, the same in seconds, on the file's own clock (a file may start after 0).
+    index: 0-based number in presentation order from the start of the file; None in a range that was not numbered.
+    is_corrupt: the decoder concealed damage in this picture; None where the decoder does not tell (decord).
+    """
+
+    __slots__ = ("_decode_rgb", "_display_size", "_rgb", "index", "is_corrupt", "pts", "pts_s")
+
+    def __init__(
+        self,
+        *,
+        index: int | None,
+        pts: int,
+        pts_s: float,
+        is_corrupt: bool | None,
+        decode_rgb: Callable[[], np.ndarray],
+        display_size: tuple[int, int],
+    ) -> None:
+        self.index = index
+        self.pts = pts
+        self.pts_s = pts_s
+        self.is_corrupt = is_corrupt
+        self._decode_rgb = decode_rgb  # gives the upright picture with the pixels as stored: uint8 [H, W, 3]
+        self._display_size = display_size  # (width, height)
+        self._rgb: np.ndarray | None = None
+
+    def _upright_rgb(self) -> np.ndarray:
+        if self._rgb is None:
+            self._rgb = self._decode_rgb()
+        return self._rgb
+
+    def rgb(self) -> np.ndarray:
+        """The picture as it should be shown: uint8 [H, W, 3], RGB, upright, square pixels. Kept with the frame."""
+        return resize_picture(self._upright_rgb(), *self._display_size)
+
+    def small(self, long_side_px: int) -> np.ndarray:
+        """The picture scaled down to a longer side of `long_side_px` (never up): uint8 [h, w, 3], RGB.
+
+        Converting at full size and halving measured faster than scaling inside FFmpeg's colour conversion, and it does
+        not depend on the decoder.
+        """
+        width, height = self._display_size
+        scale = min(1.0, long_side_px / max(width, height))
+        return resize_picture(self._upright_rgb(), max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def __repr__(self) -> str:
+        return f"Frame(index={self.index}, pts={self.pts}, pts_s={self.pts_s:.6f}, is_corrupt={self.is_corrupt})"
+
+
+def resize_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize uint8 [H, W, C] to `width` x `height`: exact 2x2 means while they fit, then one interpolation."""
+    while True:
+        rows, columns = picture.shape[:2]
+        if columns % 2 or rows % 2 or columns < 2 * width or rows < 2 * height:
+            break
+        picture = cv2.resize(picture, (columns // 2, rows // 2), interpolation=cv2.INTER_AREA)
+    if (columns, rows) == (width, height):
+        return picture
+    if columns < width or rows < height:
+        method = cv2.INTER_CUBIC
+    elif columns >= 2 * width or rows >= 2 * height:
+        method = cv2.INTER_AREA  # an odd size: linear interpolation would skip pixels
+    else:
+        method = cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), interpolation=method)
+
+
+def rotate_upright(picture: np.ndarray, rotation_deg: int) -> np.ndarray:
+    """Turn uint8 [H, W, C] counter-clockwise by 0, 90, 180 or 270 degrees."""
+    return picture if rotation_deg == 0 else cv2.rotate(picture, _ROTATIONS[rotation_deg])

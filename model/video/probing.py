@@ -1,0 +1,237 @@
+"""What a video file is, found by decoding one frame at most. A file that is no usable video gives `VideoError`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+
+VideoSource = str | Path | BinaryIO
+
+_STILL_CONTAINERS = {"image2", "image2pipe"}
+_ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"sinf")
+# Average and nominal rate of a constant-rate file differ by rounding only; real variable-rate files by 10 % and more.
+_CONSTANT_RATE_TOLERANCE = 0.01
+
+
+class VideoError(ValueError):
+    """A file that cannot be used as a video.
+
+    reason: one of missing_file, empty_file, not_a_video, still_image, no_video_stream, encrypted, missing_codec,
+    no_frames (opens, but nothing decodes), unreadable (the file system refuses).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):  # exceptions cross process borders by pickling their arguments
+        return VideoError, (self.reason, str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """Facts about the main video stream of a file; None is unknown."""
+
+    container: str
+    """FFmpeg's name of the container format."""
+    codec: str
+    """Codec of the video stream, such as h264."""
+    pix_fmt: str
+    """FFmpeg's pixel format."""
+    coded_width: int
+    """Width as stored, pixels."""
+    coded_height: int
+    """Height as stored, pixels."""
+    width: int
+    """Width as shown: square pixels, upright."""
+    height: int
+    """Height as shown: square pixels, upright."""
+    sar: Fraction
+    """Sample aspect ratio: width of a stored pixel over its height."""
+    rotation_deg: int
+    """Degrees counter-clockwise that show the stored picture upright: 0, 90, 180, 270."""
+    fps: float | None
+    """Average frame rate."""
+    fps_fraction: Fraction | None
+    """Average frame rate, exact."""
+    is_vfr: bool
+    """Frames come at irregular times, so only presentation times tell when a frame is shown."""
+    duration_s: float | None
+    """Length of the video stream, or of the file where the stream does not tell."""
+    num_frames_in_header: int | None
+    """Frame count that the file claims; edit lists and damage make it differ from what decodes."""
+    start_s: float
+    """Presentation time of the first frame on the file's own clock."""
+    time_base: Fraction
+    """Seconds per tick of presentation times."""
+    has_audio: bool
+    """There is an audio stream."""
+    audio_codec: str | None
+    """Codec of the first audio stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacketIndex:
+    """Presentation times of the frames a file should give, read from its packets without decoding.
+
+    pts: int64 [num_frames], ascending, ticks. is_keyframe: bool [num_frames]. The frame of index i has pts[i] unless
+    the file is damaged. num_discarded: packets that an edit list hides.
+    """
+
+    pts: np.ndarray
+    is_keyframe: np.ndarray
+    time_base: Fraction
+    num_discarded: int
+
+    @property
+    def pts_s(self) -> np.ndarray:
+        """float64 [num_frames], seconds."""
+        return self.pts * float(self.time_base)
+
+
+def describe_source(source: VideoSource) -> str:
+    """Name of a path or file object for messages."""
+    return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the given file object"))
+
+
+def open_container(source: VideoSource) -> av.container.InputContainer:
+    """Open for reading; raises VideoError. File objects are rewound first."""
+    name = describe_source(source)
+    head = _read_head(source, name)
+    if not head:
+        raise VideoError("empty_file", f"{name} is empty (0 bytes)")
+    try:
+        # The file: protocol keeps names such as "pipe:0" or "http://..." from being anything but files.
+        target = f"file:{source}" if isinstance(source, str | Path) else source
+        container = av.open(target, mode="r", metadata_errors="ignore")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if any(box in head for box in _ENCRYPTION_BOXES):
+            raise VideoError("encrypted", f"{name} is encrypted and cannot be decoded") from error
+        raise VideoError("not_a_video", f"{name} is not a video that FFmpeg can read ({_cause(error)})") from error
+    if container.format.name in _STILL_CONTAINERS or container.format.name.endswith("_pipe"):
+        container.close()
+        raise VideoError("still_image", f"{name} is a still image, not a video")
+    return container
+
+
+def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The main video stream, set to decode on one thread; raises VideoError where there is none."""
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({s.type for s in container.streams})
+        raise VideoError("no_video_stream", f"{name} has no video stream, only: {', '.join(kinds) or 'nothing'}")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise VideoError("missing_codec", f"{name}: no decoder for its video codec (tag {stream.codec_tag!r})")
+    stream.thread_type = "NONE"  # parallelism belongs to whoever runs many videos
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def probe_video(source: VideoSource) -> VideoInfo:
+    """Facts about a video file, path or binary file object; decodes its first frame. Raises VideoError.
+
+    The source is only read.
+    """
+    name = describe_source(source)
+    with open_container(source) as container:
+        stream = video_stream(container, name)
+        try:
+            first = next(container.decode(stream), None)
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError("no_frames", f"{name}: no frame can be decoded ({_cause(error)})") from error
+        if first is None:
+            raise VideoError("no_frames", f"{name}: no frame can be decoded (its video stream is empty)")
+        return _describe(container, stream, first)
+
+
+def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:
+    sar = stream.sample_aspect_ratio or Fraction(1)
+    rotation_deg = round(first.rotation / 90) * 90 % 360
+    width, height = max(1, round(first.width * sar)), first.height
+    if rotation_deg in (90, 270):
+        width, height = height, width
+    fps = stream.average_rate or stream.guessed_rate
+    nominal = stream.guessed_rate
+    audio = container.streams.audio[0] if container.streams.audio else None
+    return VideoInfo(
+        container=container.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        pix_fmt=first.format.name,
+        coded_width=first.width,
+        coded_height=first.height,
+        width=width,
+        height=height,
+        sar=sar,
+        rotation_deg=rotation_deg,
+        fps=float(fps) if fps else None,
+        fps_fraction=fps or None,
+        is_vfr=bool(fps and nominal and abs(fps / nominal - 1) > _CONSTANT_RATE_TOLERANCE),
+        duration_s=_duration_s(container, stream),
+        num_frames_in_header=stream.frames or None,
+        start_s=float((first.pts or 0) * stream.time_base),
+        time_base=stream.time_base,
+        has_audio=audio is not None,
+        audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
+    )
+
+
+def index_packets(source: VideoSource) -> PacketIndex:
+    """Presentation times of every frame, from the packets alone (reads the whole file, decodes nothing)."""
+    name = describe_source(source)
+    times: list[tuple[int, bool]] = []
+    num_discarded = 0
+    with open_container(source) as container:
+        stream = video_stream(container, name)
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0:  # the flush packet at the end
+                    continue
+                if packet.is_discard:
+                    num_discarded += 1
+                    continue
+                pts = packet.pts if packet.pts is not None else packet.dts
+                if pts is not None:
+                    times.append((pts, packet.is_keyframe))
+        except (av.FFmpegError, OSError):
+            pass  # a damaged tail: what was read is the index
+        time_base = stream.time_base
+    times.sort(key=lambda entry: entry[0])
+    return PacketIndex(
+        pts=np.array([pts for pts, _ in times], dtype=np.int64),
+        is_keyframe=np.array([is_keyframe for _, is_keyframe in times], dtype=bool),
+        time_base=time_base,
+        num_discarded=num_discarded,
+    )
+
+
+def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _read_head(source: VideoSource, name: str, num_bytes: int = 1 << 16) -> bytes:
+    """First bytes of the source; raises VideoError where the file system refuses."""
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                return file.read(num_bytes)
+        source.seek(0)
+        head = source.read(num_bytes)
+        source.seek(0)
+        return head
+    except FileNotFoundError as error:
+        raise VideoError("missing_file", f"{name}: no such file") from error
+    except OSError as error:
+        raise VideoError("unreadable", f"{name} cannot be read ({_cause(error)})") from error
+
+
+def _cause(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,92 @@
+"""`open_video()`: one way to read frames, two decoders behind it that give the same frames bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Self
+
+from model.video.decord_reader import DecordReader
+from model.video.frame import Frame
+from model.video.probing import VideoInfo, VideoSource, probe_video
+from model.video.pyav_reader import PyavReader
+
+DECODERS = {"pyav": PyavReader, "decord": DecordReader}
+
+
+class Video:
+    """An open video: iterate it for all frames, or ask `frames()` for a range. One iteration at a time."""
+
+    def __init__(self, source: VideoSource, decoder: str) -> None:
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {decoder!r}, expected one of: {', '.join(DECODERS)}")
+        self.info: VideoInfo = probe_video(source)
+        self._reader = DECODERS[decoder](source, self.info)
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why the last iteration ended before the file did (damage); None after a clean end."""
+        return self._reader.stopped_early
+
+    @property
+    def num_corrupt(self) -> int:
+        """Frames so far whose damage the decoder concealed (only PyAV tells)."""
+        return self._reader.num_corrupt
+
+    @property
+    def fallback(self) -> str | None:
+        """Why and from which frame on PyAV read what decord could not; None where decord read everything."""
+        return self._reader.fallback
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def frames(
+        self,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        start_pts: int | None = None,
+        end_pts: int | None = None,
+        first_index: int | None = None,
+    ) -> Iterator[Frame]:
+        """Frames of the half-open range of presentation times, each exactly as a decode of the whole file gives it.
+
+        Give the range in seconds or in ticks of `info.time_base` (exact). Frames are numbered from `first_index`, or
+        from 0 where the range begins with the file; else `frame.index` is None and `frame.pts` says which frame it is.
+        """
+        if (start_s is not None and start_pts is not None) or (end_s is not None and end_pts is not None):
+            raise ValueError("give a range in seconds or in ticks, not both")
+        if start_s is not None:
+            start_pts = self._first_tick(start_s)
+        if end_s is not None:
+            end_pts = self._first_tick(end_s)
+        if first_index is None and start_pts is None:
+            first_index = 0
+        return self._reader.frames(start_pts, end_pts, first_index)
+
+    def _first_tick(self, seconds: float) -> int:
+        """First tick at or after a time; the margin takes up the rounding of seconds that came from ticks."""
+        return math.ceil(seconds / self.info.time_base - 1e-3)
+
+    def close(self) -> None:
+        """Release the decoder; the file was only read."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def open_video(source: VideoSource, decoder: str = "pyav") -> Video:
+    """Open a video file (path; PyAV also takes a binary file object) for reading; raises VideoError.
+
+        with open_video("talk.mp4") as video:
+            for frame in video:  # or video.frames(start_s=10.0, end_s=20.0)
+                picture = frame.rgb()  # uint8 [H, W, 3], upright, square pixels
+
+    Damaged files give the frames that decode; then `video.stopped_early` says why there are no more.
+    """
+    return Video(source, decoder)

@@ -12,6 +12,8 @@ from model.video.frame import Frame
 from model.video.probing import PacketIndex, VideoInfo, VideoSource, describe_source, index_packets
 from model.video.pyav_reader import PyavReader
 
+# Containers with an index; decord starts and seeks inexactly in streams such as MPEG-TS.
+_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 # decord tells frame times as float32 seconds.
 _TIME_TOLERANCE_S = 2e-3
 
@@ -34,6 +36,8 @@ class DecordReader:
         self._decord = None
         self._is_at_start = True
         try:
+            if info.container not in _CONTAINERS:
+                raise RuntimeError(f"it is not exact in {info.container} files")
             self._decord = _open_decord(source)
             self._check_index()
         except _decord_errors() as error:
@@ -61,10 +65,7 @@ class DecordReader:
         position = begin
         if self._decord is not None and begin < end:
             try:
-                if self._is_at_start and begin > 0:
-                    self._decord.next()  # some streams describe themselves in the first frame only
-                self._is_at_start = False
-                self._decord.seek_accurate(begin)
+                self._seek(begin)
                 while position < end:
                     picture = self._decord.next()
                     yield self._frame(position, first_index, begin, picture)
@@ -76,6 +77,16 @@ class DecordReader:
             index = None if first_index is None else first_index + position - begin
             yield from self._pyav.frames(resume_pts, end_pts, index)
             self.stopped_early, self.num_corrupt = self._pyav.stopped_early, self._pyav.num_corrupt
+
+    def _seek(self, begin: int) -> None:
+        is_at_start, self._is_at_start = self._is_at_start, False
+        if is_at_start and begin == 0:
+            return
+        if self._packets.has_open_gops:
+            raise RuntimeError("it cannot seek exactly in open groups of pictures")
+        if is_at_start:
+            self._decord.next()  # some streams describe themselves in the first frame only
+        self._decord.seek_accurate(begin)
 
     def _frame(self, position: int, first_index: int | None, begin: int, picture) -> Frame:
         pts = int(self._packets.pts[position])

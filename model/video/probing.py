@@ -80,13 +80,15 @@ class PacketIndex:
     """Presentation times of the frames a file should give, read from its packets without decoding.
 
     pts: int64 [num_frames], ascending, ticks. is_keyframe: bool [num_frames]. The frame of index i has pts[i] unless
-    the file is damaged. num_discarded: packets that an edit list hides.
+    the file is damaged. num_discarded: packets that an edit list hides. has_open_gops: pictures shown before a key
+    frame are stored after it (and may lean on the frames before it), as HEVC files mostly do.
     """
 
     pts: np.ndarray
     is_keyframe: np.ndarray
     time_base: Fraction
     num_discarded: int
+    has_open_gops: bool
 
     @property
     def pts_s(self) -> np.ndarray:
@@ -187,6 +189,8 @@ def index_packets(source: VideoSource) -> PacketIndex:
     name = describe_source(source)
     times: list[tuple[int, bool]] = []
     num_discarded = 0
+    has_open_gops = False
+    keyframe_pts = None
     with open_container(source) as container:
         stream = video_stream(container, name)
         try:
@@ -197,8 +201,11 @@ def index_packets(source: VideoSource) -> PacketIndex:
                     num_discarded += 1
                     continue
                 pts = packet.pts if packet.pts is not None else packet.dts
-                if pts is not None:
-                    times.append((pts, packet.is_keyframe))
+                if pts is None:
+                    continue
+                times.append((pts, packet.is_keyframe))
+                has_open_gops |= keyframe_pts is not None and pts < keyframe_pts
+                keyframe_pts = pts if packet.is_keyframe else keyframe_pts
         except (av.FFmpegError, OSError):
             pass  # a damaged tail: what was read is the index
         time_base = stream.time_base
@@ -208,6 +215,7 @@ def index_packets(source: VideoSource) -> PacketIndex:
         is_keyframe=np.array([is_keyframe for _, is_keyframe in times], dtype=bool),
         time_base=time_base,
         num_discarded=num_discarded,
+        has_open_gops=has_open_gops,
     )
 
 

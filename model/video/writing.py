@@ -196,7 +196,8 @@ class _Sound:
         else:
             encoder = _AUDIO_ENCODER[container]
             rate = _OPUS_RATE if encoder == "libopus" else streams[0].codec_context.rate
-            self._stream = output.add_stream(encoder, rate=rate, layout="stereo")
+            layout = "mono" if streams[0].codec_context.layout.nb_channels == 1 else "stereo"
+            self._stream = output.add_stream(encoder, rate=rate, layout=layout)
             self._packets = self._transcoded(streams[0])
 
     def _copied(self, stream: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
@@ -212,11 +213,9 @@ class _Sound:
     def _transcoded(self, stream: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
         context = self._stream.codec_context
         resampler = av.AudioResampler(format=context.format, layout=context.layout, rate=context.rate)
-        num_skipped = 0
         num_samples = 0
         for decoded in self._input.decode(stream):
             if decoded.time is not None and decoded.time + decoded.samples / decoded.sample_rate <= self._start_s:
-                num_skipped += 1
                 continue
             for frame in resampler.resample(decoded):
                 frame.pts, frame.time_base = num_samples, Fraction(1, context.rate)

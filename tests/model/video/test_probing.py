@@ -1,0 +1,108 @@
+"""Probing tells what index.csv tells, and gives a reason for every file that is no usable video."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from model.video import VideoError, index_packets, probe_video
+
+
+def test_probe_agrees_with_the_ground_truth(media: Path) -> None:
+    with open(media / "index.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["path"].startswith("videos/")]
+    assert len(rows) == 23
+    for row in rows:
+        info = probe_video(media / row["path"])
+        rotated = info.rotation_deg in (90, 270)
+        numerator, _, denominator = (row["sar"] or "1").partition("/")
+        found = {
+            "container": info.container,
+            "codec": info.codec,
+            "pix_fmt": info.pix_fmt,
+            "coded": (info.coded_width, info.coded_height),
+            "shown_height": info.width if rotated else info.height,
+            "rotation": info.rotation_deg,
+            "sar": float(info.sar),
+            "vfr": info.is_vfr,
+            "frames_in_header": info.num_frames_in_header or 0,
+            "audio": info.audio_codec or "none",
+        }
+        expected = {
+            "container": row["container"],
+            "codec": row["codec"],
+            "pix_fmt": row["pix_fmt"],
+            "coded": (int(row["width"]), int(row["height"])),
+            "shown_height": int(row["height"]),
+            "rotation": int(row["rotation"]),
+            "sar": int(numerator) / int(denominator or 1),
+            "vfr": row["vfr"] == "yes",
+            "frames_in_header": int(row["frames_in_header"]),
+            "audio": row["audio"],
+        }
+        assert found == expected, row["path"]
+        assert info.fps == pytest.approx(float(row["fps"]), abs=1e-3)
+        assert info.has_audio == (row["audio"] != "none")
+        if row["duration_s"]:  # of the file there, of the video stream here
+            assert info.duration_s == pytest.approx(
+                float(row["duration_s"]), abs=0.1 if "v07" not in row["path"] else 1.0
+            )
+        else:
+            assert info.duration_s is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "words"),
+    [
+        ("m01_audio_only.mp4", "no_video_stream", "only: audio"),
+        ("m02_subtitle_only.mp4", "no_video_stream", "no video stream"),
+        ("m03_truncated_fragmented_0frames.mp4", "no_frames", "no frame can be decoded"),
+        ("m04_encrypted_open_fails.mp4", "encrypted", "encrypted"),
+        ("m07_zero_bytes.webm", "empty_file", "0 bytes"),
+    ],
+)
+def test_malformed_files_give_reasons(media: Path, name: str, reason: str, words: str) -> None:
+    with pytest.raises(VideoError, match=words) as caught:
+        probe_video(media / "malformed" / name)
+    assert caught.value.reason == reason
+    assert name in str(caught.value)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.reason, str(copy)) == (reason, str(caught.value))
+
+
+def test_metadata_that_is_not_utf8_does_not_matter(media: Path) -> None:
+    path = media / "malformed/m05_non_utf8_metadata_h263.3gp"
+    info = probe_video(path)
+    assert (info.codec, info.coded_width, info.width, info.is_vfr) == ("h263", 352, 384, True)
+    assert len(index_packets(path).pts) == 71
+
+
+def test_files_that_are_no_videos(tmp_path: Path) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("not a video\n" * 100)
+    picture = tmp_path / "picture.mp4"
+    with av.open(str(picture), "w", format="image2", options={"update": "1"}) as output:
+        stream = output.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "rgb24"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        output.mux(stream.encode(None))
+    for path, reason in [(text, "not_a_video"), (picture, "still_image"), (tmp_path / "absent.mp4", "missing_file")]:
+        with pytest.raises(VideoError) as caught:
+            probe_video(path)
+        assert caught.value.reason == reason, path
+    with pytest.raises(VideoError) as caught:
+        probe_video(tmp_path)
+    assert caught.value.reason == "unreadable"
+
+
+def test_names_are_files_and_never_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VideoError, match="no such file"):
+        probe_video("https://127.0.0.1:9/video.mp4")
+    with pytest.raises(VideoError, match="no such file"):
+        probe_video("pipe:0")

@@ -1,0 +1,175 @@
+"""Written files decode to what was written, at the exact rate, with the sound of the other file."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from model.video import VideoWriter, open_video, probe_video
+
+
+def _frames(num_frames: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
+    y, x = np.mgrid[0:height, 0:width]
+    return [
+        np.stack([128 + 100 * np.sin((x + 2 * i) / 30), 128 + 100 * np.cos(y / 25), np.full_like(x, 90.0)], 2).astype(
+            np.uint8
+        )
+        for i in range(num_frames)
+    ]
+
+
+def _write_all(path: Path, frames: list[np.ndarray]) -> None:
+    with VideoWriter(path, 25) as writer:
+        for frame in frames:
+            writer.write(frame)
+
+
+def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def _tone(path: Path, seconds: float, codec: str, rate: int = 44100) -> None:
+    """A video of one grey second a picture with a 440 Hz tone."""
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = output.add_stream(codec, rate=rate, layout="mono")
+        for _ in range(round(seconds * 10)):
+            grey = np.full((64, 64, 3), 128, np.uint8)
+            output.mux(video.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        samples = (0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+        size = audio.codec_context.frame_size or 1024
+        for start in range(0, len(samples), size):
+            block = samples[None, start : start + size]
+            kind = audio.codec_context.format.name
+            block = (block * 32767).astype(np.int16) if kind.startswith("s16") else block
+            frame = av.AudioFrame.from_ndarray(block, format=kind, layout="mono")
+            frame.rate, frame.pts = rate, start
+            output.mux(audio.encode(frame))
+        output.mux(video.encode(None))
+        output.mux(audio.encode(None))
+
+
+def _sound(path: Path) -> tuple[str, float, float]:
+    """(codec, length in seconds, root mean square) of the sound track."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        blocks = [frame.to_ndarray().astype(np.float64) for frame in container.decode(stream)]
+        length_s = sum(b.shape[1] if stream.codec_context.format.is_planar else b.size for b in blocks) / stream.rate
+        return (
+            stream.codec_context.codec.canonical_name,
+            length_s,
+            float(np.sqrt(np.mean(np.concatenate(blocks, 1) ** 2))),
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "fps"), [("out.mp4", Fraction(30000, 1001)), ("out.webm", Fraction(25)), ("out.mov", Fraction(24))]
+)
+def test_video_round_trip(tmp_path: Path, name: str, fps: Fraction) -> None:
+    frames = _frames(12)
+    with VideoWriter(tmp_path / name, fps) as writer:
+        for frame in frames:
+            writer.write(frame)
+        assert not (tmp_path / name).exists()
+    assert os.listdir(tmp_path) == [name]
+    with open_video(tmp_path / name) as video:
+        decoded = list(video)
+    assert video.info.fps == pytest.approx(float(fps), rel=1e-3)
+    assert [f.pts_s for f in decoded] == pytest.approx([i / float(fps) for i in range(12)], abs=1e-3)
+    assert min(_psnr_db(f.rgb(), frame) for f, frame in zip(decoded, frames, strict=True)) > 33
+
+
+def test_mp4_rate_is_exact(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "out.mp4", Fraction(24000, 1001)) as writer:
+        for frame in _frames(10):
+            writer.write(frame)
+    assert probe_video(tmp_path / "out.mp4").fps_fraction == Fraction(24000, 1001)
+
+
+def test_gif_keeps_colours_and_times(tmp_path: Path) -> None:
+    frames = _frames(8)
+    with VideoWriter(tmp_path / "out.gif", Fraction(20)) as writer:
+        for frame in frames:
+            writer.write(frame)
+    with open_video(tmp_path / "out.gif") as video:
+        decoded = list(video)
+    assert [round(f.pts_s, 2) for f in decoded] == [round(i / 20, 2) for i in range(8)]
+    assert min(_psnr_db(f.rgb(), frame) for f, frame in zip(decoded, frames, strict=True)) > 26
+
+
+def test_png_folder_is_lossless(tmp_path: Path) -> None:
+    frames = _frames(3, height=33, width=47)
+    with VideoWriter(tmp_path / "frames", Fraction(25)) as writer:
+        for frame in frames:
+            writer.write(frame)
+    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    for index, frame in enumerate(frames):
+        assert np.array_equal(cv2.imread(str(tmp_path / f"frames/{index:06d}.png"))[..., ::-1], frame)
+    with pytest.raises(ValueError, match="it exists"):
+        VideoWriter(tmp_path / "frames", Fraction(25))
+
+
+def test_odd_sizes_lose_the_last_row_and_column(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "out.mp4", 25) as writer:
+        writer.write(_frames(1, height=97, width=131)[0])
+    info = probe_video(tmp_path / "out.mp4")
+    assert (info.width, info.height) == (130, 96)
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "target", "expected"),
+    [
+        ("tone.mp4", "aac", "out.mp4", "aac"),
+        ("tone.mp4", "aac", "out.webm", "opus"),
+        ("tone.mkv", "pcm_s16le", "out.mp4", "aac"),
+        ("tone.mkv", "libopus", "out.webm", "opus"),
+    ],
+)
+def test_sound_is_kept_and_cut_with_the_pictures(
+    tmp_path: Path, source: str, codec: str, target: str, expected: str
+) -> None:
+    _tone(tmp_path / source, 3.0, codec, rate=48000)
+    with VideoWriter(tmp_path / target, 25, audio_from=tmp_path / source, audio_start_s=0.5) as writer:
+        for frame in _frames(40):
+            writer.write(frame)
+    found, length_s, level = _sound(tmp_path / target)
+    assert found == expected
+    assert length_s == pytest.approx(1.6, abs=0.1)
+    assert level == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+    assert len(list(open_video(tmp_path / target))) == 40
+
+
+def test_source_without_sound_gives_a_silent_file(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "silent.mp4", 25) as writer:
+        writer.write(_frames(1)[0])
+    with VideoWriter(tmp_path / "out.mp4", 25, audio_from=tmp_path / "silent.mp4") as writer:
+        writer.write(_frames(1)[0])
+    assert not probe_video(tmp_path / "out.mp4").has_audio
+
+
+def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    for name in ("out.mp4", "out.gif", "frames"):
+        with pytest.raises(ValueError, match="expected uint8"):
+            _write_all(tmp_path / name, [_frames(1)[0], np.zeros((4, 4), np.uint8)])
+        with pytest.raises(ValueError, match="no frame"), VideoWriter(tmp_path / name, 25):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_wrong_use_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a name in \.mp4"):
+        VideoWriter(tmp_path / "out.avi", 25)
+    with pytest.raises(ValueError, match="folder does not exist"):
+        VideoWriter(tmp_path / "absent/out.mp4", 25)
+    with pytest.raises(ValueError, match="must be positive"):
+        VideoWriter(tmp_path / "out.mp4", 0)
+    with pytest.raises(ValueError, match="the first one was"):
+        _write_all(tmp_path / "out.mp4", [np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64, 3), np.uint8)])
+    assert os.listdir(tmp_path) == []

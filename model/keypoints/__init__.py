@@ -1,0 +1,30 @@
+"""Key-point algebra: from motions of source and driving frames to the key points that W gets.
+
+All of it runs in float32 on tensors of a few hundred numbers a frame, so whole videos of motions fit in memory where
+frames do not.
+"""
+
+from model.keypoints.animation import AnimationOptions, KeypointAnimator, animate_keypoints
+from model.keypoints.editing import FaceEdit, edit_keypoints
+from model.keypoints.motion import Motion, bins_to_degrees, rotation_matrix, transform_keypoints
+from model.keypoints.openness import open_ratios_68, open_ratios_203
+from model.keypoints.retargeting import retarget_eye, retarget_lip, stitch
+from model.keypoints.smoothing import kalman_smooth
+
+__all__ = [
+    "AnimationOptions",
+    "FaceEdit",
+    "KeypointAnimator",
+    "Motion",
+    "animate_keypoints",
+    "bins_to_degrees",
+    "edit_keypoints",
+    "kalman_smooth",
+    "open_ratios_68",
+    "open_ratios_203",
+    "retarget_eye",
+    "retarget_lip",
+    "rotation_matrix",
+    "stitch",
+    "transform_keypoints",
+]

@@ -1,0 +1,63 @@
+"""Convolution blocks that F and W share, in 2D and 3D. Depth is never resampled: halvings are spatial only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ConvNorm2d(nn.Module):
+    """3x3 convolution, batch norm, ReLU (or leaky ReLU), then an optional halving by average pooling."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, negative_slope: float = 0.0, halve: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.negative_slope = negative_slope
+        self.halve = halve
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.leaky_relu(self.norm(self.conv(x)), self.negative_slope)
+        return functional.avg_pool2d(x, 2) if self.halve else x
+
+
+class DownBlock3d(nn.Module):
+    """3x3x3 convolution, batch norm, ReLU, spatial halving by average pooling."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.avg_pool3d(torch.relu(self.norm(self.conv(x))), (1, 2, 2))
+
+
+class UpBlock3d(nn.Module):
+    """Spatial doubling by nearest neighbour, 3x3x3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(functional.interpolate(x, scale_factor=(1, 2, 2)))))
+
+
+class ResBlock3d(nn.Module):
+    """Residual block with the activation first: (norm, ReLU, 3x3x3 convolution) twice."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm1 = nn.BatchNorm3d(channels)
+        self.norm2 = nn.BatchNorm3d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv1(torch.relu(self.norm1(x)))
+        return x + self.conv2(torch.relu(self.norm2(residual)))

@@ -1,0 +1,156 @@
+"""Key-point algebra against the published pipeline's numbers, and its own promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.keypoints import AnimationOptions, KeypointAnimator, Motion, animate_keypoints, open_ratios_203
+from model.keypoints.animation import hull_size_ratio
+from model.networks import LivePortrait
+
+PUBLISHED_OPTIONS = {
+    "flag_relative_motion": "relative",
+    "animation_region": "region",
+    "driving_option": "driving_option",
+    "driving_multiplier": "multiplier",
+    "flag_stitching": "stitching",
+    "flag_normalize_lip": "normalize_lip",
+    "flag_eye_retargeting": "eye_retargeting",
+    "flag_lip_retargeting": "lip_retargeting",
+    "flag_source_video_eye_retargeting": "source_video_eye_retargeting",
+    "driving_smooth_observation_variance": "smooth_observation_variance",
+}
+NUM_CASES = 54
+
+
+@pytest.fixture(scope="module")
+def golden(reference: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(reference / "golden_animation.npz"))
+
+
+@pytest.fixture(scope="module")
+def cases(reference: Path) -> list[dict]:
+    return json.loads((reference / "golden_animation_cases.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def networks(reference: Path) -> LivePortrait:
+    """A model whose three small networks carry the reference weights."""
+    spec = importlib.util.spec_from_file_location("reference_weights", reference / "reference_weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    shapes = json.loads((reference / "state_dict_shapes.json").read_text())
+    with torch.device("meta"):
+        portrait = LivePortrait()
+    for name in ("stitching", "retarget_eye", "retarget_lip"):
+        state = {key: torch.from_numpy(value) for key, value in weights.make_state_dict(name, shapes[name]).items()}
+        getattr(portrait, name).load_state_dict(state, strict=True, assign=True)
+    return portrait
+
+
+def read_motion(golden: dict[str, np.ndarray], side: str) -> Motion:
+    names = ("pitch", "yaw", "roll", "t", "exp", "scale", "kp")
+    eye_open, lip_open = open_ratios_203(golden[f"{side}/landmarks_203"])
+    return Motion.from_dict({name: golden[f"{side}/{name}"] for name in names}).replace(
+        eye_open=eye_open, lip_open=lip_open
+    )
+
+
+@pytest.mark.parametrize("number", range(NUM_CASES))
+def test_published_case(number: int, cases, golden, networks) -> None:
+    assert len(cases) == NUM_CASES
+    case = cases[number]
+    source, driving = read_motion(golden, "source"), read_motion(golden, "driving")
+    source_is_video, driving_is_video = case["source"] == "video", case["driving"] == "video"
+    frames = animate_keypoints(
+        source if source_is_video else source[0],
+        driving if driving_is_video else driving[0],
+        networks=networks,
+        options=AnimationOptions(**{PUBLISHED_OPTIONS[flag]: value for flag, value in case["flags"].items()}),
+        source_is_video=source_is_video,
+        driving_is_video=driving_is_video,
+    )
+    x_s, x_d = (torch.cat(points).numpy() for points in zip(*frames, strict=True))
+    for name, got in (("x_s", x_s), ("x_d", x_d)):
+        expected = golden[f"{case['id']}/{name}"]
+        assert got.shape == expected.shape == (case["frames"], 21, 3)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+
+
+def test_every_published_option_is_exercised(cases) -> None:
+    assert {flag for case in cases for flag in case["flags"]} == set(PUBLISHED_OPTIONS)
+
+
+@pytest.mark.parametrize("source_is_video", [False, True])
+def test_batches_equal_single_frames(source_is_video: bool, golden, networks) -> None:
+    source, driving = read_motion(golden, "source"), read_motion(golden, "driving")
+    options = AnimationOptions(driving_option="expression-friendly", source_video_eye_retargeting=True)
+    settings = {"networks": networks, "options": options, "source_is_video": source_is_video}
+    one_by_one = animate_keypoints(source, driving, driving_is_video=True, **settings)
+    expected_s, expected_d = (torch.cat(points) for points in zip(*one_by_one, strict=True))
+
+    animator = KeypointAnimator(source, driving=driving, **settings)
+    batches = [animator.step(driving[:2]), animator.step(driving[2:])]
+    x_s, x_d = (torch.cat(points) for points in zip(*batches, strict=True))
+    torch.testing.assert_close(x_s, expected_s)
+    torch.testing.assert_close(x_d, expected_d)
+
+
+def test_still_source_takes_driving_frames_as_they_come(golden, networks) -> None:
+    driving = read_motion(golden, "driving")
+    taken = []
+
+    def camera():
+        for index in range(len(driving)):
+            taken.append(index)
+            yield driving[index]
+
+    source = read_motion(golden, "source")[0]
+    frames = animate_keypoints(source, camera(), networks=networks, source_is_video=False, driving_is_video=True)
+    next(frames)
+    assert taken == [0]
+    assert len(list(frames)) == len(driving) - 1
+
+
+def test_source_without_landmarks_is_animated_without_lip_normalisation(golden, networks) -> None:
+    source = read_motion(golden, "source")[0]
+    driving = read_motion(golden, "driving")
+
+    def animate(motion: Motion, *, normalize_lip: bool) -> torch.Tensor:
+        options = AnimationOptions(normalize_lip=normalize_lip)
+        frames = animate_keypoints(
+            motion, driving, networks=networks, options=options, source_is_video=False, driving_is_video=True
+        )
+        return torch.cat([x_d for _, x_d in frames])
+
+    blind = animate(source.replace(eye_open=None, lip_open=None), normalize_lip=True)
+    assert torch.equal(blind, animate(source, normalize_lip=False))
+    assert not torch.equal(blind, animate(source, normalize_lip=True))
+
+
+def test_retargeting_without_driving_openness_says_so(golden, networks) -> None:
+    source = read_motion(golden, "source")[0]
+    driving = read_motion(golden, "driving").replace(eye_open=None)
+    options = AnimationOptions(eye_retargeting=True)
+    frames = animate_keypoints(
+        source, driving, networks=networks, options=options, source_is_video=False, driving_is_video=True
+    )
+    with pytest.raises(ValueError, match="driving eye openness"):
+        next(frames)
+
+
+def test_unknown_region_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="all, exp, pose, lip, eyes"):
+        AnimationOptions(region="nose")
+
+
+def test_hull_size_ratio(reference: Path) -> None:
+    geometry = np.load(reference / "golden_geometry.npz")
+    source, driving = (torch.from_numpy(geometry[f"multiplier/{side}"][0]) for side in ("source", "driving"))
+    assert hull_size_ratio(source, driving) == pytest.approx(float(geometry["multiplier/value"]), rel=1e-6)

@@ -1,0 +1,72 @@
+"""Editing a face by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.keypoints import FaceEdit, Motion, edit_keypoints, rotation_matrix
+from model.networks import LivePortrait
+
+
+@pytest.fixture(scope="module")
+def networks() -> LivePortrait:
+    torch.manual_seed(0)
+    return LivePortrait(ModelConfig.tiny()).eval()  # the small networks correct something here
+
+
+@pytest.fixture
+def source() -> Motion:
+    generator = torch.Generator().manual_seed(1)
+    return Motion(
+        pitch=torch.tensor([[3.0]]),
+        yaw=torch.tensor([[-8.0]]),
+        roll=torch.tensor([[1.0]]),
+        t=torch.tensor([[0.02, -0.05, 0.4]]),
+        exp=torch.randn(1, 21, 3, generator=generator) * 0.01,
+        scale=torch.tensor([[1.2]]),
+        kp=torch.randn(1, 21, 3, generator=generator) * 0.3,
+        eye_open=torch.tensor([[0.3, 0.28]]),
+        lip_open=torch.tensor([[0.05]]),
+    )
+
+
+def test_no_edit_changes_nothing(source, networks) -> None:
+    x_s, x_d = edit_keypoints(source, FaceEdit(), networks=networks, stitching=False)
+    assert torch.equal(x_s, source.keypoints())
+    assert torch.equal(x_d, x_s)
+
+
+def test_head_rotation_is_added_to_the_angles(source, networks) -> None:
+    _, x_d = edit_keypoints(source, FaceEdit(yaw=15, pitch=-5), networks=networks, stitching=False)
+    rotation = rotation_matrix(torch.tensor([-2.0]), torch.tensor([7.0]), torch.tensor([1.0]))
+    expected = 1.2 * (source.kp @ rotation + source.exp) + torch.tensor([0.02, -0.05, 0.0])
+    torch.testing.assert_close(x_d, expected)
+
+
+def test_smile_moves_the_corners_of_the_mouth_and_no_head_pose(source, networks) -> None:
+    x_s, x_d = edit_keypoints(source, FaceEdit(smile=1.0), networks=networks, stitching=False)
+    moved = (x_d - x_s)[0].abs().sum(dim=1) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [3, 7, 13, 14, 16, 17, 20]
+    torch.testing.assert_close((x_d - x_s)[0, 14, 1].item(), -0.02 * 1.2, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("edit", [FaceEdit(eyes=0.5), FaceEdit(lip=0.5), FaceEdit(eyebrow=-20), FaceEdit(pupil_x=-9)])
+def test_every_edit_moves_something(edit, source, networks) -> None:
+    x_s, x_d = edit_keypoints(source, edit, networks=networks, stitching=False)
+    assert (x_d - x_s).abs().max() > 1e-4
+
+
+def test_stitching_is_applied_last(source, networks) -> None:
+    _, plain = edit_keypoints(source, FaceEdit(smile=0.6), networks=networks, stitching=False)
+    x_s, stitched = edit_keypoints(source, FaceEdit(smile=0.6), networks=networks)
+    delta = networks.stitching(torch.cat([x_s.flatten(1), plain.flatten(1)], dim=1))[0]
+    expected = plain + delta[:63].view(21, 3)
+    expected[..., :2] += delta[63:]
+    torch.testing.assert_close(stitched, expected)
+
+
+def test_eyes_without_landmarks_is_an_error(source, networks) -> None:
+    with pytest.raises(ValueError, match="landmarks"):
+        edit_keypoints(source.replace(eye_open=None), FaceEdit(eyes=0.3), networks=networks)

@@ -255,8 +255,8 @@ def warp(
     size: side of the output, or (width, height). Returns the image's dtype and channels.
 
     `cv2.warpAffine` reads the same few source pixels per output pixel whatever the scale, which aliases. So at half
-    size and below, the part of the picture that is read is first averaged over k x k blocks, k = floor(1 / scale), which
-    costs little. `area` averages over exactly 1 / scale pixels at any reduction; three times the time.
+    size and below, the part of the picture that is read is first averaged over k x k blocks, k = floor(1 / scale), at
+    little cost. `area` averages over exactly 1 / scale pixels at any reduction; three times the time.
     What lies outside the picture is black (as published; `outside_fraction` measures it) or, with
     `border="replicate"`, the nearest pixel.
     """

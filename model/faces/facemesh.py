@@ -1,0 +1,56 @@
+"""MediaPipe FaceMesh on LiteRT: 468 points in three dimensions, whether there is a face, and pose."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model import framing
+from model.faces import Detections, FacesConfig, Landmarks, WeightInfo
+from model.faces.alignment import upright_square
+from model.faces.pose import mesh_pose_deg
+from model.faces.schemes import points68_from_mesh
+from model.faces.weights import resolve_weight
+
+_SIZE_PX = 192
+_CROP_SCALE = 1.5
+_NUM_VERTICES = 468
+
+
+class FaceMeshLandmarker:
+    """Landmarks of faces in upright crops of 1.5 times the detected box."""
+
+    def __init__(self, config: FacesConfig) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        weight = resolve_weight("facemesh", config.weights_dir)
+        self.weights = {"landmarks": WeightInfo(weight.path.name, weight.sha256, weight.licence)}
+        self._interpreter = Interpreter(model_path=str(weight.path), num_threads=config.num_threads)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        outputs = {int(np.prod(row["shape"])): row["index"] for row in self._interpreter.get_output_details()}
+        self._mesh_output, self._presence_output = outputs[_NUM_VERTICES * 3], outputs[1]
+
+    def landmarks(self, image: np.ndarray, faces: Detections) -> Landmarks:
+        num_faces = len(faces)
+        points68 = np.zeros((num_faces, 68, 2), np.float32)
+        presence = np.zeros(num_faces, np.float32)
+        pose_deg = np.zeros((num_faces, 3), np.float32)
+        for index in range(num_faces):
+            mesh, presence[index] = self.mesh(image, faces.boxes[index], faces.points[index])
+            points68[index] = points68_from_mesh(mesh)[:, :2]
+            pose_deg[index] = mesh_pose_deg(mesh)
+        return Landmarks(points68, presence, pose_deg)
+
+    def mesh(self, image: np.ndarray, box: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
+        """One face: vertices float64 [468, 3] in image pixels (z away from the camera), probability of a face."""
+        matrix = upright_square(box, points, scale=_CROP_SCALE, size_px=_SIZE_PX, rotate=True)
+        crop = framing.warp(image, matrix, _SIZE_PX)
+        self._interpreter.set_tensor(self._input, crop[None].astype(np.float32) / np.float32(255))
+        self._interpreter.invoke()
+        mesh = self._interpreter.get_tensor(self._mesh_output).reshape(_NUM_VERTICES, 3).astype(np.float64)
+        logit = float(self._interpreter.get_tensor(self._presence_output).ravel()[0])
+        to_image = framing.invert(matrix)
+        zoom = np.sqrt(np.linalg.det(to_image[:2, :2]))
+        # Vertices are continuous coordinates (0 is a pixel's edge), image positions count from pixel centres.
+        vertices = framing.transform_points(mesh[:, :2] - 0.5, to_image)
+        return np.concatenate([vertices, mesh[:, 2:] * zoom], axis=1), 1 / (1 + np.exp(-logit))

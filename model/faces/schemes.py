@@ -1,0 +1,68 @@
+"""Landmark schemes: everything becomes the 68 iBUG points.
+
+iBUG order, right and left as the subject has them: 0-16 jaw from the right ear over the chin (8) to the left ear,
+17-21 right brow, 22-26 left brow, 27-30 bridge of the nose, 31-35 under the nose, 36-41 right eye, 42-47 left eye (each
+from its image-left corner over the upper lid), 48-59 outer lips from the right corner over the upper lip, 60-67 inner
+lips likewise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.faces import Detections
+
+# One or two FaceMesh vertices for each iBUG point; two are averaged where none lies on the point.
+_MESH_VERTICES: tuple[tuple[int, ...], ...] = (
+    # jaw
+    *((127,), (234,), (93,), (132,), (58,), (172,), (136,), (150, 149), (152,)),
+    *((379, 378), (365,), (397,), (288,), (361,), (323,), (454,), (356,)),
+    # brows
+    *((70,), (63,), (105,), (66,), (107,)),
+    *((336,), (296,), (334,), (293,), (300,)),
+    # nose
+    *((168, 6), (197,), (5,), (4,)),
+    *((98,), (97,), (2,), (326,), (327,)),
+    # eyes
+    *((33,), (160,), (158,), (133,), (153,), (144,)),
+    *((362,), (385,), (387,), (263,), (373,), (380,)),
+    # outer lips
+    *((61,), (39,), (37,), (0,), (267,), (269,), (291,), (405,), (314,), (17,), (84,), (181,)),
+    # inner lips
+    *((78,), (81,), (13,), (311,), (308,), (402,), (14,), (178,)),
+)
+_MESH_FIRST = np.array([vertices[0] for vertices in _MESH_VERTICES])
+_MESH_SECOND = np.array([vertices[-1] for vertices in _MESH_VERTICES])
+
+
+def points68_from_mesh(mesh: np.ndarray) -> np.ndarray:
+    """iBUG points of a FaceMesh. mesh: float [..., 468, C]. Returns [..., 68, C]."""
+    return (mesh[..., _MESH_FIRST, :] + mesh[..., _MESH_SECOND, :]) / 2
+
+
+def points5_from_points68(points68: np.ndarray) -> np.ndarray:
+    """Eye centres, nose tip and mouth corners of [..., 68, 2]: float32 [..., 5, 2], ordered as `Detections.points`."""
+    points = np.asarray(points68)
+    parts = [
+        points[..., 36:42, :].mean(-2),
+        points[..., 42:48, :].mean(-2),
+        points[..., 30, :],
+        points[..., 48, :],
+        points[..., 54, :],
+    ]
+    return np.stack(parts, axis=-2).astype(np.float32)
+
+
+def detections_from_points68(points68: np.ndarray) -> Detections:
+    """See `Detections.from_points68`."""
+    points = np.asarray(points68, np.float32).reshape(-1, 68, 2)
+    low, high = points.min(1), points.max(1)
+    if len(points):
+        # Detectors draw a box up to the hairline: above the brows by about a quarter of the brow-to-chin height.
+        points5 = points5_from_points68(points)
+        eyes, mouth = points5[:, :2].mean(1), points5[:, 3:].mean(1)
+        forehead = points.mean(1) + (eyes - mouth) * 1.35
+        low, high = np.minimum(low, forehead), np.maximum(high, forehead)
+    else:
+        points5 = np.zeros((0, 5, 2), np.float32)
+    return Detections(np.concatenate([low, high], axis=1), np.ones(len(points), np.float32), points5)

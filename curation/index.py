@@ -1,0 +1,247 @@
+"""index: list the inputs, hash their content, probe what they are. One unit is one file.
+
+A source is content, not a place: the same bytes found twice are one source with two URIs.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from curation.recipe import IndexOptions, Recipe
+from curation.units import UnitResult
+from model.video import VideoError, index_packets, probe_video
+
+_LIST_EXTENSIONS = ("csv", "parquet")
+_GLOB_CHARACTERS = "*?["
+
+
+def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]]:
+    """One unit a file: name (a fingerprint of place, size and time), uri, licence, attribution, provenance.
+
+    `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
+    with a column `uri` (relative to the list) and any further columns.
+
+    Raises:
+        ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`.
+    """
+    units: dict[str, dict[str, Any]] = {}
+    for text in inputs:
+        for entry in _expand(text, options):
+            units.setdefault(entry["uri"], entry)
+    for unit in units.values():
+        mark = f"{unit['uri']}|{unit.pop('size')}|{unit.pop('changed')}|{sorted(unit['columns'].items())}"
+        unit["name"] = hashlib.sha256(mark.encode()).hexdigest()[:16]
+    return [units[uri] for uri in sorted(units)]
+
+
+def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
+    filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
+    is_local = filesystem.protocol in ("file", ("file", "local"))
+    if is_local:
+        path = str(Path(path).absolute())
+    if path.rsplit(".", 1)[-1].lower() in _LIST_EXTENSIONS and filesystem.isfile(path):
+        yield from _read_list(text, filesystem, path)
+        return
+    if any(c in path for c in _GLOB_CHARACTERS) and not filesystem.exists(path):
+        found = filesystem.glob(path, detail=True)
+        wanted = [f for f in found.values() if f["type"] == "file"]
+    elif filesystem.isdir(path):
+        endings = (*options.video_extensions, *options.still_extensions)
+        found = filesystem.find(path, detail=True)
+        wanted = [f for f in found.values() if f["name"].rsplit(".", 1)[-1].lower() in endings]
+    elif filesystem.exists(path):
+        wanted = [filesystem.info(path)]
+    else:
+        raise ValueError(f"no such file or folder: {text}")
+    if not wanted:
+        raise ValueError(f"nothing to curate in {text}: no file with a known ending ({len(found)} other files)")
+    for info in wanted:
+        yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
+
+
+def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    changed = next((str(info[k]) for k in ("mtime", "ETag", "etag", "LastModified", "last_modified") if k in info), "")
+    return {"uri": uri, "size": info.get("size"), "changed": changed, "columns": columns}
+
+
+def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
+    with filesystem.open(path, "rb") as file:
+        if path.lower().endswith(".csv"):
+            rows = list(csv.DictReader(file.read().decode("utf-8-sig").splitlines()))
+        else:
+            rows = pq.read_table(file).to_pylist()
+    if not rows or "uri" not in rows[0]:
+        raise ValueError(
+            f"{text} is no source list: expected a column 'uri', got {list(rows[0]) if rows else 'no rows'}"
+        )
+    folder = text.rsplit("/", 1)[0] if "/" in text else "."
+    for row in rows:
+        uri = str(row.pop("uri"))
+        if "://" not in uri and not os.path.isabs(uri):
+            uri = f"{folder}/{uri}"
+        columns = {k: str(v) for k, v in row.items() if k and v not in (None, "")}
+        target, place = fsspec.core.url_to_fs(uri)
+        if target.protocol in ("file", ("file", "local")):
+            uri = place
+        info = target.info(place) if target.exists(place) else {}
+        yield _entry(uri, info, columns)
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A local path of `uri`: the file itself, or a temporary copy of a remote one that is removed afterwards."""
+    if "://" not in uri:
+        yield uri
+        return
+    with tempfile.TemporaryDirectory(prefix="portrait-source-") as folder:
+        path = os.path.join(folder, "source" + os.path.splitext(uri)[1])
+        filesystem, remote = fsspec.core.url_to_fs(uri)
+        filesystem.get_file(remote, path)
+        yield path
+
+
+class IndexStage:
+    """Makes one row of `sources` of one file."""
+
+    tables = ("sources",)
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._options = recipe.index
+
+    def process(self, unit: dict[str, Any]) -> UnitResult:
+        """Hash and probe `unit["uri"]`; a file that cannot be used becomes a rejected row with its reason."""
+        result = UnitResult()
+        with local_copy(unit["uri"]) as path:
+            digest = hash_file(path)
+            row = _describe(path, self._options)
+        columns = dict(unit["columns"])
+        row |= {
+            "source_id": digest[:16],
+            "content_sha256": digest,
+            "uris": [unit["uri"]],
+            "licence": columns.pop("licence", columns.pop("license", None)),
+            "attribution": columns.pop("attribution", None),
+            "provenance": columns,
+        }
+        result.rows["sources"] = [row]
+        return result
+
+
+def hash_file(path: str) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe(path: str, options: IndexOptions) -> dict[str, Any]:
+    size = os.path.getsize(path)
+    row: dict[str, Any] = {"kind": "video", "size_bytes": size}
+    if size == 0:
+        return row | {"status": "rejected", "reason": "empty_file", "detail": "the file has 0 bytes"}
+    still = _describe_still(path)
+    if still is not None:
+        return row | still
+    try:
+        info = probe_video(path)
+    except VideoError as error:
+        return row | {"status": "rejected", "reason": error.reason, "detail": str(error)}
+    return row | {
+        "status": "ok",
+        "container": info.container,
+        "codec": info.codec,
+        "pix_fmt": info.pix_fmt,
+        "width_px": info.width,
+        "height_px": info.height,
+        "coded_width_px": info.coded_width,
+        "coded_height_px": info.coded_height,
+        "pixel_aspect": float(info.sar),
+        "rotation_deg": info.rotation_deg,
+        "fps": info.fps,
+        "is_variable_fps": info.is_vfr,
+        "duration_s": info.duration_s,
+        "num_frames": info.num_frames_in_header,
+        "has_audio": info.has_audio,
+        "audio_codec": info.audio_codec,
+        "spans": _make_spans(path, info.duration_s, options.max_span_s),
+    }
+
+
+def _make_spans(path: str, duration_s: float | None, max_span_s: float) -> list[dict[str, Any]]:
+    """Even pieces of a video of at most `max_span_s`; the ends of the whole are open (None).
+
+    Frame numbers come from the packets' time stamps, without decoding. Raises nothing: a file without time stamps is
+    one span.
+    """
+    whole = {"start_frame": 0, "start_pts": None, "end_pts": None}
+    if duration_s is not None and duration_s <= max_span_s:
+        return [whole]
+    packets = index_packets(path)
+    if len(packets.pts) < 2:
+        return [whole]
+    count = math.ceil((packets.pts_s[-1] - packets.pts_s[0]) / max_span_s - 1e-6)
+    edges = np.linspace(packets.pts[0], packets.pts[-1], max(count, 1) + 1)[1:-1]
+    frames = [0, *(int(np.searchsorted(packets.pts, edge)) for edge in edges)]
+    starts = [None, *(int(packets.pts[frame]) for frame in frames[1:])]
+    ends = [*starts[1:], None]
+    return [
+        {"start_frame": frame, "start_pts": start, "end_pts": end}
+        for frame, start, end in zip(frames, starts, ends, strict=True)
+    ]
+
+
+def _describe_still(path: str) -> dict[str, Any] | None:
+    """A row for a picture that Pillow can read in full, None for anything that is no picture."""
+    try:
+        with Image.open(path) as image:
+            kind = image.format or ""
+            if getattr(image, "n_frames", 1) > 1 and kind not in ("MPO",):
+                return None  # an animation: let the video reader say what it is
+            mode, coded = image.mode, image.size
+            picture = ImageOps.exif_transpose(image)
+            picture.load()
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+    except (OSError, SyntaxError, ValueError) as error:
+        return {"kind": "still", "status": "rejected", "reason": "damaged_still", "detail": str(error)}
+    return {
+        "kind": "still",
+        "status": "ok",
+        "container": kind.lower(),
+        "codec": kind.lower(),
+        "pix_fmt": mode,
+        "width_px": picture.width,
+        "height_px": picture.height,
+        "coded_width_px": coded[0],
+        "coded_height_px": coded[1],
+        "pixel_aspect": 1.0,
+        "rotation_deg": 0,
+        "num_frames": 1,
+        "has_audio": False,
+        "spans": [{"start_frame": 0, "start_pts": None, "end_pts": None}],
+    }
+
+
+def merge_sources(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a content: URIs joined and sorted, licence and provenance from the first URI that names them."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: r["uris"][0]):
+        row["provenance"] = dict(row["provenance"] or {})
+        kept = merged.setdefault(row["source_id"], row)
+        kept["uris"] = sorted({*kept["uris"], *row["uris"]})
+        for column in ("licence", "attribution"):
+            kept[column] = kept[column] if kept[column] is not None else row[column]
+        kept["provenance"] = {**row["provenance"], **kept["provenance"]}
+    return list(merged.values())

@@ -1,0 +1,208 @@
+"""The whole job: index, scan, crop, select, pack. The same call again continues; after success it does nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from curation import index, pack
+from curation.distribute import Cluster, ClusterOptions, cluster
+from curation.progress import StageProgress
+from curation.recipe import Recipe, load_recipe, recipe_toml
+from curation.sandbox import FatalError
+from curation.select import select
+from curation.units import Ledger
+from manifests.store import Dataset, read_table, write_bytes_atomically
+
+STAGES = ("index", "scan", "crop", "pack")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did."""
+
+    num_units: int = 0
+    """Units of work done in this run; 0: everything was there already."""
+    startup_s: float = 0.0
+    """Of that, what starting Ray took."""
+
+
+def run(
+    inputs: list[str],
+    output: Path,
+    recipe: Recipe,
+    *,
+    cluster_options: ClusterOptions | None = None,
+    keep_staging: bool = False,
+) -> Outcome:
+    """Curate `inputs` into the data set at `output`.
+
+    Raises:
+        ValueError: an input is missing, or the output is no data set or belongs to another version of recipes.
+        FatalError: the work cannot go on at all; what was finished stays and the same call continues.
+    """
+    sources = index.list_inputs(inputs, recipe.index)
+    dataset = open_dataset(output)
+    with _only_run(dataset), cluster(cluster_options or ClusterOptions()) as workers:
+        job = _Job(dataset, recipe, workers)
+        write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
+        job.do("index", sources, collapse={"sources": index.merge_sources})
+        job.do("scan", job.scan_units())
+        job.do("crop", job.crop_units())
+        select(dataset, recipe, _same_person_similarity(recipe))
+        job.pack()
+        if not keep_staging:
+            shutil.rmtree(dataset.staging, ignore_errors=True)
+        return Outcome(job.num_units, workers.startup_s)
+
+
+def reselect(dataset: Dataset, recipe: Recipe) -> None:
+    """Decide again about all clips and keep the recipe; the shards stay as they are until the next run."""
+    with _only_run(dataset):
+        write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
+        select(dataset, recipe, _same_person_similarity(recipe))
+
+
+def _same_person_similarity(recipe: Recipe) -> float:
+    from model.faces import load_analyser
+
+    return load_analyser(recipe.faces).info.same_person_similarity
+
+
+def open_dataset(output: Path) -> Dataset:
+    """The data set at `output`, made if there is nothing yet.
+
+    Raises:
+        ValueError: something else is there, or its recipe is of another version.
+    """
+    dataset = Dataset(output.expanduser())
+    if dataset.recipe_file.exists():
+        load_recipe(str(dataset.recipe_file))
+    elif dataset.root.exists() and (not dataset.root.is_dir() or any(dataset.root.iterdir())):
+        raise ValueError(
+            f"{dataset.root} exists and is no data set (it has no recipe.toml):"
+            " name a new or an empty folder as --output"
+        )
+    try:
+        dataset.staging.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {dataset.root}: {error.strerror}") from error
+    return dataset
+
+
+@contextmanager
+def _only_run(dataset: Dataset) -> Iterator[None]:
+    """Hold the data set's lock; two runs would undo each other's work."""
+    path = dataset.root / ".lock"
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing to {dataset.root}: wait for it, or end it first") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class _Job:
+    """One run over one data set."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, workers: Cluster) -> None:
+        self.dataset, self.recipe, self.workers = dataset, recipe, workers
+        self.num_units = 0
+
+    def ledger(self, stage: str) -> Ledger:
+        return Ledger(self.dataset, stage, self.recipe.stage_hash(stage))
+
+    def do(self, stage: str, units: list[dict[str, Any]], collapse: dict[str, Any] | None = None) -> None:
+        """Do the units of a stage that are not finished, then move all rows into the manifests."""
+        ledger = self.ledger(stage)
+        tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
+        if ledger.forget_other_recipes(tables):
+            print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
+        finished = ledger.finished_units()
+        self.work(stage, [u for u in units if u["name"] not in finished], len(units), ledger.folder)
+        ledger.absorb(collapse)
+
+    def work(self, stage: str, units: list[dict[str, Any]], total: int, folder: Path) -> None:
+        """Do `units` of the `total` of a stage, and show how it goes."""
+        if not units:
+            return
+        self.workers.connect()
+        metrics = self.dataset.root / "metrics.jsonl"
+        progress = StageProgress(stage, total, total - len(units), metrics)
+        for summary in self.workers.run(stage, self.recipe, folder, units):
+            progress.add(summary)
+        progress.finish()
+        self.num_units += len(units)
+
+    def scan_units(self) -> list[dict[str, Any]]:
+        """One unit a span of every usable source."""
+        sources = read_table(self.dataset, "sources")
+        units = []
+        for row in sources.filter(pc.equal(sources["status"], "ok")).to_pylist():
+            spans = row.pop("spans")
+            for number, span in enumerate(spans):
+                length_s = (row["duration_s"] or 60.0) / len(spans) if row["kind"] == "video" else 0.0
+                megapixels = row["width_px"] * row["height_px"] / 1e6
+                units.append(
+                    {
+                        "name": f"{row['source_id']}-{number:04d}",
+                        "uri": row["uris"][0],
+                        "span": span,
+                        "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels),
+                        **{k: row[k] for k in ("source_id", "kind", "fps", "width_px", "height_px")},
+                        **{k: row[k] for k in ("licence", "attribution")},
+                        "provenance": dict(row["provenance"] or {}),
+                    }
+                )
+        return units
+
+    def crop_units(self) -> list[dict[str, Any]]:
+        """The scanned spans that have candidates, with them."""
+        tracks = read_table(self.dataset, "tracks", ["track_id", "unit", "candidates"])
+        candidates: dict[str, list[dict[str, Any]]] = {}
+        for row in tracks.to_pylist():
+            for candidate in row["candidates"] or []:
+                candidates.setdefault(row["unit"], []).append(candidate | {"track_id": row["track_id"]})
+        units = []
+        for unit in self.scan_units():
+            if found := candidates.get(unit["name"]):
+                length_s = sum(c["end_s"] - c["start_s"] for c in found)
+                units.append(unit | {"candidates": found, "expected_s": 0.1 + 0.3 * length_s})
+        return units
+
+    def pack(self) -> None:
+        """Write the shards of the plan that are not there, then put all in place."""
+        crop = self.ledger("crop").folder
+        ledger = self.ledger("pack")
+        for folder in self.dataset.staging.glob("pack-*"):
+            if folder != ledger.folder:
+                shutil.rmtree(folder)
+        clips = read_table(self.dataset, "clips")
+        plan = pack.plan_shards(clips, self.recipe)
+        finished = set(ledger.staged_units())
+        if missing := pack.clips_without_pixels(self.dataset, plan, crop):
+            units = [
+                u | {"only": sorted(missing), "pixels_only": True}
+                for u in self.crop_units()
+                if any(c["clip_id"] in missing for c in u["candidates"])
+            ]
+            self.work("crop", units, len(units), crop)
+            if missing := pack.clips_without_pixels(self.dataset, plan, crop):
+                raise FatalError(
+                    f"the pictures of {len(missing)} kept clips ({min(missing)}, ...) are neither staged nor in a"
+                    " shard, and their source cannot be read any more: put the sources back and run again"
+                )
+        units = [u for u in pack.pack_units(self.dataset, plan, crop) if u["name"] not in finished]
+        self.work("pack", units, len(plan), ledger.folder)
+        pack.publish(self.dataset, plan, ledger.folder)

@@ -1,0 +1,316 @@
+"""The recipe of a data set: every option of every stage, read from TOML presets, the command line, or both.
+
+A stage's hash covers the fields that it reads and the hash of the stage before it, so a changed field redoes only
+that stage and what follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from model.faces import FacesConfig
+
+RECIPE_VERSION = 1
+PRESETS = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexOptions:
+    """Listing, hashing and probing of sources."""
+
+    video_extensions: tuple[str, ...] = (
+        *("mp4", "m4v", "mov", "mkv", "webm", "avi", "wmv", "flv", "mpg", "mpeg", "ts", "mts", "m2ts", "3gp", "3g2"),
+        *("ogv", "mxf", "vob", "y4m"),
+    )
+    """File name endings that a folder is searched for, besides the stills'."""
+    still_extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+    """File name endings of stills. What a file really is gets found out by its content."""
+    max_span_s: float = 300.0
+    """Longer videos are scanned in spans of at most this many seconds, side by side."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "max_span_s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanOptions:
+    """Cuts, faces and tracks."""
+
+    sample_fps: float = 5.0
+    """Frames a second that are searched for faces; cuts are looked for on every frame."""
+    cut_ratio: float = 3.5
+    """A cut changes the picture this many times more than the frames around it (PySceneDetect's adaptive threshold)."""
+    cut_window_frames: int = 3
+    """Frames before and after that a change is compared with."""
+    min_cut_change: float = 12.0
+    """Smallest change of hue, saturation and value (0-255) that can be a cut."""
+    min_shot_s: float = 0.6
+    """Two cuts are at least this far apart."""
+    min_track_face_px: float = 48.0
+    """Faces lower than this (detector's box, native pixels) are not followed."""
+    embed_every_s: float = 1.0
+    """How often a followed face is identified again."""
+    min_overlap: float = 0.3
+    """Intersection over union with the last box that continues a track."""
+    max_gap_s: float = 0.65
+    """A face may be undetected for this long inside a track."""
+    min_presence: float = 0.5
+    """Samples with a lower face-presence probability count as undetected (analysers without one: not used)."""
+    min_clip_s: float = 1.5
+    """Shorter pieces become no candidate clip."""
+    max_clip_s: float = 30.0
+    """A longer piece is divided evenly."""
+    reach: float = 0.30
+    """How far the face's centre may move from the crop's centre, in shares of the crop's side."""
+    max_size_ratio: float = 1.6
+    """How much larger or smaller the face may become than the crop was made for, before the clip is divided."""
+    other_face_share: float = 0.25
+    """Another face counts as inside the crop when more than this share of its box is."""
+    other_face_size: float = 0.2
+    """Faces lower than this share of the main face are background and do not count as another face."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "sample_fps", "min_clip_s", "max_clip_s", "embed_every_s")
+        if self.min_clip_s > self.max_clip_s:
+            raise ValueError(f"scan.min_clip_s {self.min_clip_s} is larger than scan.max_clip_s {self.max_clip_s}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropOptions:
+    """The pictures that go into the shards, and what is measured on them."""
+
+    framing: Literal["fixed", "aligned"] = "fixed"
+    """fixed: one upright square a clip, head motion stays in the picture. aligned: every frame rotated and centred."""
+    size_px: int = 512
+    """Side of the pictures in the shards."""
+    scale: float = 2.3
+    """Side of the crop in sizes of the face (LivePortrait's convention)."""
+    vy_ratio: float = -0.125
+    """Vertical offset of the crop in shares of its side; negative moves it up."""
+    fps: float = 25.0
+    """Frames a second of a clip, by time stamps; where the source is slower, its frames repeat."""
+    jpeg_quality: int = 95
+    """1-100."""
+    jpeg_subsampling: Literal["420", "422", "444"] = "420"
+    """Colour resolution of the JPEG files."""
+    redetect_every_frames: int = 5
+    """Analysers without a face-presence probability look for the face again this often."""
+    quality_model: str = ""
+    """Optional face-quality network (.onnx, or .pb for OpenCV), or "pyiqa:METRIC"; adds the column `quality`."""
+    quality_size_px: int = 96
+    """Side of the square that the quality network takes."""
+    quality_mean: float = 127.5
+    """Subtracted from 0-255 RGB before the network."""
+    quality_std: float = 128.0
+    """Divided by, after the mean."""
+    quality_every_frames: int = 5
+    """The quality network looks at every n-th frame."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "size_px", "scale", "fps", "redetect_every_frames", "quality_every_frames")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"crop.jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectOptions:
+    """Thresholds of the rules (None switches a rule off), identities and splits. See `python -m curation rules`."""
+
+    min_face_px: float | None = 100.0
+    min_face_p05_px: float | None = 80.0
+    max_upscale: float | None = 3.2
+    min_detection_score: float | None = 0.6
+    min_presence: float | None = 0.85
+    max_yaw_deg: float | None = 50.0
+    max_pitch_deg: float | None = 40.0
+    max_roll_deg: float | None = 35.0
+    min_sharpness: float | None = 12.0
+    min_exposure: float | None = 0.08
+    max_exposure: float | None = 0.92
+    max_dark_fraction: float | None = 0.85
+    max_bright_fraction: float | None = 0.5
+    min_duration_s: float | None = 1.5
+    max_duration_s: float | None = None
+    max_landmark_jitter: float | None = 0.08
+    max_motion: float | None = 6.0
+    min_motion: float | None = 0.02
+    max_outside_fraction: float | None = 0.35
+    min_identity_similarity: float | None = 0.4
+    min_quality: float | None = None
+    max_corrupt_fraction: float | None = 0.0
+    require_licence: bool = False
+    """Reject clips whose source names no licence."""
+    stills: bool = True
+    """Keep stills (clips of one frame)."""
+    identity_similarity: float | None = None
+    """Clips whose embeddings are at least this similar are the same person (None: the analyser's own value)."""
+    val_share: float = 0.02
+    """Share of the identities that goes to validation."""
+    test_share: float = 0.02
+    """Share of the identities that goes to the test split."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_share + self.test_share < 1:
+            raise ValueError(
+                f"select.val_share + select.test_share is {self.val_share + self.test_share}, expected < 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackOptions:
+    """WebDataset shards."""
+
+    shard_bytes: int = 1_000_000_000
+    """A shard is closed before it would grow larger than this."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "shard_bytes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Every option of a data set."""
+
+    seed: int = 0
+    """Of the order of clips in the shards and of the splits."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    """Reader of videos. Both give the same pictures; PyAV recovers more of damaged files and needs less memory."""
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    index: IndexOptions = field(default_factory=IndexOptions)
+    scan: ScanOptions = field(default_factory=ScanOptions)
+    crop: CropOptions = field(default_factory=CropOptions)
+    select: SelectOptions = field(default_factory=SelectOptions)
+    pack: PackOptions = field(default_factory=PackOptions)
+
+    def stage_hash(self, stage: str) -> str:
+        """8 hex digits over the fields that `stage` (index scan crop select pack) and the stages before it read."""
+        values = dataclasses.asdict(self)
+        reads = {
+            "index": {"index": values["index"]},
+            "scan": {"scan": values["scan"], "faces": _identity_of_faces(self.faces), "decoder": self.decoder,
+                     "crop": {k: values["crop"][k] for k in ("scale", "vy_ratio")}},
+            "crop": {"crop": values["crop"]},
+            "select": {"select": values["select"], "seed": self.seed},
+            "pack": {"pack": values["pack"]},
+        }  # fmt: skip
+        before = {"index": None, "scan": "index", "crop": "scan", "select": "crop", "pack": "select"}[stage]
+        content = [RECIPE_VERSION, reads[stage], self.stage_hash(before) if before else ""]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _identity_of_faces(faces: FacesConfig) -> dict[str, Any]:
+    """The fields of the analysers that can change a result; where weights lie and on what they run cannot."""
+    values = dataclasses.asdict(faces)
+    return {k: v for k, v in values.items() if k not in ("weights_dir", "root", "num_threads", "device")}
+
+
+def _require_positive(options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) <= 0:
+            raise ValueError(f"{name} is {getattr(options, name)}, expected more than 0")
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The preset of that name, or the recipe in that TOML file.
+
+    Raises:
+        ValueError: neither exists, the TOML is broken, or it has a key that no option has.
+    """
+    path = PRESETS / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+        raise ValueError(f"no recipe {name_or_path!r}: expected one of {presets}, or the path of a TOML file")
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    version = values.pop("recipe_version", RECIPE_VERSION)
+    values.pop("hash", None)
+    if version != RECIPE_VERSION:
+        raise ValueError(
+            f"{path} is for recipe version {version}, this program has version {RECIPE_VERSION}: use the checkout that"
+            " wrote it, or another output folder"
+        )
+    return _from_values(Recipe, values, str(path))
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that made the data set in `folder`.
+
+    Raises:
+        ValueError: there is no data set, or its recipe is of another version.
+    """
+    path = folder.expanduser() / "recipe.toml"
+    if not path.is_file():
+        raise ValueError(f"no data set at {folder}: expected a folder with recipe.toml in it (`run` makes one)")
+    return load_recipe(str(path))
+
+
+def _from_values(cls: type, values: dict[str, Any], where: str) -> Any:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; valid keys are {', '.join(known)}")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            arguments[name] = _from_values(hint, value, f"{where}: [{name}]")
+        else:
+            arguments[name] = _checked(value, hint, f"{where}: {name}")
+    return cls(**arguments)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """`value` when it fits the annotation; TOML has no null, so "none" stands for None where that is allowed."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value == "none" and type(None) in options:
+            return None
+        return _checked(value, next(o for o in options if o is not type(None)), where)
+    if origin is Literal:
+        fits = value in options
+    elif origin is tuple:
+        fits, value = isinstance(value, (list, tuple)), tuple(value) if isinstance(value, list) else value
+    elif hint is float:
+        fits, value = isinstance(value, (int, float)) and not isinstance(value, bool), value
+        value = float(value) if fits else value
+    else:
+        fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{where} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML, with its version and the hash of its last stage."""
+    lines = [f"recipe_version = {RECIPE_VERSION}", f'hash = "{recipe.stage_hash("pack")}"']
+    sections: list[str] = []
+    for item in dataclasses.fields(recipe):
+        value = getattr(recipe, item.name)
+        if dataclasses.is_dataclass(value):
+            sections.append(f"\n[{item.name}]")
+            sections += [f"{f.name} = {_toml_value(getattr(value, f.name))}" for f in dataclasses.fields(value)]
+        else:
+            lines.append(f"{item.name} = {_toml_value(value)}")
+    return "\n".join(lines + sections) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return json.dumps(value)

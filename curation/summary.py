@@ -1,0 +1,91 @@
+"""The table at the end of a run: what went in, what was kept, why the rest went, and where everything is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from curation.recipe import SelectOptions
+from curation.rules import active_rules
+from manifests.store import Dataset
+from manifests.views import connect
+
+
+def print_summary(dataset: Dataset, options: SelectOptions, console: Console | None = None) -> None:
+    """Print the summary of a data set from its manifests."""
+    console = console or Console()
+    db = connect(dataset.root)
+    num_sources, num_ok, stills, hours_in = db.execute(
+        """SELECT count(*), count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'ok' AND kind = 'still'),
+                  coalesce(sum(duration_s) FILTER (status = 'ok'), 0) / 3600 FROM sources"""
+    ).fetchone()
+    clips, kept, hours, people, frames = db.execute(
+        """SELECT count(*), count(*) FILTER (decision = 'keep'),
+                  coalesce(sum(duration_s) FILTER (decision = 'keep'), 0) / 3600,
+                  count(DISTINCT identity_id) FILTER (decision = 'keep'),
+                  coalesce(sum(num_frames) FILTER (decision = 'keep'), 0) FROM clips"""
+    ).fetchone()
+    table = Table(title="Curation", title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_row("sources", f"{num_ok} usable of {num_sources} ({stills} stills), {_hours(hours_in)} of video")
+    table.add_row("clips", f"{kept} kept of {clips} candidates, {_hours(hours)}, {frames} frames, {people} identities")
+    splits = db.execute(
+        "SELECT split, num_clips, num_samples, size_bytes FROM (SELECT split, sum(num_clips) AS num_clips,"
+        " sum(num_samples) AS num_samples, sum(size_bytes) AS size_bytes FROM shards GROUP BY split)"
+        " ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'val' THEN 1 ELSE 2 END"
+    ).fetchall()
+    for split, num_clips, num_samples, size in splits:
+        table.add_row(f"  {split}", f"{num_clips} clips, {num_samples} samples, {size / 1e6:.1f} MB")
+    console.print(table)
+    _print_reasons(dataset, options, console)
+    console.print(f"shards    {dataset.shards}/", highlight=False)
+    console.print(f"manifests {dataset.root / 'manifests'}/  (python -m manifests {dataset.root})", highlight=False)
+
+
+def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -> None:
+    db = connect(dataset.root)
+    reasons = db.execute(
+        """SELECT 'source' AS what, reason, count(*), sum(duration_s), any_value(uris[1]) FROM sources
+           WHERE status <> 'ok' GROUP BY reason
+           UNION ALL
+           SELECT stage || ' problem', reason, count(*), NULL, any_value(uri) FROM failures GROUP BY ALL
+           UNION ALL
+           SELECT 'track without clip', unnest(reasons) AS reason, count(*), sum(end_s - start_s), any_value(track_id)
+           FROM tracks WHERE num_clips = 0 GROUP BY reason
+           UNION ALL
+           SELECT 'clip', unnest(failed_rules) AS reason, count(*), sum(duration_s), any_value(clip_id)
+           FROM clips GROUP BY reason
+           ORDER BY 1, 3 DESC, 2"""
+    ).fetchall()
+    if not reasons:
+        return
+    conditions = {rule.name: condition for rule, condition in active_rules(options)}
+    table = Table(title="Why the rest went", title_justify="left", box=None, pad_edge=False)
+    for column, justify in (("what", "left"), ("reason", "left"), ("count", "right"), ("s", "right")):
+        table.add_column(column, justify=justify)
+    table.add_column("rule, or an example", overflow="ellipsis", no_wrap=True)
+    for what, reason, count, seconds, example in reasons:
+        note = conditions.get(reason, "") if what == "clip" else example or ""
+        table.add_row(what, reason, str(count), f"{seconds:.1f}" if seconds else "", note)
+    console.print(table)
+
+
+def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Print what each rule costs."""
+    table = Table(title="What each rule rejects", title_justify="left", box=None, pad_edge=False)
+    table.add_column("rule")
+    table.add_column("a clip passes when", overflow="ellipsis", no_wrap=True)
+    for what in ("alone", "only it", "in order"):
+        table.add_column(f"clips {what}", justify="right")
+        table.add_column("time", justify="right")
+    for row in costs:
+        figures = []
+        for key in ("alone", "only", "in_order"):
+            figures += [str(row[f"clips_{key}"]), _hours(row[f"hours_{key}"])]
+        table.add_row(row["rule"], row["condition"], *figures)
+    (console or Console()).print(table)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{hours * 60:.1f} min"

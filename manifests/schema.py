@@ -1,0 +1,261 @@
+"""Arrow schemas of the six tables of a data set and of the ledger of finished units of work.
+
+Conventions: units are part of a name (`_s _px _deg _fps _bytes`); frame ranges are half-open; presentation time stamps
+(PTS, in the stream's time base) stand beside frame indices; unknown is NULL, never a sentinel. Angles: yaw + = the face
+turns to the image's right, pitch + = up, roll + = clockwise.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_TEXTS = pa.list_(pa.string())
+_SPAN = pa.struct([("start_frame", pa.int64()), ("start_pts", pa.int64()), ("end_pts", pa.int64())])  # NULL: open end
+_EMBEDDING = pa.list_(pa.float32())
+
+SOURCES = pa.schema(
+    [
+        ("source_id", pa.string()),  # first 16 hex digits of content_sha256
+        ("content_sha256", pa.string()),
+        ("uris", _TEXTS),  # every place where this content was found, sorted
+        ("kind", pa.string()),  # video | still
+        ("status", pa.string()),  # ok | rejected
+        ("reason", pa.string()),  # short code when rejected
+        ("detail", pa.string()),  # the same in plain words
+        ("size_bytes", pa.int64()),
+        ("container", pa.string()),
+        ("codec", pa.string()),
+        ("pix_fmt", pa.string()),
+        ("width_px", pa.int32()),  # as displayed: after pixel aspect ratio and rotation
+        ("height_px", pa.int32()),
+        ("coded_width_px", pa.int32()),
+        ("coded_height_px", pa.int32()),
+        ("pixel_aspect", pa.float64()),
+        ("rotation_deg", pa.int32()),  # counter-clockwise turn that shows the picture upright
+        ("fps", pa.float64()),
+        ("is_variable_fps", pa.bool_()),
+        ("duration_s", pa.float64()),
+        ("num_frames", pa.int64()),  # as the container counts them; NULL when it does not
+        ("has_audio", pa.bool_()),
+        ("audio_codec", pa.string()),
+        ("spans", pa.list_(_SPAN)),  # the pieces that are scanned apart
+        ("licence", pa.string()),
+        ("attribution", pa.string()),
+        ("provenance", pa.map_(pa.string(), pa.string())),  # every further column of the source list
+    ]
+)
+
+CANDIDATE = pa.struct(
+    [
+        ("clip_id", pa.string()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("start_pts", pa.int64()),
+        ("end_pts", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("crop_center_x_px", pa.float64()),
+        ("crop_center_y_px", pa.float64()),
+        ("crop_size_px", pa.float64()),
+        ("outside_fraction", pa.float32()),
+        ("face_height_px", pa.float32()),
+        ("face_height_median_px", pa.float32()),
+        ("detection_score", pa.float32()),
+        ("identity_similarity", pa.float32()),
+        ("embedding", _EMBEDDING),
+        ("first_landmarks", pa.list_(pa.float32())),  # 68 x, y pairs on the first sampled frame, source pixels
+    ]
+)
+
+TRACKS = pa.schema(
+    [
+        ("track_id", pa.string()),
+        ("source_id", pa.string()),
+        ("unit", pa.string()),
+        ("shot", pa.int32()),  # index of the shot inside its span
+        ("shot_start_frame", pa.int64()),
+        ("shot_end_frame", pa.int64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("start_pts", pa.int64()),
+        ("end_pts", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("num_samples", pa.int32()),
+        ("face_height_px", pa.float32()),  # median height of the detector's box, native pixels
+        ("detection_score", pa.float32()),  # median
+        ("presence", pa.float32()),  # median probability that this is a face; NULL: the analyser has none
+        ("yaw_deg", pa.float32()),  # medians over the samples
+        ("pitch_deg", pa.float32()),
+        ("roll_deg", pa.float32()),
+        ("identity_similarity", pa.float32()),  # smallest cosine between an embedding and the track's mean
+        ("num_identity_samples", pa.int32()),
+        ("num_clips", pa.int32()),
+        ("reasons", _TEXTS),  # why parts of the track became no clip
+        ("candidates", pa.list_(CANDIDATE)),  # what crop turns into clips
+        ("analyser", pa.string()),
+        ("analyser_weights", pa.map_(pa.string(), pa.string())),  # part -> file name and SHA-256
+        ("analyser_licence", pa.string()),
+    ]
+)
+
+CLIP_MEASURES = [
+    ("clip_id", pa.string()),
+    ("track_id", pa.string()),
+    ("source_id", pa.string()),
+    ("unit", pa.string()),
+    ("kind", pa.string()),  # video | still
+    ("start_frame", pa.int64()),  # of the source, half-open
+    ("end_frame", pa.int64()),
+    ("start_pts", pa.int64()),
+    ("end_pts", pa.int64()),
+    ("start_s", pa.float64()),
+    ("end_s", pa.float64()),
+    ("duration_s", pa.float64()),
+    ("num_frames", pa.int32()),  # as cropped, at the target rate
+    ("num_repeats", pa.int32()),  # of those, how many repeat the source frame before
+    ("num_corrupt", pa.int32()),  # how many the decoder repaired
+    ("crop_fps", pa.float64()),
+    ("crop_center_x_px", pa.float64()),  # of the fixed square in the displayed source picture
+    ("crop_center_y_px", pa.float64()),
+    ("crop_size_px", pa.float64()),
+    ("upscale_factor", pa.float32()),  # output size over crop size
+    ("outside_fraction", pa.float32()),  # share of the square outside the picture
+    ("face_height_px", pa.float32()),  # 5th percentile of the detector's box height, native pixels
+    ("face_height_median_px", pa.float32()),
+    ("detection_score", pa.float32()),  # median over the samples of the scan
+    ("presence_mean", pa.float32()),
+    ("presence_p10", pa.float32()),
+    ("yaw_deg", pa.float32()),  # means over the frames
+    ("pitch_deg", pa.float32()),
+    ("roll_deg", pa.float32()),
+    ("yaw_abs_p95_deg", pa.float32()),  # 95th percentiles of the absolute angle
+    ("pitch_abs_p95_deg", pa.float32()),
+    ("roll_abs_p95_deg", pa.float32()),
+    ("eye_openness", pa.float32()),  # means
+    ("lip_openness", pa.float32()),
+    ("eye_openness_range", pa.float32()),  # 95th minus 5th percentile
+    ("lip_openness_range", pa.float32()),
+    ("sharpness", pa.float32()),  # median over the frames
+    ("exposure", pa.float32()),  # mean luma of the face, 0..1
+    ("dark_fraction", pa.float32()),  # share of the face's pixels below 16/255, mean
+    ("bright_fraction", pa.float32()),  # share above 250/255, mean
+    ("motion", pa.float32()),  # mean landmark movement a second, in distances between the eyes
+    ("landmark_jitter", pa.float32()),  # median second difference, in distances between the eyes
+    ("identity_similarity", pa.float32()),  # smallest cosine to the clip's mean embedding
+    ("quality", pa.float32()),  # of the optional quality model, mean
+    ("embedding", _EMBEDDING),  # mean identity embedding, unit length
+    ("staged_bytes", pa.int64()),
+    ("analyser", pa.string()),
+    ("licence", pa.string()),
+    ("attribution", pa.string()),
+    ("provenance", pa.map_(pa.string(), pa.string())),
+]
+
+CLIP_DECISIONS = [
+    ("decision", pa.string()),  # keep | reject; NULL until select has run
+    ("failed_rules", _TEXTS),
+    ("identity_id", pa.string()),
+    ("split", pa.string()),  # train | val | test, kept clips only
+]
+
+CLIP_PLACES = [
+    ("shard", pa.string()),
+    ("frame_offsets", pa.list_(pa.int64())),  # byte offset of each frame's JPEG data in the shard
+    ("frame_sizes", pa.list_(pa.int32())),
+    ("label_offsets", pa.list_(pa.int64())),  # the same for its JSON
+    ("label_sizes", pa.list_(pa.int32())),
+]
+
+CLIPS = pa.schema(CLIP_MEASURES + CLIP_DECISIONS + CLIP_PLACES)
+
+FRAMES = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("frame", pa.int32()),  # index in the clip
+        ("source_frame", pa.int64()),
+        ("pts", pa.int64()),
+        ("time_s", pa.float64()),
+        ("is_repeat", pa.bool_()),  # the source had no new frame for this tick
+        ("is_corrupt", pa.bool_()),  # the decoder repaired damage in it
+        ("presence", pa.float32()),
+        ("yaw_deg", pa.float32()),
+        ("pitch_deg", pa.float32()),
+        ("roll_deg", pa.float32()),
+        ("eye_openness_right", pa.float32()),  # the subject's right eye
+        ("eye_openness_left", pa.float32()),
+        ("lip_openness", pa.float32()),
+        ("face_height_px", pa.float32()),  # of the 68 landmarks, crop pixels
+        ("sharpness", pa.float32()),
+        ("exposure", pa.float32()),
+        ("dark_fraction", pa.float32()),
+        ("bright_fraction", pa.float32()),
+        ("motion", pa.float32()),  # landmark movement since the frame before, in distances between the eyes
+        ("outside_fraction", pa.float32()),
+        ("upscale_factor", pa.float32()),
+        ("quality", pa.float32()),
+    ]
+)
+
+SHARDS = pa.schema(
+    [
+        ("shard", pa.string()),  # file name below shards/
+        ("split", pa.string()),
+        ("num_clips", pa.int32()),
+        ("num_samples", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("plan_hash", pa.string()),  # of the plan row that this file is a pure function of
+    ]
+)
+
+FAILURES = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("unit", pa.string()),
+        ("source_id", pa.string()),
+        ("uri", pa.string()),
+        ("reason", pa.string()),  # short code
+        ("message", pa.string()),  # plain words
+        ("attempts", pa.int32()),
+    ]
+)
+
+UNITS = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("unit", pa.string()),
+        ("source_id", pa.string()),
+        ("num_rows", pa.int64()),
+        ("wall_s", pa.float64()),
+        ("video_s", pa.float64()),
+        ("num_frames", pa.int64()),
+        ("worker", pa.string()),
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "sources": SOURCES,
+    "tracks": TRACKS,
+    "clips": CLIPS,
+    "frames": FRAMES,
+    "shards": SHARDS,
+    "failures": FAILURES,
+    "units": UNITS,
+}
+
+
+def make_table(name: str, rows: list[dict]) -> pa.Table:
+    """An Arrow table of `rows` with exactly the schema of table `name`; absent keys become NULL.
+
+    Raises:
+        ValueError: a row has a key that the schema does not know.
+    """
+    schema = TABLES[name]
+    known = set(schema.names)
+    for row in rows:
+        if extra := set(row) - known:
+            raise ValueError(f"table {name!r} has no columns {sorted(extra)}; it has {schema.names}")
+    return pa.Table.from_pylist(rows, schema=schema)

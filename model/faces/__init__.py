@@ -56,7 +56,7 @@ class FacesConfig:
     """Folder that holds insightface's `models` folder."""
     weights_dir: str | None = None
     """Folder with local weight files of the open analyser, looked at before the cache; for use without a network."""
-    detection_size_px: int = 640
+    detection_size_px: int = 512
     """Longer side of the picture that the detector sees."""
     min_detection_score: float = 0.6
     """Detections below this score (0 to 1) are dropped."""

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def eye_openness(points68: np.ndarray) -> np.ndarray:
-    """Distance between the lids over the width of the eye: about 0.05 closed, 0.25 to 0.4 open.
+    """Distance between the lids over the width of the eye: 0.25 to 0.4 open; closed 0.1 to 0.15 by FaceMesh.
 
     points68: float [..., 68, 2]. Returns float32 [..., 2]: the subject's right eye (left in the image), left eye.
     """

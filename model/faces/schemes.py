@@ -34,6 +34,23 @@ _MESH_VERTICES: tuple[tuple[int, ...], ...] = (
 _MESH_FIRST = np.array([vertices[0] for vertices in _MESH_VERTICES])
 _MESH_SECOND = np.array([vertices[-1] for vertices in _MESH_VERTICES])
 
+# The point of the 106-point scheme (JD, as 2d106det gives them) for each iBUG point; all 68 have one.
+_POINTS106 = np.array(
+    [
+        *(1, 10, 12, 14, 16, 3, 5, 7, 0, 23, 21, 19, 32, 30, 28, 26, 17),  # jaw
+        *(43, 48, 49, 51, 50, 102, 103, 104, 105, 101),  # brows
+        *(72, 73, 74, 86, 78, 79, 80, 85, 84),  # nose
+        *(35, 41, 42, 39, 37, 36, 89, 95, 96, 93, 91, 90),  # eyes
+        *(52, 64, 63, 71, 67, 68, 61, 58, 59, 53, 56, 55),  # outer lips
+        *(65, 66, 62, 70, 69, 57, 60, 54),  # inner lips
+    ]
+)
+
+
+def points68_from_points106(points106: np.ndarray) -> np.ndarray:
+    """iBUG points of the 106-point scheme. points106: float [..., 106, C]. Returns [..., 68, C]."""
+    return points106[..., _POINTS106, :]
+
 
 def points68_from_mesh(mesh: np.ndarray) -> np.ndarray:
     """iBUG points of a FaceMesh. mesh: float [..., 468, C]. Returns [..., 68, C]."""
@@ -61,7 +78,7 @@ def detections_from_points68(points68: np.ndarray) -> Detections:
         # Detectors draw a box up to the hairline: above the brows by about a quarter of the brow-to-chin height.
         points5 = points5_from_points68(points)
         eyes, mouth = points5[:, :2].mean(1), points5[:, 3:].mean(1)
-        forehead = points.mean(1) + (eyes - mouth) * 1.35
+        forehead = points.mean(1) + (eyes - mouth) * 1.6
         low, high = np.minimum(low, forehead), np.maximum(high, forehead)
     else:
         points5 = np.zeros((0, 5, 2), np.float32)

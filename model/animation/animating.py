@@ -1,0 +1,250 @@
+"""`animate()`: the whole way from source and driving files to a written video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import cv2
+import numpy as np
+
+from model.animation.driving import Driving, load_driving
+from model.animation.pasting import paste_crop
+from model.animation.pictures import DEFAULT_FPS, in_batches, open_clip
+from model.animation.progress import Report, counted, ignore
+from model.animation.source import Source, SourceFace, load_source
+from model.animation.templates import save_template
+from model.faces import FaceAnalyser
+from model.keypoints import AnimationOptions, KeypointAnimator
+from model.video import VideoWriter
+
+if TYPE_CHECKING:
+    from model.inference import InferenceEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimateOptions:
+    """What is read, how faces are framed, and what is written."""
+
+    motion: AnimationOptions = field(default_factory=AnimationOptions)
+    """How the driving motion is carried over."""
+    faces_in_source: str = "largest"
+    """Faces that move: largest, all, or the number of one (0 is the largest)."""
+    crop_driving: bool = True
+    """Frame the face in the driving picture; switch off if it is framed already."""
+    paste_back: bool = True
+    """Put the face back into its picture; otherwise the 512-pixel crop of the largest face is written."""
+    side_by_side: bool = False
+    """Show driving, source and result beside each other."""
+    audio: Literal["driving", "source", "none"] = "driving"
+    """Whose sound is kept; the other one's if that file has none."""
+    fps: float | None = None
+    """Frame rate; that of the driving video if not given, of the source video where a still drives."""
+    max_s: float | None = None
+    """Stop after this many seconds."""
+    batch_size: int = 4
+    """Frames that go through the networks at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimateResult:
+    """What was written."""
+
+    num_frames: int
+    num_faces: int
+    fps: Fraction
+    width: int
+    height: int
+
+
+def animate(
+    source: str | Path,
+    driving: str | Path,
+    output: str | Path,
+    *,
+    engine: InferenceEngine,
+    analyser: FaceAnalyser,
+    options: AnimateOptions | None = None,
+    template_output: str | Path | None = None,
+    report: Report = ignore,
+) -> AnimateResult:
+    """Animate the faces of `source` (still or video) with the motion of `driving` (video, still or template).
+
+    output: .mp4, .mov, .webm, .gif, or a name without suffix for a folder of PNG files; written when complete.
+    template_output: where to save the driving motion.
+    Memory stays bounded whatever the length: only motion is kept, pictures stream. ValueError with one line.
+    """
+    options = options or AnimateOptions()
+    driven = load_driving(
+        driving,
+        engine,
+        analyser,
+        crop=options.crop_driving,
+        fps=_exact(options.fps),
+        max_s=options.max_s,
+        report=report,
+    )
+    if template_output is not None:
+        save_template(driven.template(), template_output)
+    fps = _exact(options.fps) or driven.fps or _own_rate(source)
+    origin = load_source(
+        source, engine, analyser, which=options.faces_in_source, fps=fps, max_s=options.max_s, report=report
+    )
+    num_frames = _num_frames(origin, driven)
+    sound = _sound(options.audio, origin, driven)
+    with VideoWriter(
+        output, fps, audio_from=sound[0] if sound else None, audio_start_s=sound[1] if sound else 0.0
+    ) as writer:
+        frames = animated_frames(origin, driven, engine, options)
+        for frame in counted(frames, "rendering", num_frames, report):
+            writer.write(frame)
+    height, width = frame.shape[:2]
+    return AnimateResult(num_frames=writer.num_frames, num_faces=len(origin.faces), fps=fps, width=width, height=height)
+
+
+def animated_frames(
+    source: Source, driving: Driving, engine: InferenceEngine, options: AnimateOptions
+) -> Iterator[np.ndarray]:
+    """The output frames, uint8 [H, W, 3], one after the other."""
+    num_frames = _num_frames(source, driving)
+    faces = [_AnimatedFace(face, source.is_video, driving, num_frames, engine, options.motion) for face in source.faces]
+    driving_pictures = _repeat_last(driving.pictures()) if options.side_by_side and driving.pictures else None
+    index = 0
+    pictures = source.frames() if source.is_video else _repeat_last(source.frames())
+    numbered = zip(range(num_frames), pictures, strict=False)
+    for batch in in_batches(numbered, options.batch_size):
+        originals = [picture for _, picture in batch]
+        results = [picture.copy() for picture in originals]
+        for face in faces:
+            for position, crop in face.render(originals, index):
+                if options.paste_back:
+                    face.paste(results[position], crop, index + position)
+                elif face is faces[0]:
+                    results[position] = crop
+        for original, result in zip(originals, results, strict=True):
+            if (
+                not options.paste_back
+                and result.shape == original.shape
+                and result.shape[0] != engine.config.output_size
+            ):
+                result = _letterbox(result, engine.config.output_size)  # the face is not in this frame
+            if options.side_by_side:
+                driver = next(driving_pictures) if driving_pictures is not None else None
+                result = side_by_side([driver, original, result])
+            yield result
+        index += len(batch)
+
+
+class _AnimatedFace:
+    """One source face with its key points in motion and, for a still, its appearance computed once."""
+
+    def __init__(
+        self,
+        face: SourceFace,
+        is_video: bool,
+        driving: Driving,
+        num_frames: int,
+        engine: InferenceEngine,
+        options: AnimationOptions,
+    ) -> None:
+        self.face = face
+        self._is_video = is_video
+        self._engine = engine
+        self._start, self._stop = (face.start, min(face.stop, num_frames)) if is_video else (0, num_frames)
+        length = max(0, self._stop - self._start)
+        if driving.is_video:
+            self._driving = driving.motion[self._start : self._start + length]
+        else:
+            self._driving = driving.motion[0].expand(length)
+        self._animator = None
+        if length:
+            self._animator = KeypointAnimator(
+                face.motion[:length] if is_video else face.motion,
+                networks=engine.portrait,
+                options=options,
+                source_is_video=is_video,
+                driving_is_video=driving.is_video,
+                driving=self._driving if is_video else None,
+            )
+        self._volume = None
+
+    def paste(self, frame: np.ndarray, crop: np.ndarray, index: int) -> None:
+        """Put the rendered crop of output frame `index` into the frame, in place."""
+        paste_crop(frame, crop, self.face.matrix(index if self._is_video else 0, size_px=crop.shape[0]))
+
+    def render(self, originals: list[np.ndarray], index: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(position in the batch, animated crop) of the frames where the face is; the batch begins at frame `index`."""
+        start, stop = max(index, self._start), min(index + len(originals), self._stop)
+        if start >= stop:
+            return
+        x_s, x_d = self._animator.step(self._driving[start - self._start : stop - self._start])
+        if self._is_video:
+            crops = [self.face.crop(originals[i - index], i) for i in range(start, stop)]
+            volume = self._engine.extract_appearance(np.stack(crops))
+        else:
+            if self._volume is None:
+                self._volume = self._engine.extract_appearance(self.face.crop(originals[0], 0)[None])
+            volume = self._volume
+        rendered = self._engine.render(volume, x_s, x_d)
+        yield from zip(range(start - index, stop - index), rendered, strict=True)
+
+
+def side_by_side(pictures: list[np.ndarray | None]) -> np.ndarray:
+    """Pictures in a row, brought to the height of the last one; None is left out."""
+    height = pictures[-1].shape[0]
+    row = []
+    for picture in pictures:
+        if picture is not None:
+            width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+            method = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_LINEAR
+            row.append(
+                picture if picture.shape[0] == height else cv2.resize(picture, (width, height), interpolation=method)
+            )
+    return np.concatenate(row, axis=1)
+
+
+def _num_frames(source: Source, driving: Driving) -> int:
+    if not source.is_video:
+        return len(driving.motion)
+    return min(source.num_frames, len(driving.motion)) if driving.is_video else source.num_frames
+
+
+def _exact(fps: float | None) -> Fraction | None:
+    """29.97002997 means 30000/1001."""
+    if fps is not None and not 0 < fps <= 1000:
+        raise ValueError(f"fps must be above 0 and at most 1000, got {fps}")
+    return None if fps is None else Fraction(fps).limit_denominator(1001)
+
+
+def _own_rate(source: str | Path) -> Fraction:
+    clip = open_clip(source)
+    return clip.fps if clip is not None else DEFAULT_FPS
+
+
+def _sound(wanted: str, source: Source, driving: Driving) -> tuple[Path, float] | None:
+    if wanted == "none":
+        return None
+    return (driving.sound or source.sound) if wanted == "driving" else (source.sound or driving.sound)
+
+
+def _repeat_last(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The pictures, then the last one for ever."""
+    last = None
+    for last in pictures:
+        yield last
+    while last is not None:
+        yield last
+
+
+def _letterbox(picture: np.ndarray, size: int) -> np.ndarray:
+    """The whole picture in the middle of a black square."""
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    small = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    square = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - small.shape[0]) // 2, (size - small.shape[1]) // 2
+    square[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return square

@@ -1,0 +1,91 @@
+"""Pictures that go in: stills of any format, and videos as frames at a constant rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from model.video import VideoError, VideoInfo, open_video, probe_video
+
+DEFAULT_FPS = Fraction(25)
+Item = TypeVar("Item")
+
+
+def load_still(path: str | Path) -> np.ndarray:
+    """A still as uint8 [H, W, 3], RGB, upright as its EXIF data says, over white where transparent. ValueError."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.ascontiguousarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is neither a picture nor a video that can be read ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A video read at a constant rate: output frame i shows what the video shows in the middle of [i, i + 1) / fps."""
+
+    path: Path
+    info: VideoInfo
+    fps: Fraction
+    max_frames: int | None = None
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 [H, W, 3], RGB, one after the other; the video is never held in memory."""
+        period_s = float(1 / self.fps)
+        index = 0
+        start_s = 0.0
+        with open_video(self.path) as video:
+            shown = None
+            for upcoming in video:
+                if shown is not None:
+                    while self._is_wanted(index) and start_s + (index + 0.5) * period_s < upcoming.pts_s:
+                        yield shown.rgb()
+                        index += 1
+                else:
+                    start_s = upcoming.pts_s
+                if not self._is_wanted(index):
+                    return
+                shown = upcoming
+            if shown is None:
+                raise ValueError(f"{self.path}: no frame can be decoded")
+            last_s = shown.pts_s + float(1 / (self.info.fps_fraction or self.fps))
+            while self._is_wanted(index) and (index == 0 or start_s + (index + 0.5) * period_s < last_s):
+                yield shown.rgb()
+                index += 1
+
+    def _is_wanted(self, index: int) -> bool:
+        return self.max_frames is None or index < self.max_frames
+
+
+def open_clip(path: str | Path, *, fps: Fraction | None = None, max_s: float | None = None) -> Clip | None:
+    """A video at the given rate (its own average rate if None); None if the file is a still. VideoError otherwise."""
+    try:
+        info = probe_video(path)
+    except VideoError as error:
+        if error.reason in ("still_image", "not_a_video"):
+            return None  # not a video; whether it is a picture is for the reader of pictures to say
+        raise
+    fps = fps or info.fps_fraction or DEFAULT_FPS
+    max_frames = None if max_s is None else max(1, round(max_s * fps))
+    return Clip(path=Path(path), info=info, fps=fps, max_frames=max_frames)
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,80 @@
+"""`retarget()`: pose, eyes, lips and expression of a still changed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.animation.pasting import paste_crop
+from model.animation.pictures import load_still
+from model.animation.source import Source, still_source
+from model.faces import FaceAnalyser
+from model.keypoints import FaceEdit, edit_keypoints
+
+if TYPE_CHECKING:
+    from model.inference import InferenceEngine
+
+
+class EditableStill:
+    """A still whose faces were found and looked at once, to be edited again and again."""
+
+    def __init__(
+        self,
+        picture: np.ndarray,
+        engine: InferenceEngine,
+        analyser: FaceAnalyser,
+        *,
+        which: str = "largest",
+        name: str = "picture",
+    ) -> None:
+        """picture: uint8 [H, W, 3]. which: largest, all, or the number of one face. ValueError if there is none."""
+        self._picture = picture
+        self._engine = engine
+        self.source: Source = still_source(picture, engine, analyser, which=which, name=name)
+        crops = np.stack([face.crop(picture, 0) for face in self.source.faces])
+        self._volumes = [engine.extract_appearance(crop[None]) for crop in crops]
+
+    def edited(self, edit: FaceEdit, *, stitching: bool = True, paste_back: bool = True) -> np.ndarray:
+        """The whole picture with edited faces, or only the crop of the first face: uint8 [H, W, 3]."""
+        result = self._picture.copy()
+        for face, volume in zip(self.source.faces, self._volumes, strict=True):
+            x_s, x_d = edit_keypoints(face.motion, edit, networks=self._engine.portrait, stitching=stitching)
+            crop = self._engine.render(volume, x_s, x_d)[0]
+            if not paste_back:
+                return crop
+            paste_crop(result, crop, face.matrix(0, size_px=crop.shape[0]))
+        return result
+
+
+def retarget(
+    source: str | Path,
+    output: str | Path,
+    edit: FaceEdit,
+    *,
+    engine: InferenceEngine,
+    analyser: FaceAnalyser,
+    which: str = "largest",
+    stitching: bool = True,
+    paste_back: bool = True,
+) -> None:
+    """Edit the faces of a still and write it as .png, .jpg or .webp. ValueError with one line."""
+    output = Path(output)
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"cannot write {output}: expected a name in .png, .jpg, .webp")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {output}: its folder does not exist")
+    still = EditableStill(load_still(source), engine, analyser, which=which, name=str(source))
+    save_still(still.edited(edit, stitching=stitching, paste_back=paste_back), output)
+
+
+def save_still(picture: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W, 3] in the format of the name; it appears when complete."""
+    import os
+
+    from PIL import Image
+
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    Image.fromarray(picture).save(partial, quality=95)
+    os.replace(partial, path)

@@ -1,0 +1,124 @@
+"""Faces followed through the frames of a video: landmarks of every face on every frame where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model.faces import Detections, FaceAnalyser
+
+DETECT_EVERY = 5
+"""Frames between detections; landmarks follow the faces in between."""
+MIN_PRESENCE = 0.4
+MIN_OVERLAP = 0.25
+MAX_GAP_FRAMES = 12
+"""Frames that a face may be hidden and still be the same track."""
+
+
+@dataclass
+class FaceTrack:
+    """One face over the frames [start, stop)."""
+
+    start: int
+    points: list[np.ndarray | None] = field(default_factory=list)
+    """float32 [68, 2] of every frame from `start`; None where the face was not seen."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.points)
+
+    @property
+    def last_seen(self) -> np.ndarray:
+        return next(points for points in reversed(self.points) if points is not None)
+
+    @property
+    def num_missing(self) -> int:
+        """Frames since the face was last seen."""
+        return next(i for i, points in enumerate(reversed(self.points)) if points is not None)
+
+    def mean_size_px(self) -> float:
+        """Mean of the longer side of the landmarks' box."""
+        return float(np.mean([np.ptp(points, axis=0).max() for points in self.points if points is not None]))
+
+    def filled(self) -> np.ndarray:
+        """float32 [stop - start, 68, 2], frames without the face interpolated between those with it."""
+        seen = np.array([i for i, points in enumerate(self.points) if points is not None])
+        values = np.stack([self.points[i] for i in seen]).reshape(len(seen), -1)
+        frames = np.arange(len(self.points))
+        return (
+            np.stack([np.interp(frames, seen, column) for column in values.T], 1).reshape(-1, 68, 2).astype(np.float32)
+        )
+
+
+def track_faces(frames: Iterable[np.ndarray], analyser: FaceAnalyser, *, min_face_px: float) -> list[FaceTrack]:
+    """Follow every face of a video; the biggest comes first.
+
+    frames: uint8 [H, W, 3], RGB, taken one by one. Tracks of one or two frames are noise of the detector and left out,
+    unless there is nothing else.
+    """
+    tracks: list[FaceTrack] = []
+    active: list[FaceTrack] = []
+    for index, frame in enumerate(frames):
+        lost = _follow(frame, analyser, active)
+        if lost or not active or index % DETECT_EVERY == 0:
+            points68 = find_faces(frame, analyser, min_face_px=min_face_px)
+            new = _assign(points68, active, index)
+            tracks += new
+            active += new
+        active = [track for track in active if track.num_missing <= MAX_GAP_FRAMES]
+    for track in tracks:
+        del track.points[len(track.points) - track.num_missing :]
+    long_enough = [track for track in tracks if len(track.points) >= 3]
+    return sorted(long_enough or tracks, key=lambda track: -track.mean_size_px() * len(track.points))
+
+
+def find_faces(frame: np.ndarray, analyser: FaceAnalyser, *, min_face_px: float) -> np.ndarray:
+    """Landmarks of the faces of one picture, the biggest first: float32 [n, 68, 2]."""
+    detections = analyser.detect([frame])[0]
+    if len(detections) == 0:
+        return np.zeros((0, 68, 2), np.float32)
+    landmarks = analyser.landmarks(frame, detections)
+    sizes = np.ptp(landmarks.points68, axis=1).max(1)
+    keep = (sizes >= min_face_px) & ~(landmarks.presence < MIN_PRESENCE)  # an unknown presence (NaN) counts
+    order = np.argsort(-sizes[keep], kind="stable")
+    return landmarks.points68[keep][order]
+
+
+def _follow(frame: np.ndarray, analyser: FaceAnalyser, active: list[FaceTrack]) -> bool:
+    """Add this frame's landmarks to the tracks, looked for where the faces were last; True if one was not found."""
+    if not active:
+        return False
+    before = np.stack([track.last_seen for track in active])
+    landmarks = analyser.landmarks(frame, Detections.from_points68(before))
+    found = ~(landmarks.presence < MIN_PRESENCE)
+    for track, points, was, is_found in zip(active, landmarks.points68, before, found, strict=True):
+        is_here = is_found and track.num_missing == 0 and _overlap(points, was) >= MIN_OVERLAP
+        track.points.append(points if is_here else None)
+    return any(track.points[-1] is None for track in active)
+
+
+def _assign(points68: np.ndarray, active: list[FaceTrack], index: int) -> list[FaceTrack]:
+    """Give detected faces to the tracks that they overlap most; the rest start tracks."""
+    pairs = [
+        (_overlap(points, track.last_seen), i, j) for i, points in enumerate(points68) for j, track in enumerate(active)
+    ]
+    taken_faces: set[int] = set()
+    taken_tracks: set[int] = set()
+    for overlap, i, j in sorted(pairs, key=lambda pair: -pair[0]):
+        if overlap >= MIN_OVERLAP and i not in taken_faces and j not in taken_tracks:
+            active[j].points[-1] = points68[i]
+            taken_faces.add(i)
+            taken_tracks.add(j)
+    for j, track in enumerate(active):  # a track that slid onto another one's face ends here
+        if j not in taken_tracks and any(_overlap(track.last_seen, active[k].last_seen) > 0.5 for k in taken_tracks):
+            track.points[-1] = None
+    return [FaceTrack(index, [points]) for i, points in enumerate(points68) if i not in taken_faces]
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of the boxes of two sets of landmarks."""
+    low, high = np.maximum(a.min(0), b.min(0)), np.minimum(a.max(0), b.max(0))
+    shared = float(np.prod(np.maximum(high - low, 0)))
+    return shared / float(np.prod(np.ptp(a, axis=0)) + np.prod(np.ptp(b, axis=0)) - shared + 1e-9)

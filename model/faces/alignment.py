@@ -36,6 +36,12 @@ def arcface_crop(image: np.ndarray, points: np.ndarray, size_px: int = ARCFACE_S
     return framing.warp(image, matrix, size_px)
 
 
+def roll_deg(points: np.ndarray) -> float:
+    """In-plane rotation of the line from the eyes to the mouth; clockwise is positive. points: float [5, 2]."""
+    eyes, mouth = framing.eye_and_mouth_centers(points)
+    return float(np.degrees(np.arctan2(eyes[0] - mouth[0], mouth[1] - eyes[1])))
+
+
 def upright_square(box: np.ndarray, points: np.ndarray, *, scale: float, size_px: int, rotate: bool) -> np.ndarray:
     """Transform of a square around a detected face, `scale` times its box, turned upright if asked.
 
@@ -44,11 +50,7 @@ def upright_square(box: np.ndarray, points: np.ndarray, *, scale: float, size_px
     box = np.asarray(box, np.float64)
     side = max(box[2] - box[0], box[3] - box[1], 1e-3) * scale
     zoom = size_px / side
-    angle = 0.0
-    if rotate:
-        eyes, mouth = framing.eye_and_mouth_centers(points)
-        down = mouth - eyes
-        angle = np.arctan2(-down[0], down[1])
+    angle = np.radians(roll_deg(points)) if rotate else 0.0
     matrix = np.eye(3)
     matrix[:2, :2] = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix[:2, 2] = (size_px - 1) / 2 - matrix[:2, :2] @ ((box[:2] + box[2:]) / 2)

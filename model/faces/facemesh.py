@@ -6,7 +6,7 @@ import numpy as np
 
 from model import framing
 from model.faces import Detections, FacesConfig, Landmarks, WeightInfo
-from model.faces.alignment import upright_square
+from model.faces.alignment import roll_deg, upright_square
 from model.faces.pose import mesh_pose_deg
 from model.faces.schemes import points68_from_mesh
 from model.faces.weights import resolve_weight
@@ -14,6 +14,10 @@ from model.faces.weights import resolve_weight
 _SIZE_PX = 192
 _CROP_SCALE = 1.5
 _NUM_VERTICES = 468
+# The detector's points lose the roll of faces that lie more than about 20 degrees askew, and the mesh suffers from a
+# crop that is not upright. Where the mesh says so, it is computed again in a crop around itself.
+_MAX_CROP_ROLL_DEG = 8.0
+_MAX_PASSES = 4
 
 
 class FaceMeshLandmarker:
@@ -43,6 +47,17 @@ class FaceMeshLandmarker:
 
     def mesh(self, image: np.ndarray, box: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
         """One face: vertices float64 [468, 3] in image pixels (z away from the camera), probability of a face."""
+        for _ in range(_MAX_PASSES):
+            mesh, presence, crop_angle_deg = self._mesh_in_crop(image, box, points)
+            followed = Detections.from_points68(points68_from_mesh(mesh)[None, :, :2])
+            box, points = followed.boxes[0], followed.points[0]
+            turned = roll_deg(points) - crop_angle_deg
+            if presence < 0.5 or abs((turned + 180) % 360 - 180) <= _MAX_CROP_ROLL_DEG:
+                break
+        return mesh, presence
+
+    def _mesh_in_crop(self, image: np.ndarray, box: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """One pass: the mesh, the probability of a face, and by how many degrees the crop was turned upright."""
         matrix = upright_square(box, points, scale=_CROP_SCALE, size_px=_SIZE_PX, rotate=True)
         crop = framing.warp(image, matrix, _SIZE_PX)
         self._interpreter.set_tensor(self._input, crop[None].astype(np.float32) / np.float32(255))
@@ -53,4 +68,5 @@ class FaceMeshLandmarker:
         zoom = np.sqrt(np.linalg.det(to_image[:2, :2]))
         # Vertices are continuous coordinates (0 is a pixel's edge), image positions count from pixel centres.
         vertices = framing.transform_points(mesh[:, :2] - 0.5, to_image)
-        return np.concatenate([vertices, mesh[:, 2:] * zoom], axis=1), 1 / (1 + np.exp(-logit))
+        mesh = np.concatenate([vertices, mesh[:, 2:] * zoom], axis=1)
+        return mesh, 1 / (1 + np.exp(-logit)), float(np.degrees(np.arctan2(matrix[0, 1], matrix[0, 0])))

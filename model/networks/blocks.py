@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Full precision for what it encloses (autocast does not know the meta device, on which shapes are counted)."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class ConvNorm2d(nn.Module):

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.networks.blocks import DownBlock3d, UpBlock3d
+from model.networks.blocks import DownBlock3d, UpBlock3d, without_autocast
 
 KEYPOINT_VARIANCE = 0.01
 
 
 def coordinate_grid(depth: int, height: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Coordinates (x, y, z) of a volume's cells, corners at -1 and 1: [D, H, W, 3]."""
-    axes = [torch.linspace(-1, 1, size, device=device, dtype=dtype) for size in (depth, height, width)]
+    sizes = (depth, height, width)
+    axes = [2 * (torch.arange(size, device=device, dtype=dtype) / (size - 1)) - 1 for size in sizes]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([x, y, z], dim=-1)
 
@@ -92,43 +93,48 @@ class DenseMotion(nn.Module):
         """The part that depends on the source picture alone: [N, 32, D, H, W] -> [N, 4, D, H, W]."""
         return torch.relu(self.norm(self.compress(volume)))
 
-    def hourglass_input(self, compressed: Tensor, kp_driving: Tensor, kp_source: Tensor) -> Tensor:
+    @staticmethod
+    def sparse_motions(size: torch.Size, kp_driving: Tensor, kp_source: Tensor) -> Tensor:
+        """Backward flow of every key point's rigid shift, the still background first: [N, K + 1, D, H, W, 3].
+
+        W's output is sensitive to the last bits of the flow, so the order of operations here is the published one.
+        """
+        grid = coordinate_grid(*size, device=kp_driving.device, dtype=kp_driving.dtype)
+        moved = (grid - kp_driving[:, :, None, None, None, :]) + kp_source[:, :, None, None, None, :]
+        return torch.cat([grid.expand(moved.shape[0], 1, *grid.shape), moved], dim=1)
+
+    @staticmethod
+    def hourglass_input(compressed: Tensor, motions: Tensor, kp_driving: Tensor, kp_source: Tensor) -> Tensor:
         """Heat-map differences beside the volume warped by every sparse motion: [N, (K + 1) * 5, D, H, W].
 
-        Sampling the identity grid is not the identity (its corners lie at -1 and 1, while sampling puts -1 and 1
-        at the outer borders of the corner cells), so the background is sampled as well.
+        Sampling at the identity grid is not the identity (its corners lie at -1 and 1, which sampling takes as the
+        outer borders of the corner cells), so the background is sampled as well.
         """
         size = compressed.shape[2:]
-        grid = coordinate_grid(*size, device=compressed.device, dtype=kp_driving.dtype)
+        grid = motions[0, 0]
         heat = keypoint_heatmaps(kp_driving, grid) - keypoint_heatmaps(kp_source, grid)
         heat = functional.pad(heat, (0, 0, 0, 0, 0, 0, 1, 0))
-
-        shift = functional.pad(kp_source - kp_driving, (0, 0, 1, 0))  # [N, K + 1, 3]
-        motions = grid + shift[:, :, None, None, None, :]
-        # One sample holds all motions: they are stacked along depth, which grid_sample leaves free.
-        warped = functional.grid_sample(compressed.to(motions.dtype), motions.flatten(1, 2), align_corners=False)
-        warped = warped.unflatten(2, (shift.shape[1], size[0])).transpose(1, 2)  # [N, K + 1, C, D, H, W]
+        # One call samples all motions: they are stacked along depth, whose output size is free.
+        warped = functional.grid_sample(compressed, motions.flatten(1, 2), align_corners=False)
+        warped = warped.unflatten(2, (motions.shape[1], size[0])).transpose(1, 2)  # [N, K + 1, C, D, H, W]
         return torch.cat([heat.unsqueeze(2), warped], dim=2).flatten(1, 2)
 
-    def mix_motions(self, mask_logits: Tensor, kp_driving: Tensor, kp_source: Tensor) -> Tensor:
-        """Flow [N, D, H, W, 3]: the sparse motions weighted by the softmax of the mask [N, K + 1, D, H, W].
-
-        The weights add up to one, so their sum over (grid + shift) is grid plus the weighted shifts.
-        """
+    @staticmethod
+    def mix_motions(mask_logits: Tensor, motions: Tensor) -> Tensor:
+        """Flow [N, D, H, W, 3]: the sparse motions weighted by the softmax of the mask [N, K + 1, D, H, W]."""
         mask = torch.softmax(mask_logits.float(), dim=1)
-        grid = coordinate_grid(*mask.shape[2:], device=mask.device, dtype=mask.dtype)
-        shift = (kp_source - kp_driving).to(mask.dtype)
-        return grid + torch.einsum("nkdhw,nkc->ndhwc", mask[:, 1:], shift)
+        return (motions * mask.unsqueeze(-1)).sum(dim=1)
 
     def forward(self, volume: Tensor, *, kp_driving: Tensor, kp_source: Tensor) -> tuple[Tensor, Tensor]:
         # Key points, grids and the softmax stay in float32 under autocast: a flow needs more than 8 bits.
-        with torch.autocast(volume.device.type, enabled=False):
+        with without_autocast(volume.device):
             kp_driving, kp_source = kp_driving.float(), kp_source.float()
             compressed = self.compress_volume(volume.float())
-            x = self.hourglass_input(compressed, kp_driving, kp_source)
+            motions = self.sparse_motions(compressed.shape[2:], kp_driving, kp_source)
+            x = self.hourglass_input(compressed, motions, kp_driving, kp_source)
         prediction = self.hourglass(x)
         mask_logits = self.mask(prediction)
-        with torch.autocast(volume.device.type, enabled=False):
-            deformation = self.mix_motions(mask_logits, kp_driving, kp_source)
+        with without_autocast(volume.device):
+            deformation = self.mix_motions(mask_logits, motions)
         occlusion = torch.sigmoid(self.occlusion(prediction.flatten(1, 2)))
         return deformation, occlusion

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
+from model.networks.blocks import without_autocast
 
 LEAKY_SLOPE = 0.2
 SIGMA_EPS = 1e-12
@@ -41,7 +42,7 @@ class SpectralConv2d(nn.Module):
 
     def normalized_weight(self) -> Tensor:
         """weight_orig / (u^T W v), float32 even under autocast."""
-        with torch.autocast(self.weight_orig.device.type, enabled=False):
+        with without_autocast(self.weight_orig.device):
             # Clones: two forwards before one backward must not see each other's update of the buffers.
             u, v = self.weight_u.clone(), self.weight_v.clone()
             sigma = torch.dot(u, self.weight_orig.flatten(1) @ v)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.networks.blocks import ConvNorm2d
+from model.networks.blocks import ConvNorm2d, without_autocast
 from model.networks.dense_motion import DenseMotion
 
 LEAKY_SLOPE = 0.01
@@ -38,7 +37,7 @@ class WarpingNetwork(nn.Module):
 
     def forward(self, volume: Tensor, *, kp_driving: Tensor, kp_source: Tensor) -> WarpOutput:
         deformation, occlusion = self.dense_motion_network(volume, kp_driving=kp_driving, kp_source=kp_source)
-        with torch.autocast(volume.device.type, enabled=False):
+        with without_autocast(volume.device):
             warped = functional.grid_sample(volume.float(), deformation, align_corners=False)
         feature = self.fourth(self.third(warped.flatten(1, 2))) * occlusion
         return WarpOutput(feature, occlusion, deformation)

@@ -1,0 +1,254 @@
+"""Checkpoints in the released layout: read (never running code from a file), checked key by key, written atomically.
+
+A folder holds `appearance_feature_extractor.pth`, `motion_extractor.pth`, `warping_module.pth`, `spade_generator.pth`
+and `stitching_retargeting_module.pth`, side by side or in `base_models/` and `retargeting_models/`; or one
+`.safetensors` file holds all seven networks, each under its own name and a dot.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from model.networks import LivePortrait
+
+State = dict[str, Tensor]
+
+BASE_FILES = {
+    "appearance": "appearance_feature_extractor.pth",
+    "motion": "motion_extractor.pth",
+    "warping": "warping_module.pth",
+    "generator": "spade_generator.pth",
+}
+RETARGETING_FILE = "stitching_retargeting_module.pth"
+RETARGETING_KEYS = {
+    "stitching": "retarget_shoulder",
+    "retarget_lip": "retarget_mouth",
+    "retarget_eye": "retarget_eye",
+}
+SUBFOLDERS = ("", "base_models", "retargeting_models")
+NETWORKS = (*BASE_FILES, *RETARGETING_KEYS)
+MAX_LISTED_KEYS = 4
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class NetworkDifference:
+    """How a state dict differs from a network."""
+
+    missing: list[str]
+    """Keys the network has and the file lacks."""
+    unexpected: list[str]
+    """Keys the file has and the network lacks."""
+    other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Key -> (shape in the file, shape in the network)."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.other_shape)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if keys:
+                parts.append(f"{len(keys)} {name} keys ({_shorten(keys)})")
+        if self.other_shape:
+            shapes = [f"{key} is {list(got)}, expected {list(want)}" for key, (got, want) in self.other_shape.items()]
+            parts.append(f"{len(shapes)} keys of another shape ({_shorten(shapes)})")
+        return "; ".join(parts)
+
+
+def _shorten(items: list[str]) -> str:
+    more = len(items) - MAX_LISTED_KEYS
+    return ", ".join(items[:MAX_LISTED_KEYS]) + (f", and {more} more" if more > 0 else "")
+
+
+@dataclass
+class Checkpoint:
+    """State dicts by network name, with the file that each came from."""
+
+    path: Path
+    networks: dict[str, State] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def difference(self, name: str, portrait: LivePortrait) -> NetworkDifference:
+        expected = {key: tuple(value.shape) for key, value in getattr(portrait, name).state_dict().items()}
+        got = {key: tuple(value.shape) for key, value in self.networks[name].items()}
+        return NetworkDifference(
+            missing=[key for key in expected if key not in got],
+            unexpected=[key for key in got if key not in expected],
+            other_shape={
+                key: (got[key], expected[key]) for key in expected if key in got and got[key] != expected[key]
+            },
+        )
+
+    def missing_files(self) -> list[str]:
+        """Files (or parts of files) whose networks are absent, named as a user would look for them."""
+        absent = [file for name, file in BASE_FILES.items() if name not in self.networks]
+        parts = [f"{RETARGETING_FILE}:{key}" for name, key in RETARGETING_KEYS.items() if name not in self.networks]
+        return absent + ([RETARGETING_FILE] if len(parts) == len(RETARGETING_KEYS) else parts)
+
+    def require_match(self, portrait: LivePortrait) -> None:
+        """CheckpointError unless all seven networks are here and fit exactly."""
+        if missing := self.missing_files():
+            raise CheckpointError(
+                f"{self.path}: incomplete LivePortrait weights; missing {', '.join(missing)}. "
+                "Put the released files in one folder, or keep the released base_models/ and retargeting_models/"
+            )
+        for name in portrait.NETWORKS:
+            if difference := self.difference(name, portrait):
+                raise CheckpointError(
+                    f"{self.files[name]}: not the weights of the {name} network in the configured size"
+                    f"{self._lookalike(name, portrait)}: {difference}"
+                )
+
+    def _lookalike(self, name: str, portrait: LivePortrait) -> str:
+        """A hint when the file holds another network under this one's name."""
+        for other, network in portrait.networks().items():
+            if self.networks[name].keys() == network.state_dict().keys():
+                return f" (its keys are those of the {other} network)"
+        return ""
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read whatever networks a folder, one of its files, or a `.safetensors` file holds, without checking shapes.
+
+    FileNotFoundError if there is no such path or the folder holds no released file; CheckpointError for files that
+    cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; expected a folder of LivePortrait weights")
+    checkpoint = Checkpoint(path)
+    if path.is_file():
+        files = [path]
+    else:
+        names = [*BASE_FILES.values(), RETARGETING_FILE]
+        found = {name: path / folder / name for folder in reversed(SUBFOLDERS) for name in names}
+        found.update(
+            {name: path / folder / name for name in names for folder in SUBFOLDERS if (path / folder / name).is_file()}
+        )
+        files = [file for file in found.values() if file.is_file()] or sorted(path.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(
+                f"{path}: no LivePortrait weights here; expected {', '.join(names)} (also in base_models/ and "
+                "retargeting_models/), or one .safetensors file"
+            )
+        if len(files) > 1 and files[0].suffix == ".safetensors":
+            raise CheckpointError(f"{path}: holds {len(files)} .safetensors files; name the one to load")
+    for file in files:
+        for name, state in _read_file(file).items():
+            checkpoint.networks[name] = state
+            checkpoint.files[name] = file
+    return checkpoint
+
+
+def _read_file(file: Path) -> dict[str, State]:
+    """Networks of one file."""
+    if file.suffix == ".safetensors":
+        return _split_by_network(file, _read_safetensors(file))
+    data = _read_pth(file)
+    if any(key in data for key in RETARGETING_KEYS.values()):
+        return {
+            name: _as_state(file, data[key])
+            for name, key in RETARGETING_KEYS.items()
+            if isinstance(data.get(key), dict)
+        }
+    for name, released in BASE_FILES.items():
+        if file.name == released:
+            return {name: _as_state(file, data)}
+    raise CheckpointError(f"{file}: not a released file name; expected one of {', '.join(BASE_FILES.values())}")
+
+
+def _read_pth(file: Path) -> dict[str, Any]:
+    """A `.pth` file's dictionary. `weights_only` refuses pickles that would build anything but tensors."""
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for the many ways in which a file can be broken
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file}: cannot be read as PyTorch weights ({reason}); it is damaged, or holds more than tensors"
+        ) from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file}: holds a {type(data).__name__}, expected a state dict")
+    return data
+
+
+def _read_safetensors(file: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        # Copies, because views of the mapped file are not aligned, and kernels round differently on such memory.
+        return {key: value.clone() for key, value in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error
+
+
+def _as_state(file: Path, data: Mapping[str, Any]) -> State:
+    """A state dict without the `module.` prefix that data-parallel training leaves."""
+    if isinstance(data.get("state_dict"), dict):
+        data = data["state_dict"]
+    others = [key for key, value in data.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{file}: expected a dictionary of tensors, but {_shorten(others)} are none")
+    return {key.removeprefix("module."): value for key, value in data.items()}
+
+
+def _split_by_network(file: Path, tensors: State) -> dict[str, State]:
+    networks: dict[str, State] = {}
+    for key, value in tensors.items():
+        name, _, rest = key.removeprefix("module.").partition(".")
+        if name not in NETWORKS:
+            raise CheckpointError(f"{file}: key {key!r} starts with none of the networks {', '.join(NETWORKS)}")
+        networks.setdefault(name, {})[rest.removeprefix("module.")] = value
+    return networks
+
+
+def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
+    """Write the released files into a folder, or one file where `path` ends in `.safetensors`.
+
+    Every file is written under a temporary name and renamed, so a reader never sees half of it. Reloading gives
+    bit-identical weights, whatever device the networks were on.
+    """
+    path = Path(path)
+    states = {
+        name: {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+        for name, network in portrait.networks().items()
+    }
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+        _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+        return
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file; expected a folder to write the released files into")
+    path.mkdir(parents=True, exist_ok=True)
+    for name, file in BASE_FILES.items():
+        _write_atomically(path / file, lambda temporary, name=name: torch.save(states[name], temporary))
+    small = {key: states[name] for name, key in RETARGETING_KEYS.items()}
+    _write_atomically(path / RETARGETING_FILE, lambda temporary: torch.save(small, temporary))
+
+
+def _write_atomically(path: Path, write: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,217 @@
+"""Reading and writing checkpoints; the released files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import BASE_FILES, RETARGETING_FILE, CheckpointError, load_checkpoint
+from model.config import ModelConfig
+from model.keypoints import Motion
+from model.networks import AppearanceExtractor, LivePortrait
+
+TINY = ModelConfig.tiny()
+
+
+@pytest.fixture(scope="module")
+def portrait() -> LivePortrait:
+    torch.manual_seed(7)
+    return LivePortrait(TINY).eval()
+
+
+@pytest.fixture
+def folder(portrait: LivePortrait, tmp_path: Path) -> Path:
+    portrait.save(tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def run(portrait: LivePortrait) -> list[torch.Tensor]:
+    """An output of every network."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, TINY.image_size, TINY.image_size, generator=generator)
+    with torch.no_grad():
+        motion = Motion.from_heads(portrait.motion(image))
+        x_s = motion.keypoints()
+        x_d = x_s + 0.05 * torch.randn(x_s.shape, generator=generator)
+        flat = x_s.flatten(1)
+        return [
+            x_s,
+            portrait(image, x_s, x_d),
+            portrait.stitching(torch.cat([flat, x_d.flatten(1)], 1)),
+            portrait.retarget_eye(torch.cat([flat, flat[:, :3]], 1)),
+            portrait.retarget_lip(torch.cat([flat, flat[:, :2]], 1)),
+        ]
+
+
+@pytest.mark.parametrize("target", ["weights", "nested/weights.safetensors"])
+def test_saved_weights_reload_bit_identically(target: str, portrait, tmp_path) -> None:
+    portrait.save(tmp_path / target)
+    restored = LivePortrait.from_pretrained(tmp_path / target, TINY)
+    assert restored.trained
+    assert not restored.training
+    for got, expected in zip(run(restored), run(portrait), strict=True):
+        assert torch.equal(got, expected)
+    assert not list(tmp_path.rglob(".*")), "temporary files are left"
+
+
+def test_folder_has_the_released_layout(folder: Path) -> None:
+    assert {file.name for file in folder.iterdir()} == {*BASE_FILES.values(), RETARGETING_FILE}
+    small = torch.load(folder / RETARGETING_FILE, weights_only=True)
+    assert set(small) == {"retarget_shoulder", "retarget_mouth", "retarget_eye"}
+
+
+def test_released_subfolders_and_data_parallel_prefixes_load(folder: Path, portrait, tmp_path) -> None:
+    released = tmp_path / "released"
+    for name in BASE_FILES.values():
+        state = torch.load(folder / name, weights_only=True)
+        (released / "base_models").mkdir(parents=True, exist_ok=True)
+        torch.save({f"module.{key}": value for key, value in state.items()}, released / "base_models" / name)
+    (released / "retargeting_models").mkdir()
+    os.rename(folder / RETARGETING_FILE, released / "retargeting_models" / RETARGETING_FILE)
+    restored = LivePortrait.from_pretrained(released, TINY)
+    for got, expected in zip(run(restored), run(portrait), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_missing_files_are_named(folder: Path) -> None:
+    (folder / "motion_extractor.pth").unlink()
+    (folder / RETARGETING_FILE).unlink()
+    with pytest.raises(CheckpointError, match=f"missing motion_extractor.pth, {RETARGETING_FILE}"):
+        LivePortrait.from_pretrained(folder, TINY)
+
+
+def test_no_weights_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        LivePortrait.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"expected appearance_feature_extractor\.pth"):
+        LivePortrait.from_pretrained(tmp_path)
+
+
+def test_swapped_network_is_recognised(folder: Path) -> None:
+    os.replace(folder / "spade_generator.pth", folder / "warping_module.pth")
+    with pytest.raises(CheckpointError, match=r"missing spade_generator\.pth"):
+        LivePortrait.from_pretrained(folder, TINY)
+    torch.save(torch.load(folder / "warping_module.pth", weights_only=True), folder / "spade_generator.pth")
+    with pytest.raises(CheckpointError, match=r"warping_module.pth: .*its keys are those of the generator network"):
+        LivePortrait.from_pretrained(folder, TINY)
+
+
+def test_other_size_lists_shapes(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"first\.conv\.weight is \[8, 3, 3, 3\], expected \[64, 3, 3, 3\]"):
+        LivePortrait.from_pretrained(folder)
+
+
+def test_missing_and_unexpected_keys_are_listed(folder: Path) -> None:
+    file = folder / "appearance_feature_extractor.pth"
+    state = torch.load(file, weights_only=True)
+    state["third.weight"] = state.pop("second.weight")
+    torch.save(state, file)
+    message = r"1 missing keys \(second\.weight\); 1 unexpected keys \(third\.weight\)"
+    with pytest.raises(CheckpointError, match=message):
+        LivePortrait.from_pretrained(folder, TINY)
+
+
+def test_damaged_file(folder: Path) -> None:
+    file = folder / "motion_extractor.pth"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"motion_extractor\.pth: cannot be read as PyTorch weights"):
+        LivePortrait.from_pretrained(folder, TINY)
+
+
+class Bomb:
+    """Runs a command when a careless reader unpickles it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda data, file: torch.save(data, file), lambda d, f: f.write_bytes(pickle.dumps(d))]
+)
+def test_malicious_file_runs_nothing(write, folder: Path, tmp_path) -> None:
+    target = tmp_path / "owned"
+    write({"first.conv.weight": Bomb(target)}, folder / "appearance_feature_extractor.pth")
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        LivePortrait.from_pretrained(folder, TINY)
+    assert not target.exists()
+
+
+def test_failed_write_leaves_the_old_file(folder: Path, portrait, monkeypatch) -> None:
+    before = (folder / "motion_extractor.pth").read_bytes()
+
+    def fail(state: dict, file: str) -> None:
+        Path(file).write_bytes(b"half a file")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        portrait.save(folder)
+    assert (folder / "motion_extractor.pth").read_bytes() == before
+    assert len(list(folder.iterdir())) == len(BASE_FILES) + 1
+
+
+def test_released_stitching_and_retargeting_reproduce(models: Path) -> None:
+    """Strict loading, and the same numbers as an evaluation with NumPy alone."""
+    file = models / "liveportrait" / RETARGETING_FILE
+    checkpoint = load_checkpoint(file)
+    assert set(checkpoint.networks) == {"stitching", "retarget_eye", "retarget_lip"}
+    with torch.device("meta"):
+        portrait = LivePortrait()
+    rng = np.random.default_rng(0)
+    for name, state in checkpoint.networks.items():
+        network = getattr(portrait, name)
+        network.load_state_dict(state, strict=True, assign=True)
+        indices = sorted({int(key.split(".")[1]) for key in state})
+        x = rng.uniform(-0.8, 0.8, (5, state["mlp.0.weight"].shape[1]))
+        expected = x
+        for index in indices:
+            weight, bias = (state[f"mlp.{index}.{part}"].double().numpy() for part in ("weight", "bias"))
+            expected = expected @ weight.T + bias
+            if index != indices[-1]:
+                expected = np.maximum(expected, 0)
+        got = network(torch.from_numpy(x).float()).detach().numpy()
+        np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+        assert np.abs(expected).max() > 1e-4, "a trained network corrects something"
+
+
+def test_appearance_reproduces_the_released_onnx(models: Path) -> None:
+    """The released F as ONNX, whose exporter folded some batch norms into convolutions, against ours."""
+    import onnx
+    import onnxruntime
+
+    file = models / "liveportrait" / "appearance_feature_extractor.onnx"
+    graph = onnx.load(file).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    state = AppearanceExtractor(ModelConfig()).state_dict()
+    for key in state:
+        if key.endswith(("norm.running_var", "norm2.running_var", "norm.weight", "norm2.weight")):
+            state[key].fill_(1.0)  # folded away: what is left of it is the identity, but for its epsilon
+            if key.endswith("running_var"):
+                state[key].sub_(1e-5)
+    for node in graph.node:
+        # Node names end in the module's path: /resblocks_3d/3dr0/conv1/Conv -> resblocks_3d.3dr0.conv1
+        if node.op_type not in ("Conv", "BatchNormalization"):
+            continue
+        module = ".".join(node.name.strip("/").split("/")[:-1])
+        parts = ("weight", "bias", "running_mean", "running_var")
+        for part, name in zip(parts, node.input[1:], strict=False):
+            key = f"{module}.{part}"
+            assert state[key].shape == arrays[name].shape, key
+            state[key] = torch.from_numpy(arrays[name].copy())
+    network = AppearanceExtractor(ModelConfig()).eval()
+    network.load_state_dict(state)
+
+    image = np.random.default_rng(0).uniform(0, 1, (1, 3, 256, 256)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"img": image})
+    with torch.no_grad():
+        got = network(torch.from_numpy(image)).numpy()
+    assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()

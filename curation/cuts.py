@@ -13,33 +13,54 @@ PICTURE_SIDE_PX = 256
 """Longer side of the pictures that cuts are looked for on."""
 
 
+class _ScoringDetector(AdaptiveDetector):
+    """The adaptive detector, with the scores that it compared."""
+
+    def __init__(self, **options: float) -> None:
+        super().__init__(**options)
+        self.scores: list[float] = []
+
+    def process_frame(self, timecode: FrameTimecode, frame_img: np.ndarray) -> list[FrameTimecode]:
+        found = super().process_frame(timecode, frame_img)
+        self.scores.append(self._frame_score or 0.0)
+        return found
+
+
 class CutFinder:
     """PySceneDetect's adaptive detector over the frames of a span, fed one by one.
 
-    A cut is known `options.cut_window_frames` frames after it happened: `settled` says up to where all are known.
+    A cut is known `options.cut_window_frames` frames after it happened: `settled` says up to where all are known. Where
+    the picture changes as abruptly on a frame close by (a black frame between two shots), that frame starts a shot of
+    its own, so that no shot shows any part of the change.
     """
 
     def __init__(self, options: ScanOptions, fps: float) -> None:
         self._fps = max(fps, 1.0)
-        self._window = options.cut_window_frames
-        self._detector = AdaptiveDetector(
+        self._options = options
+        self._detector = _ScoringDetector(
             adaptive_threshold=options.cut_ratio,
             min_scene_len=max(1, round(options.min_shot_s * self._fps)),
             window_width=options.cut_window_frames,
             min_content_val=options.min_cut_change,
         )
-        self._num_frames = 0
         self.cuts: list[int] = []
         """Positions (frames since the start of the span) of the first frames of new shots, ascending."""
 
     def add(self, picture: np.ndarray) -> None:
         """Look at the next frame. picture: uint8 [h, w, 3], RGB, longer side PICTURE_SIDE_PX."""
-        timecode = FrameTimecode(self._num_frames, self._fps)
+        timecode = FrameTimecode(len(self._detector.scores), self._fps)
         found = self._detector.process_frame(timecode, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        self.cuts += [cut.frame_num for cut in found]
-        self._num_frames += 1
+        for cut in found:
+            self.cuts = sorted({*self.cuts, cut.frame_num, *self._changes_around(cut.frame_num)})
+
+    def _changes_around(self, cut: int) -> list[int]:
+        window, scores = self._options.cut_window_frames, self._detector.scores
+        usual = float(np.median(scores[max(0, cut - 2 * window) : cut + window + 1]))
+        limit = max(self._options.min_cut_change, self._options.cut_ratio * usual)
+        around = range(max(1, cut - window), min(cut + window + 1, len(scores)))
+        return [k for k in around if scores[k] >= limit]
 
     @property
     def settled(self) -> int:
         """Cuts before this position are all known."""
-        return self._num_frames - self._window
+        return len(self._detector.scores) - 2 * self._options.cut_window_frames

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shutil
 import socket
@@ -126,9 +127,9 @@ def bundle(units: list[dict[str, Any]], workers: int) -> list[list[dict[str, Any
     total = sum(u.get("expected_s", 0.0) for u in ordered)
     limit = max(_MIN_BUNDLE_COST_S, total / (workers * _BUNDLES_PER_WORKER))
     bundles: list[list[dict[str, Any]]] = []
-    cost = limit
+    cost = 0.0
     for unit in ordered:
-        if cost + unit.get("expected_s", 0.0) > limit:
+        if not bundles or cost + unit.get("expected_s", 0.0) > limit:
             bundles.append([])
             cost = 0.0
         bundles[-1].append(unit)
@@ -142,7 +143,6 @@ class Cluster:
     def __init__(self, options: ClusterOptions) -> None:
         self._options = options
         self._folder: str | None = None
-        self._started_s = 0.0
         self.is_connected = False
         self.startup_s = 0.0
 
@@ -152,8 +152,13 @@ class Cluster:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
+        import ray.data
+
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("ray"):
+                logging.getLogger(name).setLevel(logging.ERROR)
 
         start = time.perf_counter()
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
@@ -164,6 +169,8 @@ class Cluster:
         else:
             self.workers = self._options.workers or os.cpu_count() or 1
             self._folder = tempfile.mkdtemp(prefix="ray-")
+            root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             ray.init(
                 num_cpus=self.workers + 1,  # one more than the actors take, so that Ray Data's own tasks always run
                 include_dashboard=False,

@@ -42,7 +42,9 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
         for entry in _expand(text, options):
             units.setdefault(entry["uri"], entry)
     for unit in units.values():
-        mark = f"{unit['uri']}|{unit.pop('size')}|{unit.pop('changed')}|{sorted(unit['columns'].items())}"
+        size = unit.pop("size")
+        mark = f"{unit['uri']}|{size}|{unit.pop('changed')}|{sorted(unit['columns'].items())}"
+        unit["expected_s"] = 0.02 + (size or 0) / 300e6
         unit["name"] = hashlib.sha256(mark.encode()).hexdigest()[:16]
     return [units[uri] for uri in sorted(units)]
 

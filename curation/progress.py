@@ -37,7 +37,7 @@ class StageProgress:
         for failure in summary.get("failures", []):
             self._say(f"{self.stage}: {failure['uri'] or summary['unit']}: {failure['message']}")
         now = time.monotonic()
-        if now - self._last_line >= (_LIVE_EVERY_S if self._is_live else _PLAIN_EVERY_S):
+        if self.done < self.total and now - self._last_line >= (_LIVE_EVERY_S if self._is_live else _PLAIN_EVERY_S):
             self._last_line = now
             self._show()
 

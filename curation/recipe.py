@@ -68,13 +68,13 @@ class ScanOptions:
     """Shorter pieces become no candidate clip."""
     max_clip_s: float = 30.0
     """A longer piece is divided evenly."""
-    reach: float = 0.30
+    reach: float = 0.2
     """How far the face's centre may move from the crop's centre, in shares of the crop's side."""
     max_size_ratio: float = 1.6
     """How much larger or smaller the face may become than the crop was made for, before the clip is divided."""
     other_face_share: float = 0.25
     """Another face counts as inside the crop when more than this share of its box is."""
-    other_face_size: float = 0.2
+    other_face_size: float = 0.12
     """Faces lower than this share of the main face are background and do not count as another face."""
 
     def __post_init__(self) -> None:
@@ -122,34 +122,56 @@ class CropOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectOptions:
-    """Thresholds of the rules (None switches a rule off), identities and splits. See `python -m curation rules`."""
+    """Thresholds of the rules ("none" switches a rule off), identities and splits."""
 
-    min_face_px: float | None = 100.0
+    min_face_px: float | None = 120.0
+    """Rule face_too_small: median height of the detector's box, in pixels of the source."""
     min_face_p05_px: float | None = 80.0
+    """Rule face_small_at_times: 5th percentile of the same."""
     max_upscale: float | None = 3.2
-    min_detection_score: float | None = 0.6
+    """Rule upscaled: output pixels per source pixel."""
+    min_detection_score: float | None = 0.75
+    """Rule detection_unsure: median score of the detector."""
     min_presence: float | None = 0.85
+    """Rule face_covered: 10th percentile of the face-presence probability (analysers without one: not judged)."""
     max_yaw_deg: float | None = 50.0
+    """Rule yaw: 95th percentile of the absolute angle."""
     max_pitch_deg: float | None = 40.0
+    """Rule pitch: likewise."""
     max_roll_deg: float | None = 35.0
-    min_sharpness: float | None = 12.0
+    """Rule roll: likewise."""
+    min_sharpness: float | None = 0.055
+    """Rule blurred: median contrast of the face's finest details over its contrast; below 0.05 a face is mush."""
     min_exposure: float | None = 0.08
+    """Rule too_dark: mean luma of the face, 0 to 1."""
     max_exposure: float | None = 0.92
-    max_dark_fraction: float | None = 0.85
+    """Rule too_bright: the same."""
+    max_dark_fraction: float | None = 0.6
+    """Rule black_areas: share of nearly black pixels in the face."""
     max_bright_fraction: float | None = 0.5
+    """Rule burnt_out: share of nearly white pixels in the face."""
     min_duration_s: float | None = 1.5
+    """Rule too_short; stills are not judged."""
     max_duration_s: float | None = None
+    """Rule too_long."""
     max_landmark_jitter: float | None = 0.08
+    """Rule unstable_landmarks: median second difference of the landmarks, in distances between the eyes."""
     max_motion: float | None = 6.0
+    """Rule too_much_motion: landmark movement, in distances between the eyes a second."""
     min_motion: float | None = 0.02
-    max_outside_fraction: float | None = 0.35
+    """Rule no_motion: the same; a filmed photograph."""
+    max_outside_fraction: float | None = 0.5
+    """Rule outside_picture: share of the crop beyond the picture's edge (black in the shards)."""
     min_identity_similarity: float | None = 0.4
+    """Rule identity_changes: least cosine between an embedding and the clip's mean."""
     min_quality: float | None = None
+    """Rule low_quality: mean score of crop.quality_model."""
     max_corrupt_fraction: float | None = 0.0
+    """Rule damaged_frames: share of frames that the decoder repaired."""
     require_licence: bool = False
-    """Reject clips whose source names no licence."""
+    """Rule no_licence: reject clips whose source names no licence."""
     stills: bool = True
-    """Keep stills (clips of one frame)."""
+    """Rule still: whether clips of one frame are wanted."""
     identity_similarity: float | None = None
     """Clips whose embeddings are at least this similar are the same person (None: the analyser's own value)."""
     val_share: float = 0.02

@@ -13,7 +13,7 @@ from curation.recipe import ScanOptions
 from model.framing import FixedCrop, driving_box, fixed_crop
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sample:
     """One face on one sampled frame; positions in displayed source pixels."""
 
@@ -39,7 +39,7 @@ class Sample:
         self.square = np.array([(left + right) / 2, (top + bottom) / 2, right - left])
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Track:
     """One face inside one shot."""
 
@@ -127,7 +127,7 @@ def divide(
 ) -> tuple[list[Segment], list[str | None]]:
     """The segments of a track, and for every sample why it is in none (None: it is in one).
 
-    A sample is left out when it is damaged or another face is inside the crop. Segments end where the face leaves the
+    A sample is left out when it is damaged or another face is inside the crop, and so are its neighbours then. Segments end where the face leaves the
     reach of a fixed crop. Lengths are not judged here.
     """
     reasons: list[str | None] = ["damaged_frames" if s.is_corrupt else None for s in track.samples]
@@ -135,7 +135,7 @@ def divide(
         sample.make_square(scale, vy_ratio)
     while True:
         segments = _grow(track.samples, reasons, options)
-        changed = False
+        intruded: set[int] = set()
         for segment in segments:
             members = track.samples[segment.first : segment.last + 1]
             segment.crop = fixed_crop(
@@ -144,9 +144,12 @@ def divide(
             )  # fmt: skip
             for position, sample in enumerate(members, segment.first):
                 if _shows_another_face(sample, segment.crop, options):
-                    reasons[position], changed = "other_face_in_crop", True
-        if not changed:
+                    intruded.add(position)
+        if not intruded:
             return segments, reasons
+        # What is on one sample was probably there just before and after it.
+        for position in {p + step for p in intruded for step in (-1, 0, 1)} & set(range(len(reasons))):
+            reasons[position] = reasons[position] or "other_face_in_crop"
 
 
 def _grow(samples: list[Sample], reasons: list[str | None], options: ScanOptions) -> list[Segment]:

@@ -1,0 +1,77 @@
+"""The demonstration: a few short clips made from a photograph, curated like any other videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+
+from curation.distribute import ClusterOptions
+from curation.pipeline import open_dataset, run
+from curation.recipe import load_recipe
+from curation.sheets import draw_sheets
+from curation.summary import print_summary
+from model.video import VideoWriter
+
+_FPS = 25
+_SIZE = (480, 480)
+_FACE_PX = (224.0, 110.0)  # between the eyes of scikit-image's astronaut (a NASA photograph, public domain)
+
+
+def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
+    """Make the clips beside `output`, curate them into it, and say where to look."""
+    videos = output.parent / f"{output.name}_videos"
+    make_videos(videos)
+    recipe = load_recipe("default")
+    run([str(videos)], output, recipe, cluster_options=cluster_options)
+    dataset = open_dataset(output)
+    print_summary(dataset, recipe.select)
+    print(f"the clips this was made from: {videos}/")
+    for path in draw_sheets(output):
+        print(f"look at it: {path}")
+    print(f'ask it:     python -m manifests {output} "SELECT clip_id, decision, failed_rules, duration_s FROM clips"')
+    print("your own:   python -m curation run YOUR_VIDEOS --output YOUR_DATASET")
+    return 0
+
+
+def make_videos(folder: Path) -> None:
+    """Write the demonstration's files: two good clips, one with a cut, one blurred, one too small, one broken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    portrait, coffee = skimage.data.astronaut(), skimage.data.coffee()
+    sway = list(_moved(portrait, num_frames=75, zoom=2.0, sway_px=14.0))
+    _write(folder / "sway.mp4", sway)
+    _write(folder / "zoom.mp4", _moved(portrait, num_frames=60, zoom=1.7, sway_px=6.0, zoom_by=0.25))
+    cup = list(_moved(coffee, num_frames=30, zoom=1.1, sway_px=5.0, center=(300.0, 200.0)))
+    _write(folder / "cut.mp4", [*_moved(portrait, num_frames=55, zoom=2.2, sway_px=10.0), *cup])
+    _write(folder / "blurred.mp4", [cv2.GaussianBlur(frame, (0, 0), 4) for frame in sway])
+    _write(folder / "far_away.mp4", _moved(portrait, num_frames=50, zoom=0.9, sway_px=5.0))
+    (folder / "broken.mp4").write_bytes((folder / "sway.mp4").read_bytes()[:2000])
+
+
+def _moved(
+    picture: np.ndarray,
+    *,
+    num_frames: int,
+    zoom: float,
+    sway_px: float,
+    zoom_by: float = 0.0,
+    center: tuple[float, float] = _FACE_PX,
+) -> Iterator[np.ndarray]:
+    """Frames uint8 [H, W, 3] of a camera that sways and zooms before a picture."""
+    for k in range(num_frames):
+        phase = 2 * math.pi * k / 50
+        scale = zoom * (1 + zoom_by * k / num_frames)
+        matrix = cv2.getRotationMatrix2D(center, 4 * math.sin(phase), scale)
+        matrix[:, 2] += np.array(_SIZE) / 2 - center
+        matrix[:, 2] += (sway_px * math.sin(phase), sway_px / 2 * math.cos(2 * phase))
+        yield cv2.warpAffine(picture, matrix, _SIZE, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _write(path: Path, frames: Iterator[np.ndarray] | list[np.ndarray]) -> None:
+    with VideoWriter(path, _FPS) as writer:
+        for frame in frames:
+            writer.write(frame)

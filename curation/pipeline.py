@@ -21,6 +21,7 @@ from curation.sandbox import FatalError
 from curation.select import select
 from curation.units import Ledger
 from manifests.store import Dataset, read_table, write_bytes_atomically
+from model.faces import same_person_similarity
 
 STAGES = ("index", "scan", "crop", "pack")
 
@@ -57,7 +58,7 @@ def run(
         job.do("index", sources, collapse={"sources": index.merge_sources})
         job.do("scan", job.scan_units())
         job.do("crop", job.crop_units())
-        select(dataset, recipe, _same_person_similarity(recipe))
+        select(dataset, recipe, same_person_similarity(recipe.faces))
         job.pack()
         if not keep_staging:
             shutil.rmtree(dataset.staging, ignore_errors=True)
@@ -68,13 +69,7 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
     """Decide again about all clips and keep the recipe; the shards stay as they are until the next run."""
     with _only_run(dataset):
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
-        select(dataset, recipe, _same_person_similarity(recipe))
-
-
-def _same_person_similarity(recipe: Recipe) -> float:
-    from model.faces import load_analyser
-
-    return load_analyser(recipe.faces).info.same_person_similarity
+        select(dataset, recipe, same_person_similarity(recipe.faces))
 
 
 def open_dataset(output: Path) -> Dataset:

@@ -32,6 +32,7 @@ __all__ = [
     "eye_openness",
     "lip_openness",
     "load_analyser",
+    "same_person_similarity",
 ]
 
 AnalyserName = Literal["open", "insightface"]
@@ -44,12 +45,12 @@ class FacesConfig:
     analyser: AnalyserName = "open"
     """open: YuNet, FaceMesh and SFace, permissive licences. insightface: SCRFD, 2d106 and ArcFace of a local pack,
     research licence."""
-    detector: AnalyserName | None = None
-    """Analyser that supplies detection; the main one when not given."""
-    landmarker: AnalyserName | None = None
-    """Analyser that supplies landmarks and pose; the main one when not given."""
-    embedder: AnalyserName | None = None
-    """Analyser that supplies identity embeddings; the main one when not given."""
+    detector: str | None = None
+    """Analyser that supplies detection (open, insightface, or `module:Class` for your own); the main one by default."""
+    landmarker: str | None = None
+    """Analyser that supplies landmarks and pose; likewise."""
+    embedder: str | None = None
+    """Analyser that supplies identity embeddings; likewise."""
     pack: str = "buffalo_l"
     """Name of the insightface model pack: the folder ROOT/models/PACK."""
     root: str = "~/.insightface"
@@ -74,6 +75,10 @@ class FacesConfig:
             raise ValueError(f"num_threads is {self.num_threads}: expected at least 1")
         if not 0 < self.min_detection_score < 1:
             raise ValueError(f"min_detection_score is {self.min_detection_score}: expected a number between 0 and 1")
+        for part in ("detector", "landmarker", "embedder"):
+            supplier = getattr(self, part)
+            if supplier not in (None, "open", "insightface") and ":" not in supplier:
+                raise ValueError(f"{part} is {supplier!r}: expected open, insightface, or module:Class")
 
 
 @dataclass(slots=True)
@@ -179,3 +184,10 @@ def load_analyser(config: FacesConfig) -> FaceAnalyser:
     from model.faces.assembly import assemble_analyser
 
     return assemble_analyser(config)
+
+
+def same_person_similarity(config: FacesConfig) -> float:
+    """What `load_analyser(config).info` says of it, without loading a network."""
+    from model.faces.assembly import embedder_class
+
+    return embedder_class(config).same_person_similarity

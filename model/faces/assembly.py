@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ class AssembledAnalyser:
 
 def assemble_analyser(config: FacesConfig) -> AssembledAnalyser:
     """Build the parts, each from the analyser that supplies it."""
-    suppliers = {part: getattr(config, part) or config.analyser for part in _PARTS}
+    suppliers = _suppliers(config)
     parts = {}
     if of_pack := [part for part, supplier in suppliers.items() if supplier == "insightface"]:
         from model.faces.insightface_pack import load_pack_parts
@@ -43,6 +44,8 @@ def assemble_analyser(config: FacesConfig) -> AssembledAnalyser:
     for part, supplier in suppliers.items():
         if supplier == "open":
             parts[part] = _load_open_part(config, part)
+        elif supplier != "insightface":
+            parts[part] = _load_class(supplier)(config)
 
     weights = {role: weight for part in _PARTS for role, weight in parts[part].weights.items()}
     licences = sorted({weight.licence for weight in weights.values()}, key=lambda text: ("research" in text, text))
@@ -56,6 +59,37 @@ def assemble_analyser(config: FacesConfig) -> AssembledAnalyser:
         same_person_similarity=parts["embedder"].same_person_similarity,
     )
     return AssembledAnalyser(parts["detector"], parts["landmarker"], parts["embedder"], info)
+
+
+def embedder_class(config: FacesConfig) -> type:
+    """The class that embeds faces, without its network."""
+    supplier = _suppliers(config)["embedder"]
+    if supplier == "open":
+        from model.faces.sface import SFaceEmbedder
+
+        return SFaceEmbedder
+    if supplier == "insightface":
+        from model.faces.insightface_pack import ArcFaceEmbedder
+
+        return ArcFaceEmbedder
+    return _load_class(supplier)
+
+
+def _suppliers(config: FacesConfig) -> dict[str, str]:
+    return {part: getattr(config, part) or config.analyser for part in _PARTS}
+
+
+def _load_class(place: str) -> type:
+    """The class of a user's own part, from `module:Class`.
+
+    It is built with the FacesConfig and has the methods of its part in `FaceAnalyser`, and `weights`: dict of role to
+    WeightInfo; an embedder also `embedding_size` and `same_person_similarity`.
+    """
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot load the face analyser's part {place!r}: {error}") from error
 
 
 def _load_open_part(config: FacesConfig, part: str):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 import numpy as np
 
 from model import framing
@@ -20,6 +24,27 @@ _MAX_CROP_ROLL_DEG = 8.0
 _MAX_PASSES = 4
 
 
+@contextlib.contextmanager
+def _without_native_messages() -> Iterator[None]:
+    """Hold back what native code writes to stderr; LiteRT greets from every worker and has no switch for it.
+
+    Errors still arrive: the interpreter raises them.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # no stderr, nothing to hold back
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 class FaceMeshLandmarker:
     """Landmarks of faces in upright crops of 1.5 times the detected box."""
 
@@ -28,8 +53,9 @@ class FaceMeshLandmarker:
 
         weight = resolve_weight("facemesh", config.weights_dir)
         self.weights = {"landmarks": WeightInfo(weight.path.name, weight.sha256, weight.licence)}
-        self._interpreter = Interpreter(model_path=str(weight.path), num_threads=config.num_threads)
-        self._interpreter.allocate_tensors()
+        with _without_native_messages():
+            self._interpreter = Interpreter(model_path=str(weight.path), num_threads=config.num_threads)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         outputs = {int(np.prod(row["shape"])): row["index"] for row in self._interpreter.get_output_details()}
         self._mesh_output, self._presence_output = outputs[_NUM_VERTICES * 3], outputs[1]

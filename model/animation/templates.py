@@ -28,7 +28,7 @@ class MotionTemplate:
 
 def save_template(template: MotionTemplate, path: str | Path) -> None:
     """Write a `.safetensors` template; it appears under its name when complete."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -37,7 +37,7 @@ def save_template(template: MotionTemplate, path: str | Path) -> None:
         raise ValueError(f"cannot write the template {path}: its folder does not exist")
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
     tensors = {name: value.contiguous().cpu() for name, value in template.motion.as_dict().items()}
-    save_file(tensors, partial, metadata={"format": _FORMAT, "fps": str(template.fps)})
+    partial.write_bytes(save(tensors, metadata={"format": _FORMAT, "fps": str(template.fps)}))
     os.replace(partial, path)
 
 

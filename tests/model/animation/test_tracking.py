@@ -10,13 +10,8 @@ import pytest
 
 from model.animation.pictures import load_still
 from model.animation.tracking import FaceTrack, find_faces, track_faces
-from model.faces import FaceAnalyser, FacesConfig, load_analyser
+from model.faces import FaceAnalyser
 from model.video import open_video
-
-
-@pytest.fixture(scope="module")
-def analyser(models: Path) -> FaceAnalyser:
-    return load_analyser(FacesConfig(weights_dir=str(models / "open")))
 
 
 def _frames(path: Path, start: int, stop: int):

@@ -1,0 +1,185 @@
+"""The page over HTTP, from the standard library alone. Requests that compute take turns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from model.faces import FaceAnalyser
+from model.inference import InferenceEngine
+from model.page.studio import Studio, without_folder
+
+PAGE = Path(__file__).with_name("page.html")
+MAX_UPLOAD_BYTES = 2 << 30
+MAX_REQUEST_BYTES = 1 << 16
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Routes. Only same-origin requests to a name of this machine are answered."""
+
+    server: PageServer
+    protocol_version = "HTTP/1.1"
+    timeout = 120
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _answer(self, route) -> None:
+        try:
+            self._check_origin()
+            route()
+        except ValueError as error:
+            self._send_json({"error": " ".join(str(error).split())}, HTTPStatus.BAD_REQUEST)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            self.close_connection = True
+        except Exception as error:
+            self._send_json({"error": f"internal error: {type(error).__name__}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+            raise
+
+    def _check_origin(self) -> None:
+        """Other web pages open in the same browser must not reach this one, by name tricks or by cross-site posts."""
+        host = self.headers.get("Host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if self.server.is_loopback and name not in ("localhost", "127.0.0.1", "::1"):
+            self.close_connection = True
+            raise ValueError(f"this page answers to localhost only, not to {name!r}")
+        origin = self.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            self.close_connection = True
+            raise ValueError("requests from other pages are refused")
+
+    def _get(self) -> None:
+        path = urlsplit(self.path).path
+        if path == "/":
+            self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif path == "/status":
+            self._send_json({"notice": self.server.studio.notice})
+        elif path.startswith("/jobs/"):
+            job = self.server.studio.job(path.removeprefix("/jobs/"))
+            names = ("stage", "done", "total", "finished", "error")
+            self._send_json({name: getattr(job, name) for name in names})
+        elif path.startswith("/results/"):
+            job = self.server.studio.job(path.removeprefix("/results/"))
+            if not job.finished or job.error:
+                raise ValueError("there is no result yet")
+            self._send(job.output.read_bytes(), "video/mp4")
+        else:
+            self._send_json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
+
+    def _post(self) -> None:
+        url = urlsplit(self.path)
+        studio = self.server.studio
+        if url.path in ("/portrait", "/driving"):
+            path = studio.new_upload(parse_qs(url.query).get("name", [""])[0])
+            try:
+                self._receive(path)
+                add = studio.add_portrait if url.path == "/portrait" else studio.add_driving
+                answer = add(path)
+            except ValueError as error:
+                path.unlink(missing_ok=True)
+                raise ValueError(without_folder(str(error), path.parent)) from error
+            self._send_json(answer)
+        elif url.path == "/edit":
+            self._send(studio.edit(self._json()), "image/png")
+        elif url.path == "/animate":
+            self._send_json({"job": studio.start_animation(self._json())})
+        else:
+            self.close_connection = True
+            self._send_json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
+
+    def _length(self, limit: int) -> int:
+        text = self.headers.get("Content-Length", "")
+        if not text.isdecimal() or int(text) > limit:
+            self.close_connection = True
+            raise ValueError(f"the upload is larger than {limit >> 20} MB" if text.isdecimal() else "no length given")
+        return int(text)
+
+    def _receive(self, path: Path) -> None:
+        left = self._length(MAX_UPLOAD_BYTES)
+        with path.open("wb") as file:
+            while left:
+                part = self.rfile.read(min(left, 1 << 20))
+                if not part:
+                    self.close_connection = True
+                    raise ValueError("the upload was cut off")
+                file.write(part)
+                left -= len(part)
+
+    def _json(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.rfile.read(self._length(MAX_REQUEST_BYTES)))
+        except json.JSONDecodeError as error:
+            raise ValueError("the request is not JSON") from error
+        if not isinstance(value, dict):
+            raise ValueError("the request is not an object")
+        return value
+
+    def _send_json(self, value: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._send(json.dumps(value).encode(), "application/json", status)
+
+    def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        policy = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' blob:; "
+        self.send_header("Content-Security-Policy", policy + "media-src 'self' blob:; frame-ancestors 'none'")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet: the terminal belongs to whoever started the server."""
+
+
+class PageServer(ThreadingHTTPServer):
+    """The page with its studio; `close()` also removes the uploads."""
+
+    daemon_threads = True
+
+    def __init__(
+        self, engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="portrait-page-"))
+        self.studio = Studio(engine, analyser, self._folder)
+        self.is_loopback = host in ("127.0.0.1", "localhost", "::1")
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        return f"http://{self.server_address[0]}:{self.server_address[1]}/"
+
+    def close(self) -> None:
+        """Stop listening and remove the uploads."""
+        self.server_close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serve the page until interrupted."""
+    try:
+        server = PageServer(engine, analyser, host=host, port=port)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another --port") from error
+    print(f"{server.url}  (stop with Ctrl-C)", flush=True)
+    if not server.is_loopback:
+        print("The page has no password: everyone who reaches this address can use it.", file=sys.stderr)
+    try:
+        server.serve_forever()
+    finally:
+        server.close()

@@ -1,0 +1,178 @@
+"""What the page can do, apart from HTTP: keep uploads, edit portraits, run animations one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from model.animation.animating import AnimateOptions, animate
+from model.animation.loading import UNTRAINED_NOTICE
+from model.animation.pictures import load_still
+from model.animation.retouching import EditableStill
+from model.animation.source import MIN_FACE_PX
+from model.animation.tracking import find_faces
+from model.faces import FaceAnalyser
+from model.inference import InferenceEngine
+from model.keypoints import AnimationOptions, FaceEdit
+
+MAX_KEPT = 6
+"""Portraits, driving files and results that are kept, each; older ones go."""
+
+
+@dataclass
+class Job:
+    """One animation, running or done."""
+
+    output: Path
+    stage: str = "waiting"
+    done: int = 0
+    total: int | None = None
+    finished: bool = False
+    error: str | None = None
+
+
+@dataclass
+class Portrait:
+    """An uploaded still, and what is known of its faces."""
+
+    path: Path
+    editable: dict[str, EditableStill] = field(default_factory=dict)
+
+
+class Studio:
+    """What the page can do, apart from HTTP. Methods raise ValueError with one line for the user."""
+
+    def __init__(self, engine: InferenceEngine, analyser: FaceAnalyser, folder: Path) -> None:
+        self._engine = engine
+        self._analyser = analyser
+        self._folder = folder
+        self._computing = threading.Lock()
+        self._portraits: OrderedDict[str, Portrait] = OrderedDict()
+        self._drivings: OrderedDict[str, Path] = OrderedDict()
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+
+    @property
+    def notice(self) -> str:
+        """What users must know about the weights; empty if there is nothing."""
+        if self._engine.portrait.trained:
+            return ""
+        return f"{UNTRAINED_NOTICE}. Start the page with --weights to see real results."
+
+    def new_upload(self, name: str) -> Path:
+        """A fresh place for an upload; only the ending of its name is taken over."""
+        suffix = Path(name).suffix.lower()
+        return (
+            self._folder / f"{secrets.token_urlsafe(12)}{suffix if re.fullmatch(r'[.][a-z0-9]{1,12}', suffix) else ''}"
+        )
+
+    def add_portrait(self, path: Path) -> dict[str, Any]:
+        """Look at an uploaded still."""
+        picture = load_still(path)
+        portrait = Portrait(path)
+        with self._computing:
+            num_faces = len(find_faces(picture, self._analyser, min_face_px=MIN_FACE_PX))
+            portrait.editable["largest"] = EditableStill(picture, self._engine, self._analyser, name="this picture")
+        key = _keep(self._portraits, portrait)
+        height, width = picture.shape[:2]
+        plural = "" if num_faces == 1 else "s"
+        return {"id": key, "message": f"{num_faces} face{plural}, {width}x{height} pixels"}
+
+    def add_driving(self, path: Path) -> dict[str, Any]:
+        """Take an uploaded driving file; it is read when an animation starts."""
+        return {"id": _keep(self._drivings, path), "message": "Driving file ready."}
+
+    def edit(self, request: dict[str, Any]) -> bytes:
+        """An edited portrait as PNG."""
+        portrait = _known(self._portraits, request.get("portrait"), "portrait")
+        which = "all" if request.get("all_faces") else "largest"
+        changes = _face_edit(request.get("edit", {}))
+        if not self._computing.acquire(timeout=60):
+            raise ValueError("an animation is running; the sliders work again when it is done")
+        try:
+            if which not in portrait.editable:
+                picture = load_still(portrait.path)
+                portrait.editable[which] = EditableStill(picture, self._engine, self._analyser, which=which)
+            result = portrait.editable[which].edited(changes)
+        finally:
+            self._computing.release()
+        png = io.BytesIO()
+        Image.fromarray(result).save(png, "PNG", compress_level=3)
+        return png.getvalue()
+
+    def start_animation(self, request: dict[str, Any]) -> str:
+        """Begin an animation in the background; its job's name."""
+        portrait = _known(self._portraits, request.get("portrait"), "portrait")
+        driving = _known(self._drivings, request.get("driving"), "driving file")
+        max_s = request.get("max_s")
+        if max_s is not None and (not isinstance(max_s, int | float) or not max_s > 0):
+            raise ValueError("the number of seconds must be above 0")
+        options = AnimateOptions(
+            motion=AnimationOptions(relative=bool(request.get("relative", True)), region=request.get("region", "all")),
+            faces_in_source="all" if request.get("all_faces") else "largest",
+            side_by_side=bool(request.get("side_by_side")),
+            max_s=max_s,
+        )
+        job = Job(output=self._folder / f"{secrets.token_urlsafe(12)}.mp4")
+        threading.Thread(target=self._animate, args=(job, portrait.path, driving, options), daemon=True).start()
+        return _keep(self._jobs, job)
+
+    def _animate(self, job: Job, portrait: Path, driving: Path, options: AnimateOptions) -> None:
+        def report(stage: str, done: int, total: int | None) -> None:
+            job.stage, job.done, job.total = stage, done, total
+
+        try:
+            with self._computing:
+                animate(
+                    portrait, driving, job.output,
+                    engine=self._engine, analyser=self._analyser, options=options, report=report,
+                )  # fmt: skip
+        except (ValueError, OSError) as error:
+            job.error = without_folder(str(error), self._folder)
+        except Exception as error:  # the page must not wait for a thread that died
+            job.error = f"internal error: {type(error).__name__}: {error}"
+            raise
+        finally:
+            job.finished = True
+
+    def job(self, key: str) -> Job:
+        """A job by name."""
+        return _known(self._jobs, key, "job")
+
+
+def _keep(store: OrderedDict[str, Any], value: Any) -> str:
+    key = secrets.token_urlsafe(12)
+    store[key] = value
+    while len(store) > MAX_KEPT:
+        _, oldest = store.popitem(last=False)
+        path = oldest if isinstance(oldest, Path) else getattr(oldest, "path", None) or oldest.output
+        path.unlink(missing_ok=True)
+    return key
+
+
+def _known(store: OrderedDict[str, Any], key: Any, what: str) -> Any:
+    if not isinstance(key, str) or key not in store:
+        raise ValueError(f"this {what} is not known any more; upload it again")
+    return store[key]
+
+
+def _face_edit(changes: Any) -> FaceEdit:
+    names = {field.name for field in dataclasses.fields(FaceEdit)}
+    if not isinstance(changes, dict) or not set(changes) <= names:
+        raise ValueError(f"unknown sliders; known are {', '.join(sorted(names))}")
+    if not all(isinstance(value, int | float) and abs(value) < 1000 for value in changes.values()):
+        raise ValueError("slider values must be numbers")
+    return FaceEdit(**changes)
+
+
+def without_folder(message: str, folder: Path) -> str:
+    """Users know their file, not its place in our temporary folder."""
+    return re.sub(rf"{re.escape(str(folder))}/[-\w]+([.]\w+)?", "the file", message)

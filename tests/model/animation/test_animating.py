@@ -1,0 +1,221 @@
+"""The whole way from files to a file, on real media with a tiny network."""
+
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from model.animation import AnimateOptions, animate, load_template
+from model.animation.animating import animated_frames, side_by_side
+from model.animation.driving import load_driving
+from model.animation.pictures import load_still, open_clip
+from model.animation.source import load_source
+from model.keypoints import AnimationOptions
+from model.video import open_video, probe_video
+
+STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
+TWO_MEN = "images/i11_two_men_in_office.jpg"
+TALK = "videos/v01_woman_plainwall_512_30fps_audio.mp4"
+CLIP = "videos/v05_man_dusk_lowlight.mp4"
+
+
+def _pictures(path: Path) -> list[np.ndarray]:
+    with open_video(path) as video:
+        return [frame.rgb() for frame in video]
+
+
+def _sound_s(path: Path) -> float:
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        return sum(frame.samples for frame in container.decode(stream)) / stream.rate
+
+
+def test_still_and_three_seconds_of_driving_give_a_playable_file(media: Path, tmp_path: Path, engine, analyser) -> None:
+    output = tmp_path / "out.mp4"
+    reports = []
+    result = animate(
+        media / STILL, media / TALK, output,
+        engine=engine, analyser=analyser, options=AnimateOptions(max_s=3.0), report=lambda *r: reports.append(r),
+    )  # fmt: skip
+    info = probe_video(output)
+    assert (info.width, info.height, info.codec, info.pix_fmt) == (400, 400, "h264", "yuv420p")
+    assert info.fps_fraction == 30
+    assert (result.num_frames, result.num_faces) == (90, 1)
+    frames = _pictures(output)
+    assert len(frames) == 90
+    assert info.audio_codec == "aac"
+    assert _sound_s(output) == pytest.approx(3.0, abs=0.05)
+    # The face moves, the corner of the picture does not.
+    still = load_still(media / STILL)
+    assert np.abs(frames[0].astype(int) - still)[120:200, 160:240].mean() > 10
+    assert np.abs(frames[45].astype(int) - frames[0])[120:200, 160:240].mean() > 0.3
+    assert np.abs(frames[45].astype(int) - still)[360:, :60].mean() < 3
+    assert ("rendering", 90, 90) in reports
+    assert {stage for stage, *_ in reports} == {"driving faces", "driving motion", "rendering"}
+
+
+def test_template_gives_identical_frames(media: Path, tmp_path: Path, engine, analyser) -> None:
+    options = AnimateOptions(max_s=0.5, motion=AnimationOptions(driving_option="expression-friendly"))
+    common = {"engine": engine, "analyser": analyser, "options": options}
+    template = tmp_path / "motion.safetensors"
+    animate(media / STILL, media / TALK, tmp_path / "video", template_output=template, **common)
+    animate(media / STILL, template, tmp_path / "template", **common)
+    names = sorted(path.name for path in (tmp_path / "video").iterdir())
+    assert names == [f"{i:06d}.png" for i in range(15)]
+    for name in names:
+        assert (tmp_path / "video" / name).read_bytes() == (tmp_path / "template" / name).read_bytes()
+    assert load_template(template).fps == 30
+
+
+def test_every_face_is_pasted_back_where_it_was(media: Path, tmp_path: Path, engine, analyser) -> None:
+    still = load_still(media / TWO_MEN)
+    changed = {}
+    for which in ("all", "0", "1"):
+        options = AnimateOptions(max_s=0.2, faces_in_source=which)
+        result = animate(
+            media / TWO_MEN, media / TALK, tmp_path / which, engine=engine, analyser=analyser, options=options
+        )
+        assert result.num_faces == (2 if which == "all" else 1)
+        picture = cv2.imread(str(tmp_path / which / "000005.png"))[..., ::-1]
+        assert picture.shape == still.shape
+        changed[which] = (picture != still).any(axis=2)
+    assert changed["0"].any()
+    assert changed["1"].any()
+    assert not (changed["0"] & changed["1"]).any()
+    assert np.array_equal(changed["all"], changed["0"] | changed["1"])
+    assert changed["all"].mean() < 0.3  # most of the picture is as it was, bit for bit
+
+
+def test_video_to_video(media: Path, tmp_path: Path, engine, analyser) -> None:
+    output = tmp_path / "out.webm"
+    options = AnimateOptions(max_s=1.0, audio="source", motion=AnimationOptions(region="lip"))
+    result = animate(media / CLIP, media / TALK, output, engine=engine, analyser=analyser, options=options)
+    info = probe_video(output)
+    assert (info.codec, info.width, info.height, info.audio_codec) == ("vp9", 480, 480, "opus")
+    assert (result.num_frames, result.fps) == (30, Fraction(30))  # the driving rate; the source has 25
+    assert len(_pictures(output)) == 30
+    assert _sound_s(output) == pytest.approx(1.0, abs=0.1)
+
+
+def test_video_source_driven_by_a_still_keeps_its_own_rate(media: Path, tmp_path: Path, engine, analyser) -> None:
+    options = AnimateOptions(max_s=0.4, side_by_side=True)
+    result = animate(
+        media / CLIP, media / STILL, tmp_path / "out.gif", engine=engine, analyser=analyser, options=options
+    )
+    assert (result.num_frames, result.fps) == (10, Fraction(25))
+    assert (result.width, result.height) == (3 * 480, 480)  # driving crop, source, result
+
+
+def test_crop_only_and_driving_frame_without_cropping(media: Path, tmp_path: Path, engine, analyser) -> None:
+    options = AnimateOptions(max_s=0.2, paste_back=False, crop_driving=False, fps=10.0)
+    result = animate(
+        media / STILL, media / TALK, tmp_path / "out.mp4", engine=engine, analyser=analyser, options=options
+    )
+    assert (result.width, result.height, result.num_frames, result.fps) == (128, 128, 2, Fraction(10))
+
+
+def test_faces_leave_and_the_film_goes_on(media: Path, engine, analyser) -> None:
+    path = media / "videos/v08_face_then_noface_hevc_vfr.mov"  # a face for 2.4 s, then a title
+    driving = load_driving(media / TALK, engine, analyser, max_s=3.2)
+    source = load_source(path, engine, analyser, fps=Fraction(30), max_s=3.2)
+    assert source.num_frames == 96
+    assert 68 <= source.faces[0].stop <= 76
+    frames = list(animated_frames(source, driving, engine, AnimateOptions()))
+    originals = list(open_clip(path, fps=Fraction(30), max_s=3.2).frames())
+    assert len(frames) == len(originals) == 96
+    assert not np.array_equal(frames[10], originals[10])
+    assert all(np.array_equal(a, b) for a, b in zip(frames[80:], originals[80:], strict=True))
+
+
+def test_constant_rate_shows_variable_rate_videos_at_the_right_times(media: Path) -> None:
+    path = media / "videos/v10_man_suit_vfr22fps_700.mp4"
+    with open_video(path) as video:
+        times = [(frame.pts_s - video.info.start_s, frame.small(16)) for frame in video]
+    clip = open_clip(path, fps=Fraction(30))
+    shown = [cv2.resize(frame, (16, 16)) for frame in clip.frames()]
+    assert len(shown) == pytest.approx(clip.info.duration_s * 30, abs=2)
+    for index in (0, 17, 60, 120, 170):
+        expected = [picture for time_s, picture in times if time_s <= (index + 0.5) / 30][-1]
+        assert np.abs(shown[index].astype(int) - expected).mean() < 12
+    constant = open_clip(media / TALK)
+    assert sum(1 for _ in constant.frames()) == 354  # each frame once
+
+
+def test_memory_does_not_grow_with_length(media: Path, engine, analyser) -> None:
+    source = load_source(media / STILL, engine, analyser)
+    peaks = []
+    for max_s in (0.5, 4.0):
+        driving = load_driving(media / TALK, engine, analyser, max_s=max_s)
+        tracemalloc.start()
+        num_frames = sum(1 for _ in animated_frames(source, driving, engine, AnimateOptions()))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert num_frames == round(max_s * 30)
+    assert peaks[1] < peaks[0] + 2_000_000  # holding the frames would add 50 MB
+
+
+def test_options_reach_the_key_points(media: Path, engine, analyser) -> None:
+    source = load_source(media / STILL, engine, analyser)
+    driving = load_driving(media / TALK, engine, analyser, max_s=0.4)
+    plain = list(animated_frames(source, driving, engine, AnimateOptions()))[-1]
+    for changes in ({"multiplier": 0.0}, {"relative": False}, {"region": "pose"}):
+        options = AnimateOptions(motion=AnimationOptions(**changes))
+        assert not np.array_equal(list(animated_frames(source, driving, engine, options))[-1], plain), changes
+    for batch_size in (1, 5):
+        options = dataclasses.replace(AnimateOptions(), batch_size=batch_size)
+        batched = list(animated_frames(source, driving, engine, options))[-1]
+        assert np.abs(batched.astype(int) - plain).max() <= 1
+
+
+def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, analyser) -> None:
+    def run(source: Path, driving: Path, output: str = "out.mp4", **options) -> None:
+        animate(source, driving, tmp_path / output, engine=engine, analyser=analyser, options=AnimateOptions(**options))
+
+    text = tmp_path / "notes.mp4"
+    text.write_text("no video")
+    for arguments, message in [
+        ((media / "images/i31_cup_of_coffee.png", media / STILL), "no face"),
+        ((media / STILL, media / "images/i31_cup_of_coffee.png"), "no face found in the driving picture"),
+        ((media / STILL, media / "videos/v18_black_vp9_no_duration.webm"), "no face found in the driving video"),
+        ((media / "videos/v18_black_vp9_no_duration.webm", media / STILL), "no face"),
+        ((media / STILL, text), "neither a picture nor a video"),
+        ((text, media / STILL), "neither a picture nor a video"),
+        ((media / STILL, media / "malformed/m01_audio_only.mp4"), "no video stream"),
+        ((media / STILL, media / "malformed/m07_zero_bytes.webm"), "0 bytes"),
+        ((tmp_path / "absent.png", media / STILL), "no such file"),
+        ((media / STILL, tmp_path / "absent.safetensors"), "no such motion template"),
+        ((media / STILL, media / STILL, "out.avi"), "cannot write"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(*arguments)
+    for options, message in [
+        ({"faces_in_source": "3"}, "has 1 face"),
+        ({"faces_in_source": "big"}, "largest, all"),
+        ({"fps": 0.0}, "fps"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(media / STILL, media / STILL, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.mp4"]
+
+
+def test_side_by_side_brings_pictures_to_one_height() -> None:
+    row = side_by_side([np.zeros((50, 100, 3), np.uint8), None, np.zeros((100, 80, 3), np.uint8)])
+    assert row.shape == (100, 200 + 80, 3)
+
+
+def test_stills_of_all_kinds(media: Path, tmp_path: Path) -> None:
+    assert load_still(media / "images/i09_shiba_dog_face_png_data_in_a_jpg_file.jpg").shape == (512, 512, 3)
+    assert load_still(media / "images/i26_chrome_robot_with_glasses_palette_mode_png.png").shape == (640, 512, 3)
+    rgba = np.zeros((4, 6, 4), np.uint8)
+    rgba[:, :3] = (10, 20, 30, 255)
+    cv2.imwrite(str(tmp_path / "clear.png"), rgba[..., [2, 1, 0, 3]])
+    picture = load_still(tmp_path / "clear.png")
+    assert (picture[:, :3] == (10, 20, 30)).all()
+    assert (picture[:, 3:] == 255).all()

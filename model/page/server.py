@@ -133,7 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        policy = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' blob:; "
+        policy = (
+            "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' blob: data:; "
+        )
         self.send_header("Content-Security-Policy", policy + "media-src 'self' blob:; frame-ancestors 'none'")
         self.end_headers()
         self.wfile.write(body)
@@ -150,13 +152,13 @@ class PageServer(ThreadingHTTPServer):
     def __init__(
         self, engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 0
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="portrait-page-"))
-        self.studio = Studio(engine, analyser, self._folder)
+        self.folder = Path(tempfile.mkdtemp(prefix="portrait-page-"))
+        self.studio = Studio(engine, analyser, self.folder)
         self.is_loopback = host in ("127.0.0.1", "localhost", "::1")
         try:
             super().__init__((host, port), _Handler)
         except OSError:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
     @property
@@ -167,7 +169,7 @@ class PageServer(ThreadingHTTPServer):
     def close(self) -> None:
         """Stop listening and remove the uploads."""
         self.server_close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 7860) -> None:

@@ -1,0 +1,190 @@
+"""The page, over HTTP and in a real browser, with a tiny network without trained weights."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.page import PageServer
+from model.video import probe_video
+
+STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
+TALK = "videos/v01_woman_plainwall_512_30fps_audio.mp4"
+
+
+@pytest.fixture
+def server(engine, analyser) -> Iterator[PageServer]:
+    server = PageServer(engine, analyser)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.close()
+
+
+def _ask(
+    server: PageServer, method: str, path: str, body: bytes | dict | None = None, **headers: str
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
+    body = json.dumps(body).encode() if isinstance(body, dict) else body
+    connection.request(method, path, body, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, content
+
+
+def _upload(server: PageServer, kind: str, path: Path) -> dict:
+    status, content = _ask(server, "POST", f"/{kind}?name={path.name}", path.read_bytes())
+    assert status == 200, content
+    return json.loads(content)
+
+
+def test_page_is_whole_and_says_that_it_runs_without_weights(server: PageServer) -> None:
+    status, page = _ask(server, "GET", "/")
+    assert status == 200
+    assert b"://" not in page  # nothing is loaded from elsewhere
+    assert server.server_address[0] == "127.0.0.1"
+    status, content = _ask(server, "GET", "/status")
+    assert "UNTRAINED" in json.loads(content)["notice"]
+
+
+def test_edit_a_portrait(server: PageServer, media: Path) -> None:
+    answer = _upload(server, "portrait", media / STILL)
+    assert answer["message"] == "1 face, 400x400 pixels"
+    pictures = []
+    for edit in ({}, {"yaw": 20, "smile": 1.0}, {"eyes": 0.0, "lip": 0.5}):
+        status, content = _ask(server, "POST", "/edit", {"portrait": answer["id"], "edit": edit})
+        assert status == 200, content
+        pictures.append(np.asarray(Image.open(io.BytesIO(content))))
+    assert {picture.shape for picture in pictures} == {(400, 400, 3)}
+    assert not np.array_equal(pictures[0], pictures[1])
+    still = np.asarray(Image.open(media / STILL).convert("RGB"))
+    assert np.array_equal(pictures[1][380:, :40], still[380:, :40])
+
+
+def test_animate_in_the_background(server: PageServer, media: Path, tmp_path: Path) -> None:
+    portrait = _upload(server, "portrait", media / STILL)["id"]
+    driving = _upload(server, "driving", media / TALK)["id"]
+    request = {"portrait": portrait, "driving": driving, "region": "lip", "max_s": 0.5}
+    status, content = _ask(server, "POST", "/animate", request)
+    assert status == 200, content
+    job = json.loads(content)["job"]
+    deadline = time.monotonic() + 60
+    while not (progress := json.loads(_ask(server, "GET", f"/jobs/{job}")[1]))["finished"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert progress == {"stage": "rendering", "done": 15, "total": 15, "finished": True, "error": None}
+    status, content = _ask(server, "GET", f"/results/{job}")
+    (tmp_path / "result.mp4").write_bytes(content)
+    info = probe_video(tmp_path / "result.mp4")
+    assert (info.width, info.height, info.num_frames_in_header, info.has_audio) == (400, 400, 15, True)
+
+
+def test_mistakes_are_answered_in_words(server: PageServer, media: Path, tmp_path: Path) -> None:
+    portrait = _upload(server, "portrait", media / STILL)["id"]
+    for path, body, words in [
+        ("/portrait?name=cup.png", (media / "images/i31_cup_of_coffee.png").read_bytes(), "no face"),
+        ("/portrait?name=a.png", b"not a picture", "the file is neither a picture"),
+        ("/edit", {"portrait": "unknown"}, "upload it again"),
+        ("/edit", {"portrait": portrait, "edit": {"nose": 1}}, "unknown sliders"),
+        ("/edit", {"portrait": portrait, "edit": {"yaw": "left"}}, "must be numbers"),
+        ("/edit", b"{", "not JSON"),
+        ("/edit", b"[]", "not an object"),
+        ("/animate", {"portrait": portrait, "driving": "unknown"}, "upload it again"),
+    ]:
+        status, content = _ask(server, "POST", path, body)
+        assert status == 400
+        assert words in json.loads(content)["error"]
+    driving = _upload(server, "driving", media / "malformed/m01_audio_only.mp4")["id"]
+    job = json.loads(_ask(server, "POST", "/animate", {"portrait": portrait, "driving": driving})[1])["job"]
+    while not (progress := json.loads(_ask(server, "GET", f"/jobs/{job}")[1]))["finished"]:
+        time.sleep(0.05)
+    assert progress["error"] == "the file has no video stream, only: audio"
+    assert _ask(server, "GET", f"/results/{job}")[0] == 400
+    assert _ask(server, "GET", "/nothing")[0] == 404
+
+
+def test_other_pages_and_names_are_refused(server: PageServer) -> None:
+    status, content = _ask(server, "POST", "/edit", {}, Origin="http://elsewhere.example")
+    assert (status, json.loads(content)["error"]) == (400, "requests from other pages are refused")
+    status, content = _ask(server, "GET", "/", Host="elsewhere.example")
+    assert status == 400
+    assert "localhost only" in json.loads(content)["error"]
+    status, content = _ask(server, "POST", "/portrait?name=a.png", b"", Content_Length=str(1 << 40))
+    assert status == 400
+    assert "larger than" in json.loads(content)["error"]
+
+
+def test_uploads_go_with_the_server(engine, analyser, media: Path) -> None:
+    server = PageServer(engine, analyser)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    folder = server.folder
+    _upload(server, "portrait", media / STILL)
+    assert len(list(folder.iterdir())) == 1
+    for _ in range(8):
+        _upload(server, "driving", media / "videos/v16_man_webcam_av1_1s.mp4")
+    assert len(list(folder.iterdir())) == 1 + 6  # old ones have gone
+    server.shutdown()
+    server.close()
+    assert not folder.exists()
+
+
+def test_in_a_browser(server: PageServer, media: Path, tmp_path: Path) -> None:
+    """Upload, move a slider, see another picture; animate, see a video."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs an installed Chromium")
+    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        page = browser.new_page(viewport={"width": 1280, "height": 820})
+        problems: list[str] = []
+        hosts: set[str] = set()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "://" in request.url[:9] else None)
+        page.goto(server.url)
+        assert "UNTRAINED" in page.inner_text("#notice")
+        assert page.is_disabled("#yaw")
+        page.set_input_files("#portrait", media / STILL)
+        page.wait_for_selector('#stage[data-edits="1"]', timeout=30_000)
+        before = page.locator("#result").screenshot()
+        page.fill("#yaw", "20")
+        page.fill("#smile", "1.3")
+        page.wait_for_selector('#stage[data-edits="3"]', timeout=30_000)
+        assert page.locator("#result").screenshot() != before
+        assert page.inner_text(".slider:first-child output") == "20"
+        page.set_input_files("#driving", media / TALK)
+        page.fill("#seconds", "0.5")
+        page.click("#animate")
+        page.wait_for_selector("video#result", timeout=60_000)
+        assert page.inner_text("#status") == "Done."
+        video = page.locator("#result")
+        assert (
+            video.evaluate(
+                "v => new Promise(r => v.readyState ? r(v.videoWidth) : v.onloadedmetadata = () => r(v.videoWidth))"
+            )
+            == 400
+        )
+        screenshot = tmp_path / "page.png"
+        page.screenshot(path=screenshot)
+        assert Image.open(screenshot).size == (1280, 820)
+        page.set_input_files("#portrait", media / "images/i31_cup_of_coffee.png")
+        page.wait_for_selector("#status.bad")
+        assert "no face" in page.inner_text("#status")
+        browser.close()
+    assert problems == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
+    assert hosts == {server.url.split("/")[2]}

@@ -40,7 +40,7 @@ class Run:
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
     def main(self) -> int:
-        from curation.pipeline import open_dataset, run
+        from curation.pipeline import run
         from curation.summary import print_summary
 
         if not self.inputs:
@@ -52,7 +52,7 @@ class Run:
             cluster_options=self.cluster,
             keep_staging=self.keep_staging,
         )
-        dataset = open_dataset(self.output)
+        dataset = Dataset(self.output.expanduser())
         if outcome.num_units == 0:
             print("nothing to do: everything was finished before")
         print_summary(dataset, self.recipe.select)

@@ -11,10 +11,11 @@ import numpy as np
 import skimage.data
 
 from curation.distribute import ClusterOptions
-from curation.pipeline import open_dataset, run
+from curation.pipeline import run
 from curation.recipe import load_recipe
 from curation.sheets import draw_sheets
 from curation.summary import print_summary
+from manifests.store import Dataset
 from model.video import VideoWriter
 
 _FPS = 25
@@ -28,7 +29,7 @@ def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
     make_videos(videos)
     recipe = load_recipe("default")
     run([str(videos)], output, recipe, cluster_options=cluster_options)
-    dataset = open_dataset(output)
+    dataset = Dataset(output.expanduser())
     print_summary(dataset, recipe.select)
     print(f"the clips this was made from: {videos}/")
     for path in draw_sheets(output):

@@ -7,6 +7,7 @@ import numpy as np
 
 _SHARPNESS_SIDE_PX = 256
 _DARK, _BRIGHT = 16, 250
+_LEVELS = np.arange(256) / 255.0
 
 
 def face_patch(gray: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
@@ -26,15 +27,18 @@ def sharpness(patch: np.ndarray) -> float:
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     size = (max(2, round(patch.shape[1] * scale)), max(2, round(patch.shape[0] * scale)))
     resized = cv2.resize(patch, size, interpolation=method)
-    return float(cv2.Laplacian(resized, cv2.CV_32F).std()) / max(float(resized.std()), 1.0)
+    detail = cv2.meanStdDev(cv2.Laplacian(resized, cv2.CV_16S))[1]
+    contrast = cv2.meanStdDev(resized)[1]
+    return float(detail[0, 0]) / max(float(contrast[0, 0]), 1.0)
 
 
 def exposure(patch: np.ndarray) -> tuple[float, float, float]:
     """Mean luma 0..1, share of dark and share of bright pixels of a grey face (uint8 [h, w])."""
+    counts = cv2.calcHist([patch], [0], None, [256], [0, 256]).ravel().astype(np.float64)
     return (
-        float(patch.mean()) / 255.0,
-        float((patch < _DARK).mean()),
-        float((patch > _BRIGHT).mean()),
+        float(counts @ _LEVELS) / patch.size,
+        float(counts[:_DARK].sum()) / patch.size,
+        float(counts[_BRIGHT + 1 :].sum()) / patch.size,
     )
 
 

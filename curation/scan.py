@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.cuts import PICTURE_SIDE_PX, CutFinder
+from curation.cuts import CutFinder
 from curation.index import local_copy
 from curation.recipe import Recipe
 from curation.stills import read_still
@@ -22,9 +22,6 @@ from curation.tracks import Sample, Segment, Track, Tracker, divide
 from curation.units import UnitResult
 from model.faces import Detections, FaceAnalyser, load_analyser
 from model.video import Frame, VideoError, open_video
-
-DETECTION_SIDE_PX = 640
-"""Longer side of the pictures that faces are looked for on."""
 
 
 class Still:
@@ -186,6 +183,7 @@ class _Follower:
     def __init__(self, recipe: Recipe, analyser: FaceAnalyser) -> None:
         self._options = recipe.scan
         self._analyser = analyser
+        self._detection_side_px = recipe.faces.detection_size_px
         self._tracker = Tracker(recipe.scan, analyser.info.same_person_similarity)
         self._num_samples = 0
         self._largest_px = 0.0
@@ -202,7 +200,7 @@ class _Follower:
         for position, frame in enumerate(frames):
             assert frame.index is not None
             self.frames.append((frame.index, frame.pts, frame.pts_s))
-            finder.add(frame.small(PICTURE_SIDE_PX))
+            finder.add(frame.rgb())
             tick = int(np.floor((frame.pts_s - self.frames[0][2]) * self._options.sample_fps + 1e-6))
             if tick >= next_sample:
                 next_sample = tick + 1
@@ -253,16 +251,16 @@ class _Follower:
                 is_corrupt=bool(frame.is_corrupt),
             )
             if self._tracker.wants_embedding(track, frame.pts_s):
-                sample.embedding = self._analyser.embed(picture, large.points[k : k + 1])[0]
+                sample.embedding = self._analyser.embed(picture, faces.points5[k : k + 1])[0]
             self._tracker.add(sample, track)
 
     def _detect(self, frame: Frame | Still, picture: np.ndarray) -> Detections:
         """Faces in displayed source pixels, found on a smaller picture."""
         long_side = max(picture.shape[:2])
-        scale = min(1.0, DETECTION_SIDE_PX / long_side)
+        scale = min(1.0, self._detection_side_px / long_side)
         if scale == 1.0 or isinstance(frame, Still):
             return self._analyser.detect([picture])[0]
-        found = self._analyser.detect([frame.small(DETECTION_SIDE_PX)])[0]
+        found = self._analyser.detect([frame.small(self._detection_side_px)])[0]
         return Detections(boxes=found.boxes / scale, scores=found.scores, points=found.points / scale)
 
     def tracks(self) -> list[Track]:

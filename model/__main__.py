@@ -59,6 +59,8 @@ class Animate:
             )
         finally:
             report.close()
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
         faces = f"{result.num_faces} face" + ("s" if result.num_faces != 1 else "")
         size = f"{result.width}x{result.height}"
         print(f"{self.output}: {result.num_frames} frames, {size}, {float(result.fps):.6g} frames/s, {faces}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from model.animation.driving import Driving, load_driving
 from model.animation.pasting import paste_crop
-from model.animation.pictures import DEFAULT_FPS, in_batches, open_clip
+from model.animation.pictures import DEFAULT_FPS, check_output, in_batches, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.source import Source, SourceFace, load_source
 from model.animation.templates import save_template
@@ -58,6 +58,8 @@ class AnimateResult:
     fps: Fraction
     width: int
     height: int
+    notes: tuple[str, ...] = ()
+    """What users should know about this result."""
 
 
 def animate(
@@ -78,6 +80,7 @@ def animate(
     Memory stays bounded whatever the length: only motion is kept, pictures stream. ValueError with one line.
     """
     options = options or AnimateOptions()
+    check_output(output, source, driving)
     driven = load_driving(
         driving,
         engine,
@@ -102,7 +105,14 @@ def animate(
         for frame in counted(frames, "rendering", num_frames, report):
             writer.write(frame)
     height, width = frame.shape[:2]
-    return AnimateResult(num_frames=writer.num_frames, num_faces=len(origin.faces), fps=fps, width=width, height=height)
+    return AnimateResult(
+        num_frames=writer.num_frames,
+        num_faces=len(origin.faces),
+        fps=fps,
+        width=width,
+        height=height,
+        notes=tuple(_notes(origin, driven, num_frames)),
+    )
 
 
 def animated_frames(
@@ -222,6 +232,14 @@ def _exact(fps: float | None) -> Fraction | None:
 def _own_rate(source: str | Path) -> Fraction:
     clip = open_clip(source)
     return clip.fps if clip is not None else DEFAULT_FPS
+
+
+def _notes(source: Source, driving: Driving, num_frames: int) -> Iterator[str]:
+    if driving.note:
+        yield driving.note
+    if source.is_video and not any(face.start == 0 and face.stop >= num_frames for face in source.faces):
+        shown = ", ".join(f"{face.start} to {face.stop}" for face in source.faces)
+        yield f"source faces were followed over the frames {shown} of {num_frames}; the others are as they were"
 
 
 def _sound(wanted: str, source: Source, driving: Driving) -> tuple[Path, float] | None:

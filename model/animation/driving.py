@@ -13,9 +13,9 @@ import numpy as np
 from model.animation.pictures import Clip, in_batches, load_still, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.templates import TEMPLATE_SUFFIXES, MotionTemplate, load_template
-from model.animation.tracking import find_faces, track_faces
+from model.animation.tracking import FaceTrack, find_faces, track_faces
 from model.faces import FaceAnalyser
-from model.framing import box_transform, crop_transform, driving_box, mean_box, warp
+from model.framing import box_transform, driving_box, mean_box, warp
 from model.keypoints import Motion, open_ratios_68
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Driving:
     """File with the sound, and the time on its clock at which the first frame is shown."""
     pictures: Callable[[], Iterator[np.ndarray]] | None = None
     """Cropped driving frames, uint8 [S, S, 3], read again from the start; None for a template."""
+
+    note: str | None = None
+    """What users should know, such as that only a part of the video shows the face."""
 
     def template(self) -> MotionTemplate:
         """The motion as a template; ValueError for a still."""
@@ -79,7 +82,7 @@ def _still_driving(path: Path, engine: InferenceEngine, analyser: FaceAnalyser, 
     points68 = find_faces(picture, analyser, min_face_px=MIN_FACE_PX)
     if len(points68) == 0:
         raise ValueError(f"{path}: no face found in the driving picture")
-    cut = warp(picture, crop_transform(points68[0]), 512) if crop else _center_square(picture)
+    cut = warp(picture, box_transform(driving_box(points68[0])), 512) if crop else _center_square(picture)
     return Driving(
         motion=with_openness(engine.extract_motion(cut[None]), points68[:1]),
         is_video=False,
@@ -89,8 +92,7 @@ def _still_driving(path: Path, engine: InferenceEngine, analyser: FaceAnalyser, 
 
 
 def _video_driving(clip: Clip, engine: InferenceEngine, analyser: FaceAnalyser, crop: bool, report: Report) -> Driving:
-    expected = expected_frames(clip)
-    frames = counted(clip.frames(), "driving faces", expected, report)
+    frames = CountedFrames(clip, "driving faces", report)
     tracks = track_faces(frames, analyser, min_face_px=MIN_FACE_PX)
     if not tracks:
         raise ValueError(f"{clip.path}: no face found in the driving video")
@@ -116,6 +118,7 @@ def _video_driving(clip: Clip, engine: InferenceEngine, analyser: FaceAnalyser, 
         fps=clip.fps,
         sound=(clip.path, start_s) if clip.info.has_audio else None,
         pictures=pictures,
+        note=_coverage_note("driving", track, frames.num_frames),
     )
 
 
@@ -123,6 +126,28 @@ def with_openness(motion: Motion, points68: np.ndarray) -> Motion:
     """The motion with how far eyes and lips are open, from landmarks float [N, 68, 2]."""
     eye_open, lip_open = open_ratios_68(points68)
     return motion.replace(eye_open=eye_open, lip_open=lip_open)
+
+
+class CountedFrames:
+    """Frames of a clip, reported as they pass; afterwards `num_frames` tells how many there were."""
+
+    def __init__(self, clip: Clip, stage: str, report: Report) -> None:
+        self.num_frames = 0
+        self._frames = counted(clip.frames(), stage, expected_frames(clip), report)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for frame in self._frames:
+            self.num_frames += 1
+            yield frame
+
+
+def _coverage_note(side: str, track: FaceTrack, num_frames: int) -> str | None:
+    """A line for users where a face was followed through a part of its video only."""
+    if (track.start, track.stop) == (0, num_frames):
+        return None
+    return (
+        f"the {side} face was followed from frame {track.start} to {track.stop} of {num_frames}; the rest is not used"
+    )
 
 
 def expected_frames(clip: Clip) -> int | None:

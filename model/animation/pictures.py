@@ -89,3 +89,10 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def check_output(output: str | Path, *inputs: str | Path) -> None:
+    """ValueError where the result would replace one of its inputs."""
+    for source in inputs:
+        if Path(output).absolute().resolve() == Path(source).absolute().resolve():
+            raise ValueError(f"the output {output} would replace the file that it is made from; give another name")

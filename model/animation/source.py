@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.animation.driving import BATCH_SIZE, expected_frames, with_openness
+from model.animation.driving import BATCH_SIZE, CountedFrames, with_openness
 from model.animation.pictures import in_batches, load_still, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.tracking import FaceTrack, find_faces, track_faces
@@ -79,15 +79,8 @@ def load_source(
     clip = open_clip(path, fps=fps, max_s=max_s)
     if clip is None:
         return still_source(load_still(path), engine, analyser, which=which, name=str(path))
-    num_frames = 0
-
-    def frames() -> Iterator[np.ndarray]:
-        nonlocal num_frames
-        for frame in counted(clip.frames(), "source faces", expected_frames(clip), report):
-            num_frames += 1
-            yield frame
-
-    tracks = track_faces(frames(), analyser, min_face_px=MIN_FACE_PX)
+    frames = CountedFrames(clip, "source faces", report)
+    tracks = track_faces(frames, analyser, min_face_px=MIN_FACE_PX)
     chosen = [tracks[i] for i in choose_faces(len(tracks), which, str(path))]
     num_face_frames = max(track.stop for track in chosen)
     landmarks = [track.filled() for track in chosen]
@@ -98,7 +91,7 @@ def load_source(
         for track, of_face, motion, points in zip(chosen, matrices, motions, landmarks, strict=True)
     ]
     sound = (clip.path, clip.info.start_s) if clip.info.has_audio else None
-    return Source(faces=faces, is_video=True, num_frames=num_frames, frames=clip.frames, sound=sound)
+    return Source(faces=faces, is_video=True, num_frames=frames.num_frames, frames=clip.frames, sound=sound)
 
 
 def still_source(

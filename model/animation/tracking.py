@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from model.faces import Detections, FaceAnalyser
@@ -15,6 +16,11 @@ MIN_PRESENCE = 0.4
 MIN_OVERLAP = 0.25
 MAX_GAP_FRAMES = 12
 """Frames that a face may be hidden and still be the same track."""
+CUT_DIFFERENCE = 20.0
+"""Mean change of a thumbnail's pixels, 0 to 255, that is a cut: tracks end. Motion stays below 14, cuts above 27."""
+_THUMBNAIL_PX = 48
+MAX_UNCONFIRMED_FRAMES = 15
+"""Frames that landmarks alone may carry a track; what they say after the last detection is then dropped."""
 
 
 @dataclass
@@ -24,6 +30,9 @@ class FaceTrack:
     start: int
     points: list[np.ndarray | None] = field(default_factory=list)
     """float32 [68, 2] of every frame from `start`; None where the face was not seen."""
+    num_confirmed: int = 1
+    """Frames up to and including the last one on which a detector saw the face."""
+    is_over: bool = False
 
     @property
     def stop(self) -> int:
@@ -60,14 +69,19 @@ def track_faces(frames: Iterable[np.ndarray], analyser: FaceAnalyser, *, min_fac
     """
     tracks: list[FaceTrack] = []
     active: list[FaceTrack] = []
+    before = None
     for index, frame in enumerate(frames):
+        thumbnail = cv2.resize(frame, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+        if before is not None and np.abs(thumbnail - before).mean() > CUT_DIFFERENCE:
+            active = []
+        before = thumbnail
         lost = _follow(frame, analyser, active)
         if lost or not active or index % DETECT_EVERY == 0:
             points68 = find_faces(frame, analyser, min_face_px=min_face_px)
             new = _assign(points68, active, index)
             tracks += new
             active += new
-        active = [track for track in active if track.num_missing <= MAX_GAP_FRAMES]
+        active = [track for track in active if track.num_missing <= MAX_GAP_FRAMES and not track.is_over]
     for track in tracks:
         del track.points[len(track.points) - track.num_missing :]
     long_enough = [track for track in tracks if len(track.points) >= 3]
@@ -109,11 +123,18 @@ def _assign(points68: np.ndarray, active: list[FaceTrack], index: int) -> list[F
     for overlap, i, j in sorted(pairs, key=lambda pair: -pair[0]):
         if overlap >= MIN_OVERLAP and i not in taken_faces and j not in taken_tracks:
             active[j].points[-1] = points68[i]
+            active[j].num_confirmed = len(active[j].points)
             taken_faces.add(i)
             taken_tracks.add(j)
-    for j, track in enumerate(active):  # a track that slid onto another one's face ends here
-        if j not in taken_tracks and any(_overlap(track.last_seen, active[k].last_seen) > 0.5 for k in taken_tracks):
-            track.points[-1] = None
+    for j, track in enumerate(active):
+        if j in taken_tracks:
+            continue
+        # Landmarks slide onto another face, or cling to something after a cut: such a track ends where a detector last
+        # saw its face.
+        is_double = any(_overlap(track.last_seen, active[k].last_seen) > 0.5 for k in taken_tracks)
+        if is_double or len(track.points) - track.num_confirmed >= MAX_UNCONFIRMED_FRAMES:
+            del track.points[track.num_confirmed :]
+            track.is_over = True
     return [FaceTrack(index, [points]) for i, points in enumerate(points68) if i not in taken_faces]
 
 

@@ -134,6 +134,17 @@ def test_faces_leave_and_the_film_goes_on(media: Path, engine, analyser) -> None
     assert all(np.array_equal(a, b) for a, b in zip(frames[80:], originals[80:], strict=True))
 
 
+def test_face_that_is_not_always_there_is_noted(media: Path, tmp_path: Path, engine, analyser) -> None:
+    path = media / "videos/v08_face_then_noface_hevc_vfr.mov"
+    common = {"engine": engine, "analyser": analyser, "options": AnimateOptions(max_s=3.2, fps=10.0)}
+    result = animate(media / STILL, path, tmp_path / "driven.mp4", **common)
+    assert 22 <= result.num_frames <= 25
+    assert result.notes[0].startswith("the driving face was followed from frame 0 to 2")
+    result = animate(path, media / STILL, tmp_path / "source.mp4", **common)
+    assert result.num_frames == 32
+    assert "the others are as they were" in result.notes[0]
+
+
 def test_constant_rate_shows_variable_rate_videos_at_the_right_times(media: Path) -> None:
     path = media / "videos/v10_man_suit_vfr22fps_700.mp4"
     with open_video(path) as video:
@@ -192,6 +203,7 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
         ((tmp_path / "absent.png", media / STILL), "no such file"),
         ((media / STILL, tmp_path / "absent.safetensors"), "no such motion template"),
         ((media / STILL, media / STILL, "out.avi"), "cannot write"),
+        ((media / STILL, tmp_path / "out.mp4", "out.mp4"), "would replace"),
     ]:
         with pytest.raises(ValueError, match=message):
             run(*arguments)

@@ -61,3 +61,10 @@ def test_short_gaps_are_interpolated() -> None:
     assert track.stop == 9
     assert np.allclose(track.filled()[1], points + 1)
     assert np.allclose(track.filled()[2], points + 2)
+
+
+def test_tracks_end_at_cuts(media: Path, analyser: FaceAnalyser) -> None:
+    path = media / "videos/v07_stage_4shots_identity_switch_dark.mp4"  # cuts at 20, 82, 211
+    tracks = track_faces(_frames(path, 150, 260), analyser, min_face_px=40)
+    assert tracks[0].start == 0
+    assert tracks[0].stop == 211 - 150

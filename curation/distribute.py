@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -168,16 +169,17 @@ class Cluster:
             self.workers = self._options.workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
         else:
             self.workers = self._options.workers or os.cpu_count() or 1
-            self._folder = tempfile.mkdtemp(prefix="ray-")
+            self._folder = _make_ray_folder()
             root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-            ray.init(
-                num_cpus=self.workers + 1,  # one more than the actors take, so that Ray Data's own tasks always run
-                include_dashboard=False,
-                object_store_memory=200_000_000,
-                _temp_dir=self._folder,
-                **quiet,
-            )
+            with _quiet_stderr():
+                ray.init(
+                    num_cpus=self.workers + 1,  # one more than the actors take, so that Ray Data's own tasks always run
+                    include_dashboard=False,
+                    object_store_memory=200_000_000,
+                    _temp_dir=self._folder,
+                    **quiet,
+                )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
@@ -226,6 +228,34 @@ class Cluster:
             if "fatal" in summary:
                 raise FatalError(summary["fatal"])
             yield summary
+
+
+_RAY_FOLDER = "portrait-ray-"
+
+
+def _make_ray_folder() -> str:
+    """A folder for the files of an embedded Ray; those that killed runs left behind are removed first."""
+    # Ray puts sockets below this folder, and a socket's path may have 107 characters.
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
+    for entry in Path(parent).glob(f"{_RAY_FOLDER}*"):
+        owner = entry.name.removeprefix(_RAY_FOLDER).split("-")[0]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
+            shutil.rmtree(entry, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{_RAY_FOLDER}{os.getpid()}-", dir=parent)
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what Ray's C++ parts print while they start; errors come as exceptions."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 @contextmanager

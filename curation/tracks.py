@@ -127,8 +127,8 @@ def divide(
 ) -> tuple[list[Segment], list[str | None]]:
     """The segments of a track, and for every sample why it is in none (None: it is in one).
 
-    A sample is left out when it is damaged or another face is inside the crop, and so are its neighbours then. Segments end where the face leaves the
-    reach of a fixed crop. Lengths are not judged here.
+    A sample is left out when it is damaged, and with its neighbours when another face is inside the crop. Segments end
+    where the face leaves the reach of a fixed crop. Lengths are not judged here.
     """
     reasons: list[str | None] = ["damaged_frames" if s.is_corrupt else None for s in track.samples]
     for sample in track.samples:

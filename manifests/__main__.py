@@ -6,6 +6,7 @@ Without a query: a summary. The views are sources, tracks, clips, frames, shards
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,32 +55,33 @@ def main(arguments: list[str] | None = None) -> int:
             for title, sql in _SUMMARY.items():
                 print(f"{title}\n{db.sql(sql)}")
             return 0
-        _answer(db.sql(query.sql), query)
+        _answer(db, query)
     except (ValueError, duckdb.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _answer(relation: duckdb.DuckDBPyRelation, query: Query) -> None:
-    if query.format == "parquet":
-        if query.output is None:
-            raise ValueError("--format parquet needs --output FILE")
-        relation.write_parquet(str(query.output))
-        return
-    if query.format == "csv":
-        text = relation.to_df().to_csv(index=False)
-    elif query.format == "json":
-        text = relation.to_df().to_json(orient="records", date_format="iso") + "\n"
-    else:
-        relation.show(max_rows=1000, max_width=10_000) if query.output is None else None
-        text = str(relation) + "\n"
-        if query.output is None:
+def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
+    """Print the answer, or write it to the output file, in the format that was asked for."""
+    if query.format == "table":
+        relation = db.sql(query.sql)
+        if relation is None:
             return
-    if query.output is None:
-        sys.stdout.write(text)
-    else:
-        query.output.write_text(text)
+        if query.output is None:
+            relation.show(max_rows=1000, max_width=10_000)
+        else:
+            query.output.write_text(f"{relation}\n")
+        return
+    if query.output is None and query.format == "parquet":
+        raise ValueError("--format parquet needs --output FILE")
+    with tempfile.TemporaryDirectory() as folder:
+        path = query.output or Path(folder) / "answer"
+        options = {"csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true", "parquet": "FORMAT parquet"}
+        target = str(path).replace("'", "''")
+        db.execute(f"COPY ({query.sql.rstrip().rstrip(';')}) TO '{target}' ({options[query.format]})")
+        if query.output is None:
+            sys.stdout.write(path.read_text())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""The command as users run it, and a small data set made from a photograph for the tests that need no shared media."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manifests.store import Dataset, read_table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def curate() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m curation ARGUMENTS`; the call fails unless the command ends with `status`."""
+
+    def run(*arguments: object, status: int = 0, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "curation", *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=timeout_s)
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[Path, str], list[dict[str, Any]]]:
+    """Reads all rows of one table of a data set."""
+    return lambda folder, table: read_table(Dataset(folder), table).to_pylist()
+
+
+@pytest.fixture(scope="session")
+def demo_run(curate, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The data set of `python -m curation demo`, and what the command printed. Not to be changed: see `demo_copy`."""
+    folder = tmp_path_factory.mktemp("demo") / "dataset"
+    done = curate("demo", "--output", folder, "--workers", 2)
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="session")
+def demo_dataset(demo_run: tuple[Path, str]) -> Path:
+    return demo_run[0]
+
+
+@pytest.fixture
+def demo_copy(demo_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the demonstration's data set that a test may change."""
+    copy = tmp_path / "dataset"
+    shutil.copytree(demo_dataset, copy)
+    return copy

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{title}\n{db.sql(sql)}")
             return 0
         _answer(db, query)
-    except (ValueError, duckdb.Error) as error:
+    except (ValueError, OSError, duckdb.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

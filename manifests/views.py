@@ -38,7 +38,8 @@ def create_view(db: duckdb.DuckDBPyConnection, dataset: Dataset, name: str) -> N
     db.register(f"_empty_{name}", schema.empty_table())
     query = f"SELECT * FROM _empty_{name}"
     if files := dataset.table_files(name):
-        check_version(files[0])
+        for file in files:
+            check_version(file)
         paths = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
         query += f" UNION ALL BY NAME SELECT * FROM read_parquet([{paths}], union_by_name = true)"
     db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")

@@ -1,0 +1,105 @@
+"""Parquet files are whole or absent, and files of other versions of the schema read as well as they can."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests import store
+from manifests.schema import SCHEMA_VERSION, TABLES, make_table
+from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically, write_parquet
+
+
+def test_rows_come_back_as_written(dataset):
+    rows = read_table(dataset, "clips").to_pylist()
+    assert [r["clip_id"] for r in rows] == ["a_0", "a_1", "a_2"]
+    assert rows[0]["embedding"] == pytest.approx([0.6, 0.8])
+    assert rows[1]["duration_s"] is None
+    assert read_table(dataset, "clips", ["split", "clip_id"]).to_pydict() == {
+        "split": ["train", None, None],
+        "clip_id": ["a_0", "a_1", "a_2"],
+    }
+
+
+def test_table_without_a_file_is_empty(dataset):
+    assert read_table(dataset, "frames").schema == TABLES["frames"]
+    assert len(read_table(dataset, "frames")) == 0
+
+
+def test_all_files_of_a_table_are_read(dataset):
+    for part, frame in (("one", 0), ("two", 1)):
+        rows = make_table("frames", [{"clip_id": part, "frame": frame}])
+        write_parquet(dataset.table_folder("frames") / f"{part}.parquet", rows)
+    assert read_table(dataset, "frames", ["clip_id", "frame"]).to_pylist() == [
+        {"clip_id": "one", "frame": 0},
+        {"clip_id": "two", "frame": 1},
+    ]
+
+
+def test_columns_that_an_older_file_lacks_are_null(dataset):
+    older = make_table("clips", [{"clip_id": "old", "motion": 0.5}]).drop_columns(["quality", "landmark_jitter"])
+    replaced = older.set_column(older.schema.get_field_index("num_frames"), "num_frames", pa.array([7], pa.int64()))
+    write_parquet(dataset.table_folder("clips") / "clips.parquet", replaced)
+    table = read_table(dataset, "clips")
+    assert table.schema == TABLES["clips"], "wider types are brought to today's"
+    assert table.to_pylist()[0] | {"motion": 0.5, "quality": None, "num_frames": 7} == table.to_pylist()[0]
+
+
+def test_file_of_a_newer_schema_is_refused(dataset, monkeypatch):
+    monkeypatch.setattr(store, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    replace_table(dataset, "sources", read_table(dataset, "sources"))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"version {SCHEMA_VERSION + 1}, this program knows up to {SCHEMA_VERSION}"):
+        read_table(dataset, "sources")
+
+
+def test_failed_write_leaves_what_was_there(dataset, monkeypatch):
+    before = read_table(dataset, "sources")
+
+    def fill_the_disk(table, path, **_):
+        path.write_bytes(b"PAR1 half of a table")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        replace_table(dataset, "sources", make_table("sources", []))
+    monkeypatch.undo()
+    assert read_table(dataset, "sources") == before
+    assert [p.name for p in dataset.table_folder("sources").iterdir()] == ["sources.parquet"]
+
+
+def test_bytes_are_replaced_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file.json"
+    write_bytes_atomically(path, b"one")
+    seen = []
+    replace = store.os.replace
+
+    def spy(source, target):
+        seen.append((path.read_bytes(), source.read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(store.os, "replace", spy)
+    write_bytes_atomically(path, b"two")
+    assert seen == [(b"one", b"two")], "the old content stands until the new one is complete"
+    assert path.read_bytes() == b"two"
+
+    def fail(source, target):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(store.os, "replace", fail)
+    with pytest.raises(PermissionError):
+        write_bytes_atomically(path, b"three")
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+    assert path.read_bytes() == b"two"
+
+
+def test_replace_wants_all_columns(dataset):
+    with pytest.raises(AssertionError, match="clips"):
+        replace_table(dataset, "clips", read_table(dataset, "clips", ["clip_id"]))
+
+
+def test_places_in_a_data_set(tmp_path):
+    dataset = Dataset(tmp_path)
+    assert dataset.table_files("clips") == []
+    assert dataset.table_folder("clips") == tmp_path / "manifests" / "clips"

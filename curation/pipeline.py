@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from curation import index, pack
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.progress import StageProgress
 from curation.recipe import Recipe, load_recipe, recipe_toml
-from curation.sandbox import FatalError
+from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
 from manifests.store import Dataset, read_table, write_bytes_atomically
@@ -55,6 +56,8 @@ def run(
     with _only_run(dataset), cluster(cluster_options or ClusterOptions()) as workers:
         job = _Job(dataset, recipe, workers)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
+        if not {unit["name"] for unit in sources} <= job.ledger("index").finished_units():
+            check_networks(recipe)
         job.do("index", sources, collapse={"sources": index.merge_sources})
         job.do("scan", job.scan_units())
         job.do("crop", job.crop_units())
@@ -63,6 +66,28 @@ def run(
         if not keep_staging:
             shutil.rmtree(dataset.staging, ignore_errors=True)
         return Outcome(job.num_units, workers.startup_s)
+
+
+def check_networks(recipe: Recipe) -> None:
+    """Load every network that the recipe names, in a process that may die, before hours are spent on reading files.
+
+    Raises:
+        FatalError: one cannot be loaded; the message says which and what to do.
+    """
+    sandbox = Sandbox(functools.partial(_load_networks, recipe), deadline_s=3600)
+    try:
+        sandbox(None)
+    except SandboxError as error:
+        raise FatalError(f"the face networks cannot be loaded: {error}") from error
+    finally:
+        sandbox.close()
+
+
+def _load_networks(recipe: Recipe) -> Callable[[None], None]:
+    from curation.crop import CropStage
+
+    CropStage(recipe, Path())
+    return lambda _: None
 
 
 def reselect(dataset: Dataset, recipe: Recipe) -> None:

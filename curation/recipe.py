@@ -280,6 +280,8 @@ def recipe_of(folder: Path) -> Recipe:
 
 def _from_values(cls: type, values: dict[str, Any], where: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}, expected a section with keys of {', '.join(known)}")
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; valid keys are {', '.join(known)}")
     hints = typing.get_type_hints(cls)
@@ -290,7 +292,10 @@ def _from_values(cls: type, values: dict[str, Any], where: str) -> Any:
             arguments[name] = _from_values(hint, value, f"{where}: [{name}]")
         else:
             arguments[name] = _checked(value, hint, f"{where}: {name}")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
@@ -312,7 +317,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     else:
         fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if not fits:
-        raise ValueError(f"{where} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+        expected = f"one of {', '.join(map(str, options))}" if origin is Literal else getattr(hint, "__name__", hint)
+        raise ValueError(f"{where} is {value!r}, expected {expected}")
     return value
 
 

@@ -105,7 +105,7 @@ def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, life: Con
         try:
             work = work or make()
         except Exception as error:
-            pipe.send(("fatal", f"the stage cannot start: {error}"))
+            pipe.send(("fatal", f"cannot start: {error}"))
             return
         try:
             answer = ("ok", work(argument))

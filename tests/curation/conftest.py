@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from manifests.store import Dataset, read_table
@@ -55,3 +56,24 @@ def demo_copy(demo_dataset: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "dataset"
     shutil.copytree(demo_dataset, copy)
     return copy
+
+
+def _make_face68(center: tuple[float, float] = (100.0, 100.0), height_px: float = 80.0) -> np.ndarray:
+    """float64 [68, 2]: an upright, frontal face of about the height, in the order of the iBUG scheme."""
+
+    def ring(num: int, x: float, y: float, wide: float, high: float) -> list[tuple[float, float]]:
+        angles = np.pi + 2 * np.pi * np.arange(num) / num
+        return [(x + wide * np.cos(a), y + high * np.sin(a)) for a in angles]
+
+    jaw = [(-0.45 * np.cos(a), -0.1 + 0.6 * np.sin(a)) for a in np.linspace(0, np.pi, 17)]
+    brows = [(x, -0.4) for x in (-0.35, -0.28, -0.2, -0.13, -0.06, 0.06, 0.13, 0.2, 0.28, 0.35)]
+    nose = [(0.0, y) for y in (-0.25, -0.15, -0.05, 0.05)] + [(x, 0.1) for x in (-0.08, -0.04, 0.0, 0.04, 0.08)]
+    eyes = ring(6, -0.2, -0.25, 0.08, 0.03) + ring(6, 0.2, -0.25, 0.08, 0.03)
+    mouth = ring(12, 0.0, 0.27, 0.16, 0.06) + ring(8, 0.0, 0.27, 0.1, 0.02)
+    return np.array(jaw + brows + nose + eyes + mouth) * height_px + np.asarray(center)
+
+
+@pytest.fixture(scope="session")
+def make_face68() -> Callable[..., np.ndarray]:
+    """Makes the 68 landmarks of an upright face: `make_face68((x, y), height_px)`."""
+    return _make_face68

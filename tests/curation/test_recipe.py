@@ -1,0 +1,131 @@
+"""Recipes: what may be in one, and what a changed field costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from curation.recipe import (
+    PRESETS,
+    CropOptions,
+    PackOptions,
+    Recipe,
+    ScanOptions,
+    SelectOptions,
+    load_recipe,
+    recipe_of,
+    recipe_toml,
+)
+from model.faces import FacesConfig
+
+STAGES = ("index", "scan", "crop", "select", "pack")
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_default_preset_is_the_defaults():
+    assert load_recipe("default") == Recipe()
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in PRESETS.glob("*.toml")))
+def test_presets_load_and_come_back_from_toml(name, tmp_path):
+    recipe = load_recipe(name)
+    text = recipe_toml(recipe)
+    assert load_recipe(write(tmp_path, text)) == recipe
+    assert tomllib.loads(text)["hash"] == recipe.stage_hash("pack")
+    assert recipe_of(tmp_path) == recipe
+
+
+def test_presets_differ():
+    assert load_recipe("lenient").select.min_face_px < Recipe().select.min_face_px
+    assert load_recipe("liveportrait").select.min_face_px > Recipe().select.min_face_px
+
+
+def test_off_switches_come_back_from_toml(tmp_path):
+    recipe = Recipe(
+        decoder="decord",
+        faces=FacesConfig(detector="insightface", weights_dir='odd "name"'),
+        select=SelectOptions(max_yaw_deg=None, max_duration_s=4.5, require_licence=True, stills=False),
+    )
+    assert load_recipe(write(tmp_path, recipe_toml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour = 1", r"unknown key 'colour'; valid keys are seed, decoder, faces, index, scan"),
+        ("[scan]\nsample_rate = 1", r"\[scan\]: unknown key 'sample_rate'; valid keys are sample_fps, cut_ratio"),
+        ("[crop]\nsize_px = 512.5", r"size_px is 512.5, expected int"),
+        ("[crop]\nsize_px = true", r"size_px is True, expected int"),
+        ('[crop]\nframing = "round"', r"framing is 'round', expected one of fixed, aligned"),
+        ('[select]\nmin_face_px = "large"', r"min_face_px is 'large', expected float"),
+        ("[select]\nstills = 1", r"stills is 1, expected bool"),
+        ('[crop]\nscale = "none"', r"scale is 'none', expected float"),
+        ('[index]\nstill_extensions = "jpg"', r"still_extensions is 'jpg', expected"),
+        ("[scan]\nmin_clip_s = 9\nmax_clip_s = 8", r"min_clip_s 9.0 is larger than scan.max_clip_s 8.0"),
+        ("[crop]\njpeg_quality = 101", r"jpeg_quality is 101, expected 1 to 100"),
+        ("[crop]\nfps = 0", r"fps is 0.0, expected more than 0"),
+        ("[select]\nval_share = 0.6\ntest_share = 0.4", r"val_share \+ select.test_share is 1.0, expected < 1"),
+        ("[pack]\nshard_bytes = -1", r"shard_bytes is -1, expected more than 0"),
+        ("recipe_version = 99", r"for recipe version 99, this program has version 1: use the checkout"),
+        ("scan = 5", r"\[scan\] is 5, expected a section with keys of sample_fps"),
+        ("[scan", r"is not valid TOML"),
+    ],
+)
+def test_wrong_recipes_say_what_is_wrong(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_recipe(write(tmp_path, text))
+    assert str(error.value).startswith(str(tmp_path / "recipe.toml"))
+
+
+def test_unknown_preset_lists_the_presets():
+    with pytest.raises(ValueError, match="no recipe 'liveportait': expected one of default, lenient, liveportrait"):
+        load_recipe("liveportait")
+
+
+def test_no_recipe_no_data_set(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a folder with recipe\.toml"):
+        recipe_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "first"),
+    [
+        ({"scan": ScanOptions(sample_fps=8.0)}, "scan"),
+        ({"decoder": "decord"}, "scan"),
+        ({"faces": FacesConfig(min_detection_score=0.7)}, "scan"),
+        ({"crop": CropOptions(scale=2.0)}, "scan"),  # the reach of a fixed crop depends on it
+        ({"crop": CropOptions(jpeg_quality=90)}, "crop"),
+        ({"select": SelectOptions(max_yaw_deg=60.0)}, "select"),
+        ({"seed": 3}, "select"),
+        ({"pack": PackOptions(shard_bytes=5)}, "pack"),
+        ({"faces": FacesConfig(num_threads=4, device="cuda", weights_dir="elsewhere")}, None),
+    ],
+)
+def test_a_changed_field_changes_its_stage_and_what_follows(changed, first):
+    before, after = Recipe(), dataclasses.replace(Recipe(), **changed)
+    differs = [stage for stage in STAGES if before.stage_hash(stage) != after.stage_hash(stage)]
+    assert differs == ([] if first is None else list(STAGES[STAGES.index(first) :]))
+
+
+def test_every_option_is_read_by_a_stage():
+    """A field that no stage's hash covers would change nothing on the next run."""
+    unchanged = {"faces.weights_dir", "faces.root", "faces.num_threads", "faces.device"}
+    for section in dataclasses.fields(Recipe):
+        value = getattr(Recipe(), section.name)
+        if not dataclasses.is_dataclass(value):
+            continue
+        for field in dataclasses.fields(value):
+            other = object.__new__(type(value))
+            for copied in dataclasses.fields(value):
+                object.__setattr__(other, copied.name, getattr(value, copied.name))
+            object.__setattr__(other, field.name, "another value")
+            changed = dataclasses.replace(Recipe(), **{section.name: other})
+            is_covered = changed.stage_hash("pack") != Recipe().stage_hash("pack")
+            assert is_covered != (f"{section.name}.{field.name}" in unchanged), f"{section.name}.{field.name}"

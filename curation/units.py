@@ -8,6 +8,7 @@ moves the rows of all its units into the manifests (`Ledger.absorb`); repeating 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -20,7 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.schema import TABLES, make_table
-from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically, write_parquet
+from manifests.store import (
+    Dataset,
+    read_parquet,
+    read_table,
+    replace_table,
+    write_bytes_atomically,
+    write_parquet,
+)
 
 Collapse = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -149,14 +157,26 @@ class Ledger:
             for table, unit_rows in content["rows"].items():
                 rows.setdefault(table, []).extend(unit_rows)
         if frames := rows.pop("frames", None):
-            part = self.dataset.table_folder("frames") / f"{self._ledger_stage}-{names[0]}.parquet"
-            write_parquet(part, _sorted(make_table("frames", frames), "frames"))
+            self._add_frames(_sorted(make_table("frames", frames), "frames"), names)
         for table, new in rows.items():
             self._merge(table, new, names, (collapse or {}).get(table))
         self._merge("units", ledger, names, None)
         for name in names:
             (self.folder / f"{name}.json").unlink()
         return len(names)
+
+    def _add_frames(self, new: pa.Table, units: list[str]) -> None:
+        """Write `new` as a file of its own: `frames` is too large to be written anew each time.
+
+        Rows of the same clips in other files go: an interrupted call may have written them with other units.
+        """
+        clips = new["clip_id"].unique()
+        for file in self.dataset.table_files("frames"):
+            if pc.any(pc.is_in(read_parquet([file], "frames", ["clip_id"])["clip_id"], clips)).as_py():
+                old = read_parquet([file], "frames")
+                write_parquet(file, old.filter(pc.invert(pc.is_in(old["clip_id"], clips))))
+        name = hashlib.sha256("\n".join(units).encode()).hexdigest()[:16]
+        write_parquet(self.dataset.table_folder("frames") / f"{self._ledger_stage}-{name}.parquet", new)
 
     def _merge(self, table: str, new: list[dict[str, Any]], units: list[str], collapse: Collapse | None) -> None:
         old = read_table(self.dataset, table)

@@ -1,0 +1,201 @@
+"""Units commit themselves once, and their rows reach the manifests once, whatever is interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from curation import units
+from curation.units import Ledger, UnitResult, commit_unit, plain
+from manifests.schema import make_table
+from manifests.store import Dataset, read_table, replace_table
+
+UNITS = [{"name": f"unit{k}", "source_id": f"s{k}", "uri": f"/v/{k}.mp4"} for k in range(4)]
+
+
+def commit(ledger: Ledger, unit: dict, text: str = "first") -> None:
+    """A crop unit with a clip, two frames and a failure."""
+    clip = f"{unit['name']}_clip"
+    result = UnitResult(num_frames=2, video_s=0.5)
+    result.rows = {
+        "clips": [{"clip_id": clip, "unit": unit["name"], "motion": np.float32(0.5), "quality": float("nan")}],
+        "frames": [{"clip_id": clip, "frame": np.int64(k)} for k in (1, 0)],
+    }
+    result.fail(ledger.stage, unit, "stopped_early", text)
+    commit_unit(ledger.folder, ledger.stage, unit, result, 1.25, "host/1")
+
+
+def tables(dataset: Dataset) -> dict[str, list[dict]]:
+    found = {name: read_table(dataset, name).to_pylist() for name in ("clips", "frames", "failures", "units")}
+    found["frames"].sort(key=lambda row: (row["clip_id"], row["frame"]))
+    return found
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Ledger:
+    return Ledger(Dataset(tmp_path), "crop", "abcd1234")
+
+
+def test_values_become_plain():
+    assert plain({"a": np.float32(0.5), 3: (np.int64(2), math.nan, np.array([1.0, np.inf]))}) == {
+        "a": 0.5,
+        "3": [2, None, [1.0, None]],
+    }
+
+
+def test_absorbed_rows_are_sorted_and_complete(ledger):
+    for unit in reversed(UNITS):
+        commit(ledger, unit)
+    assert ledger.staged_units() == [u["name"] for u in UNITS]
+    assert ledger.absorb() == 4
+    found = tables(ledger.dataset)
+    assert [c["clip_id"] for c in found["clips"]] == [f"unit{k}_clip" for k in range(4)]
+    assert found["clips"][0]["quality"] is None
+    assert [(f["clip_id"], f["frame"]) for f in found["frames"][:3]] == [
+        ("unit0_clip", 0),
+        ("unit0_clip", 1),
+        ("unit1_clip", 0),
+    ]
+    assert [f["uri"] for f in found["failures"]] == [u["uri"] for u in UNITS]
+    assert {(u["stage"], u["wall_s"], u["num_frames"], u["num_rows"]) for u in found["units"]} == {
+        ("crop-abcd1234", 1.25, 2, 4)
+    }
+    assert list(ledger.folder.glob("*.json")) == []
+    assert ledger.finished_units() == {u["name"] for u in UNITS}
+    assert ledger.absorb() == 0
+
+
+@pytest.mark.parametrize("crash_at", range(1, 6))
+def test_absorb_may_crash_anywhere_and_be_repeated(ledger, monkeypatch, crash_at):
+    """After the frames, or after any of the tables: the second call ends where an undisturbed one does."""
+    for unit in UNITS[:2]:
+        commit(ledger, unit)
+    ledger.absorb()
+    for unit in UNITS[2:]:
+        commit(ledger, unit)
+    writes = 0
+
+    def crashing(original):
+        def write(*arguments):
+            nonlocal writes
+            writes += 1
+            if writes == crash_at:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        return write
+
+    monkeypatch.setattr(units, "write_parquet", crashing(units.write_parquet))
+    monkeypatch.setattr(units, "replace_table", crashing(units.replace_table))
+    try:
+        ledger.absorb()
+    except KeyboardInterrupt:
+        assert ledger.finished_units() == {u["name"] for u in UNITS}, "what was committed is not done again"
+    else:
+        assert crash_at == 5, "there are four writes: frames, failures, clips, units"
+    monkeypatch.undo()
+    ledger.absorb()
+    found = tables(ledger.dataset)
+    assert [c["clip_id"] for c in found["clips"]] == [f"unit{k}_clip" for k in range(4)]
+    assert len(found["frames"]) == 8
+    assert len(found["failures"]) == 4
+    assert len(found["units"]) == 4
+
+
+def test_crash_while_commits_are_removed(ledger):
+    """Half of the units absorbed and removed, half absorbed and still there."""
+    for unit in UNITS:
+        commit(ledger, unit)
+    kept = {p.name: p.read_bytes() for p in ledger.folder.glob("*.json")}
+    ledger.absorb()
+    for name in ("unit2.json", "unit3.json"):
+        (ledger.folder / name).write_bytes(kept[name])
+    before = tables(ledger.dataset)
+    assert ledger.absorb() == 2
+    assert tables(ledger.dataset) == before
+
+
+def test_units_of_two_rounds_add_up(ledger):
+    commit(ledger, UNITS[0])
+    ledger.absorb()
+    commit(ledger, UNITS[1])
+    assert ledger.finished_units() == {"unit0", "unit1"}
+    ledger.absorb()
+    assert len(tables(ledger.dataset)["frames"]) == 4
+
+
+def test_unit_that_is_done_again_replaces_its_rows(ledger):
+    for unit in UNITS[:2]:
+        commit(ledger, unit, "first")
+    ledger.absorb()
+    commit(ledger, UNITS[0], "second")
+    ledger.absorb()
+    found = tables(ledger.dataset)
+    assert [f["message"] for f in found["failures"]] == ["second", "first"]
+    assert (len(found["clips"]), len(found["frames"]), len(found["units"])) == (2, 4, 2)
+
+
+def test_failures_of_other_stages_stay(ledger):
+    scan = Ledger(ledger.dataset, "scan", "00000000")
+    result = UnitResult()
+    result.fail("scan", UNITS[0], "no_face", "nobody")
+    commit_unit(scan.folder, "scan", UNITS[0], result, 0.0, "w")
+    scan.absorb()
+    commit(ledger, UNITS[0])
+    ledger.absorb()
+    assert [f["stage"] for f in tables(ledger.dataset)["failures"]] == ["crop", "scan"]
+
+
+def test_changed_recipe_drops_the_rows_of_its_stage(ledger):
+    scan = Ledger(ledger.dataset, "scan", "00000000")
+    commit_unit(scan.folder, "scan", UNITS[0], UnitResult(), 0.0, "w")
+    scan.absorb()
+    for unit in UNITS[:2]:
+        commit(ledger, unit)
+    ledger.absorb()
+    commit(ledger, UNITS[2])
+    changed = Ledger(ledger.dataset, "crop", "ffff0000")
+    assert changed.forget_other_recipes(["frames", "clips"])
+    assert not ledger.folder.exists(), "staged units of the old recipe are gone"
+    found = tables(ledger.dataset)
+    assert (found["clips"], found["frames"], found["failures"]) == ([], [], [])
+    assert [u["stage"] for u in found["units"]] == ["scan-00000000"]
+    assert changed.finished_units() == set()
+    assert not changed.forget_other_recipes(["frames", "clips"]), "nothing is left to forget"
+
+
+def test_collapse_sees_old_and_new_rows(tmp_path):
+    dataset = Dataset(tmp_path)
+    replace_table(dataset, "sources", make_table("sources", [{"source_id": "b", "uris": ["/1"]}]))
+    ledger = Ledger(dataset, "index", "0" * 8)
+    for k, source in enumerate(("b", "a")):
+        result = UnitResult(rows={"sources": [{"source_id": source, "uris": [f"/new{k}"]}]})
+        commit_unit(ledger.folder, "index", UNITS[k], result, 0.0, "w")
+
+    def join(rows):
+        joined = {}
+        for row in rows:
+            joined.setdefault(row["source_id"], {**row, "uris": []})["uris"] += row["uris"]
+        return list(joined.values())
+
+    ledger.absorb({"sources": join})
+    rows = read_table(dataset, "sources", ["source_id", "uris"]).to_pylist()
+    assert rows == [{"source_id": "a", "uris": ["/new1"]}, {"source_id": "b", "uris": ["/1", "/new0"]}]
+
+
+def test_commit_is_one_whole_file(ledger, monkeypatch):
+    commit(ledger, UNITS[0])
+    assert [p.name for p in ledger.folder.iterdir()] == ["unit0.json"]
+    content = json.loads((ledger.folder / "unit0.json").read_text())
+    assert content["rows"]["clips"][0]["quality"] is None
+
+    def fill_the_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(units, "write_bytes_atomically", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        commit(ledger, UNITS[1])
+    assert ledger.staged_units() == ["unit0"]

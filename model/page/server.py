@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from http import HTTPStatus
@@ -181,6 +182,7 @@ def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0
     print(f"{server.url}  (stop with Ctrl-C)", flush=True)
     if not server.is_loopback:
         print("The page has no password: everyone who reaches this address can use it.", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a service manager's way to stop: uploads go then too
     try:
         server.serve_forever()
     finally:

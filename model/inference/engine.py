@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.inference.appearance import FastAppearanceExtractor
+from model.inference.generator import FastGenerator
+from model.inference.motion import FastMotionExtractor
+from model.inference.warping import FastWarping
 from model.keypoints import Motion
 from model.networks import LivePortrait
 
@@ -16,10 +20,23 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """The named dtype; `auto` is float16 on CUDA, bfloat16 on CPUs that multiply it in hardware, float32 elsewhere."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}; got {name!r}")
+    if device.type == "cuda":
+        return torch.float16
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if device.type == "cpu" and has_bf16 else torch.float32
+
+
 class InferenceEngine:
     """Runs M, F, W and G on one device, in batches.
 
-    Key points leave and enter in float32 whatever the engine's dtype: they steer the picture and cost nothing.
+    Key points enter and leave in float32 whatever the dtype: they steer the picture and cost nothing. The optimised
+    path computes the same functions as the plain modules, from weights folded once when the engine is built.
     """
 
     def __init__(
@@ -29,22 +46,53 @@ class InferenceEngine:
         device: str | torch.device = "cpu",
         dtype: DtypeName = "auto",
         optimize: bool = True,
+        compile: bool = False,
     ) -> None:
+        """optimize: run the folded networks; otherwise the plain modules, under autocast if dtype is not float32.
+
+        compile: fuse W and G with `torch.compile` and replay them as CUDA graphs (CUDA only; the first batch takes
+        minutes, and sets the batch size).
+        """
         self.portrait = portrait
         self.config = portrait.config
         self.device = torch.device(device)
-        self.dtype = DTYPES["float32"]
-        self.portrait.to(self.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device} was asked for, but this PyTorch sees no CUDA device; use cpu")
+        self.dtype = choose_dtype(dtype, self.device)
+        self.optimize = optimize
+        if optimize:
+            with torch.no_grad():
+                self._motion = FastMotionExtractor(portrait.motion).to(self.device)
+                self._appearance = FastAppearanceExtractor(portrait.appearance, self.dtype).to(self.device)
+                self._warping = FastWarping(portrait.warping, self.dtype).to(self.device)
+                self._generator = FastGenerator(portrait.generator, self.dtype).to(self.device)
+        else:
+            portrait.to(self.device)
+            self._motion, self._appearance = portrait.motion, portrait.appearance
+            self._warping, self._generator = portrait.warping, portrait.generator
+        self._compiled_batch: int | None = None
+        self._decode = self._warp_and_generate
+        if compile:
+            if self.device.type != "cuda":
+                raise ValueError("compile=True is for CUDA devices; on the CPU the folded networks run as they are")
+            self._compiled_batch = 0
+            self._decode = torch.compile(self._warp_and_generate, mode="reduce-overhead", dynamic=False)
+
+    @property
+    def batch_size(self) -> int:
+        """Frames for one `render` that use the device well: on the CPU more would only cost memory."""
+        return 8 if self.device.type == "cuda" else 1
 
     @torch.inference_mode()
     def extract_motion(self, images: np.ndarray | Tensor) -> Motion:
         """Motion of N pictures (see `prepare`), float32 on the CPU."""
-        return Motion.from_heads(self.portrait.motion(self.prepare(images))).to("cpu")
+        return Motion.from_heads(self._motion(self.prepare(images))).to("cpu")
 
     @torch.inference_mode()
     def extract_appearance(self, images: np.ndarray | Tensor) -> Tensor:
-        """Appearance volumes [N, C, D, H, W] of N pictures, on the engine's device; for `render`."""
-        return self.portrait.appearance(self.prepare(images))
+        """Appearance volumes [N, C, D, H, W] of N pictures, float32 on the engine's device; for `render`."""
+        with self._autocast():
+            return self._appearance(self.prepare(images)).float()
 
     @torch.inference_mode()
     def render(self, volume: Tensor, x_s: Tensor, x_d: Tensor) -> np.ndarray:
@@ -52,11 +100,37 @@ class InferenceEngine:
 
         volume and x_s have a first dimension of N, or of 1 for a still source.
         """
+        image = self.decode(volume.to(self.device), x_s.to(self.device), x_d.to(self.device))
+        return image.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, volume: Tensor, x_s: Tensor, x_d: Tensor) -> Tensor:
+        """G(W(volume, x_s, x_d)) as float32 [N, 3, S, S] in (0, 1), on the engine's device."""
         num_frames = len(x_d)
-        x_s, x_d = x_s.to(self.device).expand(num_frames, -1, -1), x_d.to(self.device)
-        warped = self.portrait.warping(volume.expand(num_frames, -1, -1, -1, -1), kp_driving=x_d, kp_source=x_s)
-        image = self.portrait.generator(warped.feature)
-        return (image.float() * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        if self._compiled_batch is None:
+            return self._decode(volume, x_s, x_d)
+        # A compiled graph has one batch size: the last frames of a video are filled up.
+        self._compiled_batch = max(self._compiled_batch, num_frames)
+        missing = self._compiled_batch - num_frames
+        volume, x_s, x_d = (
+            torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
+            if missing and len(part) == num_frames
+            else part
+            for part in (volume.expand(num_frames, -1, -1, -1, -1), x_s.expand(num_frames, -1, -1), x_d)
+        )
+        return self._decode(volume, x_s, x_d)[:num_frames].clone()  # the graph reuses its output
+
+    def _warp_and_generate(self, volume: Tensor, x_s: Tensor, x_d: Tensor) -> Tensor:
+        with self._autocast():
+            if not self.optimize:
+                volume, x_s = volume.expand(len(x_d), -1, -1, -1, -1), x_s.expand(len(x_d), -1, -1)
+            warped = self._warping(volume, kp_driving=x_d, kp_source=x_s)
+            return self._generator(warped.feature).float()
+
+    def _autocast(self) -> torch.autocast:
+        """The plain modules run in half precision under autocast; the folded ones hold their own dtype."""
+        enabled = not self.optimize and self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
     def prepare(self, images: np.ndarray | Tensor) -> Tensor:
         """Network input [N, 3, S, S] in [0, 1].

@@ -10,6 +10,7 @@ from model.config import ModelConfig
 from model.networks.blocks import without_autocast
 
 LEAKY_SLOPE = 0.2
+NORM_EPS = 1e-5
 SIGMA_EPS = 1e-12
 
 
@@ -65,7 +66,7 @@ class Spade(nn.Module):
 
     def forward(self, x: Tensor, feature_map: Tensor) -> Tensor:
         hidden = self.mlp_shared(functional.interpolate(feature_map, size=x.shape[2:]))
-        return functional.instance_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        return functional.instance_norm(x, eps=NORM_EPS) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
 
 
 class SpadeBlock(nn.Module):

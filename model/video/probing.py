@@ -14,6 +14,7 @@ VideoSource = str | Path | BinaryIO
 
 _STILL_CONTAINERS = {"image2", "image2pipe"}
 _ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"sinf")
+_PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"\xef\xbb\xbf#EXTM3U", b"[playlist]", b"<?xml", b"<MPD")
 # Average and nominal rate of a constant-rate file differ by rounding only; real variable-rate files by 10 % and more.
 _CONSTANT_RATE_TOLERANCE = 0.01
 
@@ -107,6 +108,8 @@ def open_container(source: VideoSource) -> av.container.InputContainer:
     head = _read_head(source, name)
     if not head:
         raise VideoError("empty_file", f"{name} is empty (0 bytes)")
+    if head.lstrip().startswith(_PLAYLIST_HEADS):  # would make FFmpeg open whatever files it names
+        raise VideoError("not_a_video", f"{name} is a playlist, not a video")
     try:
         # The file: protocol keeps names such as "pipe:0" or "http://..." from being anything but files.
         target = f"file:{source}" if isinstance(source, str | Path) else source

@@ -91,7 +91,14 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 16, 16, "rgb24"
         output.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
         output.mux(stream.encode(None))
-    for path, reason in [(text, "not_a_video"), (picture, "still_image"), (tmp_path / "absent.mp4", "missing_file")]:
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile {picture.name}\n")
+    for path, reason in [
+        (playlist, "not_a_video"),
+        (text, "not_a_video"),
+        (picture, "still_image"),
+        (tmp_path / "absent.mp4", "missing_file"),
+    ]:
         with pytest.raises(VideoError) as caught:
             probe_video(path)
         assert caught.value.reason == reason, path

@@ -131,7 +131,7 @@ class SelectOptions:
     max_upscale: float | None = 3.2
     """Rule upscaled: output pixels per source pixel."""
     min_detection_score: float | None = 0.75
-    """Rule detection_unsure: median score of the detector."""
+    """Rule detection_unsure: median score of the detector, on YuNet's scale; SCRFD scores lower, 0.6 suits it."""
     min_presence: float | None = 0.85
     """Rule face_covered: 10th percentile of the face-presence probability (analysers without one: not judged)."""
     max_yaw_deg: float | None = 50.0

@@ -164,9 +164,10 @@ def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Path) -> None:
 
     Shards that are not in the plan any more are removed last.
     """
-    old = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
     rows, places = [], {}
     dataset.shards.mkdir(parents=True, exist_ok=True)
+    _forget_replaced(dataset, plan, folder)
+    old = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
     current = _current_place_rows(dataset)
     for shard in plan:
         commit = folder / f"{shard['plan_hash']}.json"
@@ -191,6 +192,24 @@ def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Path) -> None:
     for file in dataset.shards.glob("*.tar"):
         if file.name not in names:
             file.unlink()
+
+
+def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Path) -> None:
+    """Drop what the manifests say of shards that are about to be overwritten.
+
+    Otherwise a run that dies in between, and is followed by one with other thresholds, would take the new file for the
+    old one.
+    """
+    replaced = pa.array([s["shard"] for s in plan if (folder / f"{s['plan_hash']}.tar").is_file()], pa.string())
+    shards = read_table(dataset, "shards")
+    replace_table(dataset, "shards", shards.filter(pc.invert(pc.is_in(shards["shard"], replaced))))
+    clips = read_table(dataset, "clips")
+    stale = pc.is_in(clips["shard"], replaced)
+    if pc.any(stale).as_py():
+        for name, kind in CLIP_PLACES:
+            values = pc.if_else(stale, pa.scalar(None, kind), clips[name])
+            clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), values)
+        replace_table(dataset, "clips", clips)
 
 
 def _current_place_rows(dataset: Dataset) -> dict[str, dict[str, Any]]:

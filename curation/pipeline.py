@@ -211,18 +211,19 @@ class _Job:
         clips = read_table(self.dataset, "clips")
         plan = pack.plan_shards(clips, self.recipe)
         finished = set(ledger.staged_units())
-        if missing := pack.clips_without_pixels(self.dataset, plan, crop):
+        unwritten = [shard for shard in plan if shard["plan_hash"] not in finished]
+        if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
             units = [
                 u | {"only": sorted(missing), "pixels_only": True}
                 for u in self.crop_units()
                 if any(c["clip_id"] in missing for c in u["candidates"])
             ]
             self.work("crop", units, len(units), crop)
-            if missing := pack.clips_without_pixels(self.dataset, plan, crop):
+            if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
                 raise FatalError(
                     f"the pictures of {len(missing)} kept clips ({min(missing)}, ...) are neither staged nor in a"
                     " shard, and their source cannot be read any more: put the sources back and run again"
                 )
-        units = [u for u in pack.pack_units(self.dataset, plan, crop) if u["name"] not in finished]
+        units = pack.pack_units(self.dataset, unwritten, crop)
         self.work("pack", units, len(plan), ledger.folder)
         pack.publish(self.dataset, plan, ledger.folder)

@@ -165,7 +165,8 @@ class Cluster:
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         if address or ray.is_initialized():
-            ray.init(address=address or None, ignore_reinit_error=True, **quiet)
+            with _quiet_stderr():
+                ray.init(address=address or None, ignore_reinit_error=True, **quiet)
             self.workers = self._options.workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
         else:
             self.workers = self._options.workers or os.cpu_count() or 1

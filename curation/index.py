@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import os
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -80,18 +82,23 @@ def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str,
 
 
 def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
-    with filesystem.open(path, "rb") as file:
-        if path.lower().endswith(".csv"):
-            rows = list(csv.DictReader(file.read().decode("utf-8-sig").splitlines()))
-        else:
-            rows = pq.read_table(file).to_pylist()
+    try:
+        with filesystem.open(path, "rb") as file:
+            if path.lower().endswith(".csv"):
+                rows = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline="")))
+            else:
+                rows = pq.read_table(file).to_pylist()
+    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        raise ValueError(f"{text} cannot be read as a source list: {error}") from error
     if not rows or "uri" not in rows[0]:
         raise ValueError(
             f"{text} is no source list: expected a column 'uri', got {list(rows[0]) if rows else 'no rows'}"
         )
     folder = text.rsplit("/", 1)[0] if "/" in text else "."
-    for row in rows:
-        uri = str(row.pop("uri"))
+    for number, row in enumerate(rows, 1):
+        uri = str(row.pop("uri") or "")
+        if not uri:
+            raise ValueError(f"{text}: row {number} has no uri")
         if "://" not in uri and not os.path.isabs(uri):
             uri = f"{folder}/{uri}"
         columns = {k: str(v) for k, v in row.items() if k and v not in (None, "")}

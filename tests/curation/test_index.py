@@ -1,0 +1,266 @@
+"""What becomes a source: every way to name inputs, and every kind of file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from curation.index import IndexStage, hash_file, list_inputs, local_copy, merge_sources
+from curation.recipe import IndexOptions, Recipe
+from model.video import VideoWriter
+
+OPTIONS = IndexOptions()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    """Two seconds of a moving gradient."""
+    path = tmp_path_factory.mktemp("index") / "made.mp4"
+    ramp = np.tile(np.arange(160, dtype=np.uint8), (120, 1))
+    with VideoWriter(path, 25) as writer:
+        for k in range(50):
+            writer.write(np.stack([np.roll(ramp, k, axis=1)] * 3, axis=-1))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, video) -> Path:
+    """videos/a.mp4, videos/deep/B.MP4, videos/still.png, videos/notes.txt"""
+    made = tmp_path / "videos"
+    (made / "deep").mkdir(parents=True)
+    shutil.copy(video, made / "a.mp4")
+    shutil.copy(video, made / "deep" / "B.MP4")
+    Image.new("RGB", (40, 30), "red").save(made / "still.png")
+    (made / "notes.txt").write_text("no video")
+    return made
+
+
+def names(inputs) -> list[str]:
+    return [Path(unit["uri"]).name for unit in list_inputs([str(i) for i in inputs], OPTIONS)]
+
+
+def index_one(path: Path, **columns: str) -> dict:
+    unit = {"uri": str(path), "columns": columns}
+    return IndexStage(Recipe(), path.parent).process(unit).rows["sources"][0]
+
+
+def test_folder_is_searched_below(folder):
+    assert names([folder]) == ["a.mp4", "B.MP4", "still.png"]
+
+
+def test_glob_and_single_file(folder):
+    assert names([folder / "*.mp4"]) == ["a.mp4"]
+    assert names([folder / "**" / "*.[mM][pP]4"]) == ["a.mp4", "B.MP4"]
+    assert names([folder / "notes.txt"]) == ["notes.txt"], "a named file is tried whatever its ending"
+
+
+def test_name_with_glob_characters_is_a_name(folder):
+    shutil.copy(folder / "a.mp4", folder / "take[1].mp4")
+    assert names([folder / "take[1].mp4"]) == ["take[1].mp4"]
+
+
+def test_fsspec_urls(folder):
+    assert names([f"file://{folder}/a.mp4"]) == ["a.mp4"]
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/raw/x.mp4", b"not really")
+    memory.pipe_file("/bucket/raw/x.txt", b"no")
+    units = list_inputs(["memory://bucket/raw"], OPTIONS)
+    assert [u["uri"] for u in units] == ["memory:///bucket/raw/x.mp4"]
+    with local_copy(units[0]["uri"]) as path:
+        assert Path(path).read_bytes() == b"not really"
+        assert path.endswith(".mp4")
+    assert not Path(path).exists()
+
+
+def test_inputs_named_twice_are_listed_once(folder):
+    assert names([folder, folder / "a.mp4", folder / "*.mp4"]) == ["a.mp4", "B.MP4", "still.png"]
+
+
+def test_relative_path_is_the_same_unit(folder, monkeypatch):
+    absolute = list_inputs([str(folder / "a.mp4")], OPTIONS)
+    monkeypatch.chdir(folder.parent)
+    assert list_inputs(["videos/a.mp4"], OPTIONS) == absolute
+
+
+def test_unit_changes_with_the_file(folder):
+    before = list_inputs([str(folder)], OPTIONS)
+    assert list_inputs([str(folder)], OPTIONS) == before
+    with open(folder / "a.mp4", "ab") as file:
+        file.write(b"more")
+    after = list_inputs([str(folder)], OPTIONS)
+    assert [a["name"] != b["name"] for a, b in zip(before, after, strict=True)] == [True, False, False]
+
+
+def test_csv_list_carries_its_columns(folder):
+    listing = folder.parent / "list.csv"
+    listing.write_text(
+        "\ufeffuri,licence,attribution,show,empty\nvideos/a.mp4,CC-BY-4.0,\"Doe, Jane\",one,\n"
+        f"{folder}/deep/B.MP4,CC0,,two,\n", encoding="utf-8",
+    )  # fmt: skip
+    units = list_inputs([str(listing)], OPTIONS)
+    assert [Path(u["uri"]).name for u in units] == ["a.mp4", "B.MP4"]
+    assert units[0]["columns"] == {"licence": "CC-BY-4.0", "attribution": "Doe, Jane", "show": "one"}
+    row = IndexStage(Recipe(), folder).process(units[0]).rows["sources"][0]
+    assert (row["status"], row["licence"], row["attribution"], row["provenance"]) == (
+        "ok", "CC-BY-4.0", "Doe, Jane", {"show": "one"},
+    )  # fmt: skip
+
+
+def test_quoted_line_break_in_a_csv_list(folder):
+    listing = folder.parent / "list.csv"
+    listing.write_text('uri,attribution\nvideos/a.mp4,"Jane Doe\nand others"\n')
+    (unit,) = list_inputs([str(listing)], OPTIONS)
+    assert unit["columns"] == {"attribution": "Jane Doe\nand others"}
+
+
+def test_parquet_list(folder, monkeypatch):
+    pq.write_table(
+        pa.table({"uri": ["videos/a.mp4"], "license": ["CC0"], "year": [1999]}), folder.parent / "list.parquet"
+    )
+    monkeypatch.chdir(folder.parent)
+    (unit,) = list_inputs(["list.parquet"], OPTIONS)
+    row = IndexStage(Recipe(), folder).process(unit).rows["sources"][0]
+    assert (row["licence"], row["provenance"]) == ("CC0", {"year": "1999"})
+
+
+def test_list_that_names_a_missing_file_keeps_it(folder):
+    """One dead line does not stop a list of thousands: that file fails alone when it is read."""
+    listing = folder.parent / "list.csv"
+    listing.write_text("uri\nvideos/a.mp4\nvideos/gone.mp4\n")
+    assert [Path(u["uri"]).name for u in list_inputs([str(listing)], OPTIONS)] == ["a.mp4", "gone.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere", "no such file or folder: .*nowhere"),
+        ("empty", r"nothing to curate in .*empty: no file with a known ending \(0 other files\)"),
+        ("texts", r"nothing to curate in .*texts: no file with a known ending \(1 other files\)"),
+        ("videos/*.xyz", "nothing to curate in"),
+        ("bad.csv", r"bad\.csv is no source list: expected a column 'uri', got \['path'\]"),
+        ("none.csv", "none.csv is no source list: expected a column 'uri', got no rows"),
+        ("gap.csv", r"gap\.csv: row 2 has no uri"),
+        ("latin.csv", r"latin\.csv cannot be read as a source list: .*utf-8"),
+        ("broken.parquet", r"broken\.parquet cannot be read as a source list"),
+    ],
+)
+def test_wrong_inputs_say_what_is_wrong(folder, text, message):
+    root = folder.parent
+    (root / "empty").mkdir()
+    (root / "texts").mkdir()
+    (root / "texts" / "a.txt").write_text("x")
+    (root / "bad.csv").write_text("path\na.mp4\n")
+    (root / "none.csv").write_text("uri\n")
+    (root / "gap.csv").write_text("uri,show\nvideos/a.mp4,x\n,y\n")
+    (root / "latin.csv").write_bytes("uri,show\nvideos/a.mp4,Caf\xe9\n".encode("latin-1"))
+    (root / "broken.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ValueError, match=message):
+        list_inputs([str(root / text)], OPTIONS)
+
+
+def test_video_row(video):
+    row = index_one(video)
+    assert {k: row[k] for k in ("kind", "status", "codec", "width_px", "height_px", "fps", "num_frames")} == {
+        "kind": "video", "status": "ok", "codec": "h264", "width_px": 160, "height_px": 120, "fps": 25.0,
+        "num_frames": 50,
+    }  # fmt: skip
+    assert row["duration_s"] == pytest.approx(2.0, abs=0.05)
+    assert row["spans"] == [{"start_frame": 0, "start_pts": None, "end_pts": None}]
+    assert row["source_id"] == row["content_sha256"][:16] == hash_file(str(video))[:16]
+
+
+def test_long_video_is_divided_into_even_spans(video):
+    from model.video import open_video
+
+    unit = {"uri": str(video), "columns": {}}
+    recipe = Recipe(index=IndexOptions(max_span_s=0.6))
+    spans = IndexStage(recipe, video.parent).process(unit).rows["sources"][0]["spans"]
+    assert len(spans) == 4
+    assert spans[0]["start_pts"] is None
+    assert spans[-1]["end_pts"] is None
+    assert [s["end_pts"] for s in spans[:-1]] == [s["start_pts"] for s in spans[1:]]
+    seen = []
+    for span in spans:
+        with open_video(str(video)) as reader:
+            frames = reader.frames(
+                start_pts=span["start_pts"], end_pts=span["end_pts"], first_index=span["start_frame"]
+            )  # fmt: skip
+            seen.append([f.index for f in frames])
+    assert [k for part in seen for k in part] == list(range(50)), "no frame twice, none missing"
+    assert max(map(len, seen)) - min(map(len, seen)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "reason"),
+    [(b"", "video", "empty_file"), (b"not a video at all" * 50, "video", None), (b"\x89PNG\r\n\x1a\nxx", None, None)],
+)
+def test_broken_files_are_rows_with_a_reason(tmp_path, content, kind, reason):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    row = index_one(path)
+    assert row["status"] == "rejected"
+    assert row["reason"]
+    assert len(row["detail"].split()) > 3
+    assert kind is None or row["kind"] == kind
+    assert reason is None or row["reason"] == reason
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_still_that_breaks_off_is_rejected(tmp_path, share):
+    path = tmp_path / "whole.jpg"
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(picture).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    row = index_one(path)
+    assert (row["kind"], row["status"], row["reason"]) == ("still", "rejected", "damaged_still")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.png", "RGBA", {}),
+        ("b.png", "P", {}),
+        ("c.png", "I;16", {}),
+        ("d.png", "LA", {}),
+        ("e.jpg", "L", {}),
+        ("f.webp", "RGB", {}),
+        ("g.jpg", "RGB", {"format": "PNG"}),
+        ("h.mp4", "RGB", {"format": "JPEG"}),
+        ("i.tif", "CMYK", {}),
+    ],
+)
+def test_stills_of_every_kind(tmp_path, name, mode, options):
+    path = tmp_path / name
+    Image.new(mode, (40, 30)).save(path, **options)
+    row = index_one(path)
+    assert (row["kind"], row["status"], row["width_px"], row["height_px"]) == ("still", "ok", 40, 30)
+    assert row["container"] == (options.get("format") or {"tif": "tiff", "jpg": "jpeg"}.get(name[2:], name[2:])).lower()
+
+
+def test_still_is_as_wide_as_it_is_shown(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
+    row = index_one(path)
+    assert (row["width_px"], row["height_px"], row["coded_width_px"], row["coded_height_px"]) == (30, 40, 40, 30)
+
+
+def test_same_content_twice_is_one_source(folder):
+    rows = [index_one(folder / "deep" / "B.MP4", show="two"), index_one(folder / "a.mp4", licence="CC0")]
+    other = index_one(folder / "still.png")
+    merged = merge_sources([*rows, other])
+    assert [row["kind"] for row in merged] == ["video", "still"]
+    assert merged[0]["uris"] == [str(folder / "a.mp4"), str(folder / "deep" / "B.MP4")]
+    assert (merged[0]["licence"], merged[0]["provenance"]) == ("CC0", {"show": "two"})
+    again = merge_sources([other, *rows[::-1], index_one(folder / "a.mp4", licence="CC0")])
+    assert sorted(again, key=lambda r: r["kind"]) == sorted(merged, key=lambda r: r["kind"])

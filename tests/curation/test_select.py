@@ -1,0 +1,116 @@
+"""Decisions over hand-made clips, and what each rule costs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from curation.recipe import Recipe, SelectOptions
+from curation.select import decide, rule_costs, select
+from curation.summary import print_costs, print_summary
+from manifests.schema import make_table
+from manifests.store import Dataset, read_table, replace_table
+
+GOOD = {
+    "kind": "video", "duration_s": 3600.0, "num_frames": 90_000, "num_corrupt": 0, "face_height_px": 300.0,
+    "face_height_median_px": 300.0, "upscale_factor": 1.0, "detection_score": 0.9, "presence_p10": 0.99,
+    "yaw_abs_p95_deg": 10.0, "pitch_abs_p95_deg": 5.0, "roll_abs_p95_deg": 5.0, "sharpness": 0.2, "exposure": 0.5,
+    "dark_fraction": 0.0, "bright_fraction": 0.0, "motion": 0.5, "landmark_jitter": 0.01, "outside_fraction": 0.0,
+    "identity_similarity": 0.9,
+}  # fmt: skip
+ROWS = [
+    {"clip_id": "a", "source_id": "s0", "embedding": [1.0, 0.0]},
+    {"clip_id": "b", "source_id": "s1", "embedding": [0.0, 1.0], "yaw_abs_p95_deg": 70.0},
+    {"clip_id": "c", "source_id": "s2", "embedding": [0.96, 0.28], "yaw_abs_p95_deg": 70.0, "sharpness": 0.01},
+    {"clip_id": "d", "source_id": "s2", "embedding": None, "kind": "still", "duration_s": 0.0, "motion": None},
+]
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Dataset:
+    made = Dataset(tmp_path)
+    replace_table(made, "clips", make_table("clips", [GOOD | row for row in reversed(ROWS)]))
+    sources = [
+        {"source_id": "s0", "uris": ["/v/a.mp4"], "kind": "video", "status": "ok", "duration_s": 7200.0},
+        {"source_id": "s9", "uris": ["/v/z.mp4"], "kind": "video", "status": "rejected", "reason": "empty_file"},
+    ]
+    replace_table(made, "sources", make_table("sources", sources))
+    return made
+
+
+def test_decisions_keep_all_failed_rules(dataset):
+    clips = select(dataset, Recipe(), 0.4)
+    assert clips == read_table(dataset, "clips")
+    rows = clips.to_pylist()
+    assert [(r["clip_id"], r["decision"], r["failed_rules"]) for r in rows] == [
+        ("a", "keep", []),
+        ("b", "reject", ["yaw"]),
+        ("c", "reject", ["yaw", "blurred"]),
+        ("d", "keep", []),
+    ]
+    assert [r["identity_id"] for r in rows] == ["id_a", "id_b", "id_a", None]
+    assert [r["split"] is None for r in rows] == [False, True, True, False]
+
+
+def test_only_decisions_change(dataset):
+    before = {r["clip_id"]: r for r in read_table(dataset, "clips").to_pylist()}
+    after = decide(dataset, Recipe(select=SelectOptions(max_yaw_deg=None)), 0.4).to_pylist()
+    assert [r["decision"] for r in after] == ["keep", "keep", "reject", "keep"]
+    for row in after:
+        changed = {name for name, value in row.items() if value != before[row["clip_id"]][name]}
+        assert changed <= {"decision", "failed_rules", "identity_id", "split"}
+
+
+def test_similarity_of_a_person_is_an_option(dataset):
+    strict = decide(dataset, Recipe(select=SelectOptions(identity_similarity=0.99)), 0.4)
+    assert strict["identity_id"].to_pylist() == ["id_a", "id_b", "id_c", None]
+
+
+def test_selecting_again_changes_nothing(dataset):
+    first = select(dataset, Recipe(), 0.4)
+    assert select(dataset, Recipe(), 0.4) == first
+
+
+def test_no_clips_at_all(tmp_path):
+    dataset = Dataset(tmp_path)
+    replace_table(dataset, "clips", make_table("clips", []))
+    assert len(select(dataset, Recipe(), 0.4)) == 0
+
+
+def test_costs_alone_only_and_in_order(dataset):
+    costs = {row["rule"]: row for row in rule_costs(dataset, SelectOptions())}
+    assert set(costs) == {r for r in costs if r not in ("too_long", "low_quality")}, "rules that are off cost nothing"
+    yaw, blurred = costs["yaw"], costs["blurred"]
+    assert (yaw["clips_alone"], yaw["clips_only"], yaw["clips_in_order"]) == (2, 1, 2)
+    assert (yaw["hours_alone"], yaw["hours_only"], yaw["hours_in_order"]) == (2.0, 1.0, 2.0)
+    assert (blurred["clips_alone"], blurred["clips_only"], blurred["clips_in_order"]) == (1, 0, 0)
+    assert sum(row["clips_in_order"] for row in costs.values()) == 2, "as many as are rejected"
+    tight = replace(SelectOptions(), max_pitch_deg=1.0)
+    assert {row["rule"]: row for row in rule_costs(dataset, tight)}["pitch"]["clips_alone"] == 4
+
+
+def shown(draw) -> str:
+    console = Console(file=io.StringIO(), width=180)
+    draw(console)
+    return console.file.getvalue()
+
+
+def test_summary_says_what_went_in_and_why_the_rest_went(dataset):
+    select(dataset, Recipe(), 0.4)
+    text = shown(lambda console: print_summary(dataset, SelectOptions(), console))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "sources 1 usable of 2 (0 stills), 2.00 h of video" in lines
+    assert "clips 2 kept of 4 candidates, 1.00 h, 180000 frames, 1 identities" in lines
+    assert "clip yaw 2 7200.0 yaw_abs_p95_deg <= 50.0" in lines
+    assert "clip blurred 1 3600.0 sharpness >= 0.055" in lines
+    assert "source empty_file 1 /v/z.mp4" in lines
+    assert any(line.startswith("shards ") and line.endswith("/shards/") for line in lines)
+
+
+def test_table_of_costs(dataset):
+    text = shown(lambda console: print_costs(rule_costs(dataset, SelectOptions()), console))
+    yaw = next(line.split() for line in text.splitlines() if line.startswith("yaw"))
+    assert yaw[-9:] == ["2", "2.00", "h", "1", "1.00", "h", "2", "2.00", "h"]

@@ -1,0 +1,94 @@
+"""Stills are read as they should be shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curation.stills import read_still
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+@pytest.fixture
+def two_colours() -> Image.Image:
+    """Red on the left, green on the right: 40 x 20."""
+    picture = Image.new("RGB", (40, 20), RED)
+    picture.paste(GREEN, (20, 0, 40, 20))
+    return picture
+
+
+def colours(picture: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The top left and the bottom right pixel."""
+    return tuple(map(int, picture[0, 0])), tuple(map(int, picture[-1, -1]))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "top_left", "bottom_right"),
+    [
+        (1, (20, 40), RED, GREEN),
+        (2, (20, 40), GREEN, RED),  # mirrored
+        (3, (20, 40), GREEN, RED),  # upside down
+        (6, (40, 20), RED, GREEN),  # the left goes up: to be turned clockwise
+        (8, (40, 20), GREEN, RED),
+    ],
+)
+def test_exif_orientation(tmp_path, two_colours, orientation, size, top_left, bottom_right):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    two_colours.save(path, exif=exif)
+    picture = read_still(str(path))
+    assert picture.shape == (*size, 3)
+    assert picture.dtype == np.uint8
+    assert picture.flags.c_contiguous
+    assert colours(picture) == (top_left, bottom_right)
+
+
+def test_transparency_is_over_white(tmp_path):
+    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    picture.paste((0, 0, 0, 128), (2, 2, 4, 4))
+    picture.save(tmp_path / "a.png")
+    top_left, bottom_right = colours(read_still(str(tmp_path / "a.png")))
+    assert top_left == (255, 255, 255)
+    assert all(abs(value - 127) <= 1 for value in bottom_right)
+
+
+def test_palette_with_and_without_a_transparent_entry(tmp_path, two_colours):
+    palette = two_colours.quantize(4)
+    palette.save(tmp_path / "p.png")
+    assert colours(read_still(str(tmp_path / "p.png"))) == (RED, GREEN)
+    palette.save(tmp_path / "t.png", transparency=palette.getpixel((0, 0)))
+    assert colours(read_still(str(tmp_path / "t.png"))) == ((255, 255, 255), GREEN)
+
+
+def test_grey_with_transparency(tmp_path):
+    Image.new("LA", (4, 4), (0, 255)).save(tmp_path / "la.png")
+    assert colours(read_still(str(tmp_path / "la.png"))) == ((0, 0, 0), (0, 0, 0))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 32768], [65535, 257]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert read_still(str(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 127], [255, 1]]
+
+
+def test_cmyk_and_grey_become_rgb(tmp_path):
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=100)
+    assert np.abs(read_still(str(tmp_path / "c.jpg"))[0, 0].astype(int) - RED).max() <= 3
+    Image.new("L", (4, 4), 77).save(tmp_path / "g.png")
+    assert colours(read_still(str(tmp_path / "g.png")))[0] == (77, 77, 77)
+
+
+def test_ending_does_not_matter(tmp_path, two_colours):
+    two_colours.save(tmp_path / "really_png.jpg", format="PNG")
+    assert colours(read_still(str(tmp_path / "really_png.jpg"))) == (RED, GREEN)
+
+
+def test_damaged_picture_is_an_error(tmp_path, two_colours):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises((OSError, ValueError)):
+        read_still(str(path))

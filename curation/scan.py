@@ -80,7 +80,7 @@ class ScanStage:
                 frames = video.frames(
                     start_pts=span["start_pts"], end_pts=span["end_pts"], first_index=span["start_frame"]
                 )
-                follower.follow(frames, unit["fps"] or 25.0)
+                follower.follow(frames, unit["fps"] or 25.0, span["end_pts"])
                 stopped = video.stopped_early
         except VideoError as error:
             result.fail("scan", unit, error.reason, str(error))
@@ -192,8 +192,8 @@ class _Follower:
         self.shots: list[int] = [0]
         """Positions in `frames` where the shots start, and the end."""
 
-    def follow(self, frames: Iterator[Frame], fps: float) -> None:
-        """Look at all frames for cuts, and at `sample_fps` of them for faces."""
+    def follow(self, frames: Iterator[Frame], fps: float, end_pts: int | None) -> None:
+        """Look at all frames for cuts, and at `sample_fps` of them for faces. end_pts: where the next span starts."""
         finder = CutFinder(self._options, fps)
         waiting: deque[tuple[int, Frame]] = deque()
         next_sample = 0
@@ -210,12 +210,14 @@ class _Follower:
         for position, frame in waiting:
             self._look(position, frame, finder)
         if self.frames:
-            self._close(finder, fps)
+            self._close(finder, fps, end_pts)
 
-    def _close(self, finder: CutFinder, fps: float) -> None:
+    def _close(self, finder: CutFinder, fps: float, end_pts: int | None) -> None:
+        """Say where the last frame ends: at the next span, or after the usual time."""
         index, pts, seconds = self.frames[-1]
         ticks = (pts - self.frames[0][1]) / max(len(self.frames) - 1, 1)
-        self.frames.append((index + 1, pts + max(1, round(ticks)), seconds + 1.0 / fps))
+        end = pts + max(1, round(ticks)) if end_pts is None else end_pts
+        self.frames.append((index + 1, end, seconds + 1.0 / fps))
         self.shots = [0, *finder.cuts, len(self.frames) - 1]
 
     def _look(self, position: int, frame: Frame, finder: CutFinder) -> None:

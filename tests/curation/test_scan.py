@@ -1,0 +1,189 @@
+"""Scanning of made videos with a stand-in for the networks: shots, tracks and the frame ranges of candidates."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from curation import scan
+from curation.recipe import Recipe, ScanOptions
+from curation.scan import ScanStage
+from model.faces import AnalyserInfo, Detections, Landmarks, WeightInfo
+from model.video import VideoWriter
+
+SIZE = (320, 240)
+
+
+class MarkedFaces:
+    """Stands in for the networks: a face is a pure green disc, its person the brightness of the disc's red part."""
+
+    info = AnalyserInfo("marked", "none", {"detector": WeightInfo("d.onnx", "00", "none")}, 2, 0.4)
+    make_face68 = None
+    presence = 1.0
+
+    def detect(self, images):
+        return [self._find(image) for image in images]
+
+    def _find(self, image: np.ndarray) -> Detections:
+        mask = (image[..., 1].astype(int) - image[..., 2] > 120).astype(np.uint8)
+        num, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+        boxes = [(x, y, x + w, y + h) for x, y, w, h, area in stats[1:num] if area > 150]
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        scores = np.full(len(boxes), 0.9, np.float32)
+        return Detections(boxes, scores, np.zeros((len(boxes), 5, 2), np.float32))
+
+    def landmarks(self, image, faces):
+        centers = (faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2
+        heights = faces.boxes[:, 3] - faces.boxes[:, 1]
+        points = [self.make_face68(tuple(c), float(h)) for c, h in zip(centers, heights, strict=True)]
+        count = len(faces)
+        return Landmarks(
+            np.array(points, np.float32).reshape(-1, 68, 2),
+            np.full(count, self.presence, np.float32),
+            np.tile(np.array([5.0, -3.0, 1.0], np.float32), (count, 1)),
+        )
+
+    def embed(self, image, points):
+        x, y = np.clip(np.asarray(points).reshape(-1, 2).mean(0).astype(int), 0, (SIZE[0] - 1, SIZE[1] - 1))
+        angle = float(image[y, x, 0]) / 255 * np.pi / 2
+        return np.array([[np.cos(angle), np.sin(angle)]], np.float32)
+
+
+SCENES = {
+    "coffee": cv2.resize(skimage.data.coffee(), SIZE),
+    "rocket": cv2.resize(skimage.data.rocket(), SIZE),
+}
+
+
+def picture(scene: str, faces=(), k: int = 0) -> np.ndarray:
+    """A scene without green, with discs (x, y, height, red) in it, a little different on every frame."""
+    made = np.roll(SCENES[scene], k % 3, axis=1).copy()
+    made[..., 1] = np.minimum(made[..., 1], made[..., 2])
+    for x, y, height, red in faces:
+        cv2.circle(made, (round(x), round(y)), round(height / 2), (red, 255, 0), -1)
+    return made
+
+
+@pytest.fixture
+def scanned(tmp_path, monkeypatch, make_face68):
+    """Scans a video made of frames; returns the rows of its tracks and its failures."""
+
+    def run(frames: list[np.ndarray], *, fps: int = 25, presence: float = 1.0, **options):
+        analyser = MarkedFaces()
+        analyser.make_face68, analyser.presence = make_face68, presence
+        monkeypatch.setattr(scan, "load_analyser", lambda config: analyser)
+        path = tmp_path / "made.mp4"
+        with VideoWriter(path, fps) as writer:
+            for frame in frames:
+                writer.write(frame)
+        unit = {
+            "name": "source-0000", "uri": str(path), "source_id": "source", "kind": "video", "fps": float(fps),
+            "width_px": SIZE[0], "height_px": SIZE[1],
+            "span": {"start_frame": 0, "start_pts": None, "end_pts": None},
+        }  # fmt: skip
+        result = ScanStage(Recipe(scan=ScanOptions(**options)), Path()).process(unit)
+        assert result.num_frames == len(frames)
+        return result.rows["tracks"], result.rows.get("failures", [])
+
+    return run
+
+
+def ranges(tracks) -> list[tuple[int, int]]:
+    return sorted((c["start_frame"], c["end_frame"]) for track in tracks for c in track["candidates"])
+
+
+def test_one_face_is_one_candidate_over_the_whole_shot(scanned):
+    tracks, failures = scanned([picture("coffee", [(160, 120, 60, 90)], k) for k in range(60)])
+    assert failures == []
+    assert ranges(tracks) == [(0, 60)]
+    (track,) = tracks
+    candidate = track["candidates"][0]
+    assert (track["num_clips"], track["reasons"], track["num_samples"]) == (1, [], 12)
+    assert track["track_id"] == "source_t0000000_0"
+    assert candidate["clip_id"] == "source_0000000_0"
+    assert (candidate["start_s"], candidate["end_s"]) == (0.0, pytest.approx(60 / 25))
+    assert candidate["face_height_median_px"] == pytest.approx(60, abs=3)
+    assert abs(candidate["crop_center_x_px"] - 160) < 5
+    assert np.reshape(candidate["first_landmarks"], (68, 2)).mean(0) == pytest.approx([160, 120], abs=8)
+    assert (track["yaw_deg"], track["pitch_deg"]) == (5.0, -3.0)
+    assert track["analyser_weights"] == {"detector": "d.onnx sha256:00"}
+
+
+def test_cut_divides_exactly(scanned):
+    face = [(160, 120, 60, 90)]
+    frames = [picture("coffee", face, k) for k in range(53)] + [picture("rocket", face, k) for k in range(47)]
+    tracks, _ = scanned(frames)
+    assert ranges(tracks) == [(0, 53), (53, 100)]
+    assert [(t["shot"], t["shot_start_frame"], t["shot_end_frame"]) for t in tracks] == [(0, 0, 53), (1, 53, 100)]
+
+
+def test_face_that_comes_and_goes(scanned):
+    """It begins with its first sample when others saw nothing before."""
+    frames = [picture("coffee", [(160, 120, 60, 90)] if 30 <= k < 90 else [], k) for k in range(120)]
+    tracks, _ = scanned(frames)
+    assert ranges(tracks) == [(30, 86)], "sampled on 30, 35, ... 85"
+
+
+def test_person_who_is_replaced(scanned):
+    """The same place, no cut: the identity says so. No clip shows both."""
+    frames = [picture("coffee", [(160, 120, 60, 0 if k < 50 else 250)], k) for k in range(100)]
+    tracks, _ = scanned(frames, embed_every_s=0.2)
+    assert len(tracks) == 2
+    for start, end in ranges(tracks):
+        assert end <= 50 or start >= 50
+
+
+def test_two_people_side_by_side_are_no_clip(scanned):
+    frames = [picture("coffee", [(125, 120, 60, 0), (190, 120, 60, 250)], k) for k in range(50)]
+    tracks, failures = scanned(frames)
+    assert len(tracks) == 2
+    assert ranges(tracks) == []
+    assert [t["reasons"] for t in tracks] == [["other_face_in_crop"]] * 2
+    assert failures == []
+
+
+def test_long_shot_is_divided_evenly(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(100)]
+    tracks, _ = scanned(frames, max_clip_s=1.6)
+    assert ranges(tracks) == [(0, 33), (33, 67), (67, 100)]
+    assert [c["clip_id"] for c in tracks[0]["candidates"]] == [
+        "source_0000000_0", "source_0000033_0", "source_0000067_0",
+    ]  # fmt: skip
+
+
+def test_short_shot_says_why_there_is_no_clip(scanned):
+    tracks, _ = scanned([picture("coffee", [(160, 120, 60, 90)], k) for k in range(30)])
+    assert ranges(tracks) == []
+    assert [t["reasons"] for t in tracks] == [["too_short"]]
+    assert ranges(scanned([picture("coffee", [(160, 120, 60, 90)], k) for k in range(30)], min_clip_s=1.0)[0])
+
+
+@pytest.mark.parametrize(
+    ("faces", "presence", "message"),
+    [
+        ([], 1.0, "no face was found on 8 sampled frames"),
+        ([(160, 120, 30, 90)], 1.0, r"the largest face on 8 sampled frames is \d+ px high, less than scan.min_track"),
+        ([(160, 120, 60, 90)], 0.1, "what the detector found on 8 sampled frames is no face"),
+    ],
+)
+def test_video_without_a_track_says_why(scanned, faces, presence, message):
+    tracks, (failure,) = scanned([picture("coffee", faces, k) for k in range(40)], presence=presence)
+    assert tracks == []
+    assert failure["reason"] == "no_face"
+    assert re.match(message, failure["message"]), failure["message"]
+
+
+def test_analyser_without_presence_is_believed(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(50)]
+    assert ranges(scanned(frames, presence=float("nan"))[0]) == [(0, 50)]
+
+
+def test_sampling_is_by_time(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(60)]
+    assert scanned(frames, fps=50, min_clip_s=0.5)[0][0]["num_samples"] == 6
+    assert scanned(frames, fps=25, sample_fps=25.0)[0][0]["num_samples"] == 60

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from curation.distribute import ClusterOptions
@@ -124,6 +123,7 @@ class Rules:
 
     def main(self) -> int:
         from curation.rules import RULES
+        from curation.summary import make_console
 
         options = load_recipe(self.recipe_name).select
         table = Table("rule", "option", "value", "a clip passes when", "meaning", box=None, pad_edge=False)
@@ -131,7 +131,7 @@ class Rules:
             value = getattr(options, rule.option)
             shown = "off" if value is None else str(value)
             table.add_row(rule.name, f"select.{rule.option}", shown, rule.condition.format(value=shown), rule.meaning)
-        Console().print(table)
+        make_console().print(table)
         return 0
 
 
@@ -181,6 +181,7 @@ def _parse(arguments: list[str]) -> Any:
         sys.exit(0 if wants_help else 2)
     name = arguments[0]
     rest = ["--faces.analyser" if a == "--faces" else a for a in arguments[1:]]  # the short form that users type
+    rest = [_spell_none(a, before) for a, before in zip(rest, ["", *rest], strict=False)]
     cls = COMMANDS[name]
     required = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if name == "run":
@@ -188,6 +189,15 @@ def _parse(arguments: list[str]) -> Any:
     elif name == "select" and (output := _value_of("--output", rest)):
         required["recipe"] = recipe_of(Path(output))
     return tyro.cli(cls, args=rest, prog=f"python -m curation {name}", default=cls(**required))
+
+
+def _spell_none(argument: str, before: str) -> str:
+    """A threshold's "none", which recipes know, as the parser of options spells it."""
+    if argument == "none" and before.startswith("--select."):
+        return "None"
+    if argument.startswith("--select.") and argument.endswith("=none"):
+        return argument.removesuffix("none") + "None"
+    return argument
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

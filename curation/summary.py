@@ -15,7 +15,7 @@ from manifests.views import connect
 
 def print_summary(dataset: Dataset, options: SelectOptions, console: Console | None = None) -> None:
     """Print the summary of a data set from its manifests."""
-    console = console or _console()
+    console = console or make_console()
     db = connect(dataset.root)
     num_sources, num_ok, stills, hours_in = db.execute(
         """SELECT count(*), count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'ok' AND kind = 'still'),
@@ -84,10 +84,10 @@ def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> 
         for key in ("alone", "only", "in_order"):
             figures += [str(row[f"clips_{key}"]), _hours(row[f"hours_{key}"])]
         table.add_row(row["rule"], row["condition"], *figures)
-    (console or _console()).print(table)
+    (console or make_console()).print(table)
 
 
-def _console() -> Console:
+def make_console() -> Console:
     """Standard output; a log file is taken to be wide."""
     console = Console()
     return console if console.is_terminal else Console(width=180)

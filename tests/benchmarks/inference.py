@@ -28,7 +28,6 @@ from model.config import ModelConfig
 from model.inference import InferenceEngine
 from model.networks import LivePortrait
 
-CPU_TIME = "--cpu-time" in sys.argv
 Parts = dict[str, Callable[[], object]]
 
 
@@ -50,9 +49,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+def measure(
+    candidates: dict[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Best seconds of each; they take turns, so that a busy machine slows all of them alike."""
-    clock = time.process_time if CPU_TIME else time.perf_counter
     best = dict.fromkeys(candidates, float("inf"))
     for number in range(rounds + 1):  # the first round warms up
         for name, run in candidates.items():
@@ -65,7 +68,7 @@ def measure(candidates: dict[str, Callable[[], object]], rounds: int, device: to
     return best
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:
     """FLOP/s of the faster of a matrix product and the same product as a 1x1 convolution (another library on CPUs)."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
@@ -74,7 +77,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     maps = maps.contiguous(memory_format=torch.channels_last)
     kernel = right[:, :, None, None]
     seconds = measure(
-        {"product": lambda: left @ right, "convolution": lambda: torch.nn.functional.conv2d(maps, kernel)}, 3, device
+        {"product": lambda: left @ right, "convolution": lambda: torch.nn.functional.conv2d(maps, kernel)},
+        3,
+        device,
+        clock,
     )
     flops = {"product": 2 * size**3, "convolution": 2 * maps[:, 0].numel() * size**2}
     return max(flops[name] / seconds[name] for name in seconds)
@@ -122,7 +128,7 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def compare(expected: Parts, got: Parts) -> str:
-    """Largest difference of W's and G's outputs for the same inputs, relative to the largest value; PSNR of pictures."""
+    """Largest difference of W and G, each on the same input, relative to the largest value; PSNR of pictures."""
     feature, other_feature = expected["W"]().feature, got["W"]().feature.float()
     image, other_image = expected["G"](), got["G"]().float()
     w_error = ((other_feature - feature).abs().max() / feature.abs().max()).item()
@@ -170,6 +176,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the optimised path (CUDA)")
     args = parser.parse_args()
     device = torch.device(args.device)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     if args.threads:
         torch.set_num_threads(args.threads)
     half = args.dtypes or ["float16" if device.type == "cuda" else "bfloat16"]
@@ -183,7 +190,7 @@ def main() -> None:
         if dtype != "float32":
             engines[f"plain {dtype}"] = InferenceEngine(portrait, device=device, dtype=dtype, optimize=False)
         engines[f"fast {dtype}"] = InferenceEngine(portrait, device=device, dtype=dtype, compile=args.compile)
-    rates = {dtype: matmul_rate(getattr(torch, dtype), device) for dtype in dict.fromkeys(["float32", *half])}
+    rates = {dtype: matmul_rate(getattr(torch, dtype), device, clock) for dtype in dict.fromkeys(["float32", *half])}
     print("matrix multiply: " + ", ".join(f"{rate / 1e12:.2f} TFLOP/s {dtype}" for dtype, rate in rates.items()))
 
     for batch in args.batch_sizes:
@@ -197,10 +204,10 @@ def main() -> None:
             print(f"{path}: {compare(parts['plain float32'], parts[path])}")
         rounds = 2 if args.quick else 6
         times = {
-            part: measure({path: parts[path][part] for path in engines}, rounds, device)
+            part: measure({path: parts[path][part] for path in engines}, rounds, device, clock)
             for part in parts["plain float32"]
         }
-        print(f"\nbatch {batch}; best of {rounds}, a frame, {'CPU' if CPU_TIME else 'wall-clock'} time")
+        print(f"\nbatch {batch}; best of {rounds}, a frame, {'CPU' if args.cpu_time else 'wall-clock'} time")
         print_table(times, flops, rates, batch)
 
 

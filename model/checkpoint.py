@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,7 +174,9 @@ def _read_file(file: Path) -> dict[str, State]:
 def _read_pth(file: Path) -> dict[str, Any]:
     """A `.pth` file's dictionary. `weights_only` refuses pickles that would build anything but tensors."""
     try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, just before the error that says it all
+            data = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for the many ways in which a file can be broken
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

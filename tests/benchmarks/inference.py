@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -69,21 +70,21 @@ def measure(
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:
-    """FLOP/s of the faster of a matrix product and the same product as a 1x1 convolution (another library on CPUs)."""
-    size = 8192 if device.type == "cuda" else 2048
+    """FLOP/s of the fastest of three large matrix products: plain, as a 1x1 and as a 3x3 convolution.
+
+    On CPUs the last two come from another library than the first, which can be several times slower.
+    """
+    size, side = (8192, 256) if device.type == "cuda" else (2048, 64)
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    side = 64
-    maps = torch.randn(size // side**2 or 1, size, side, side, dtype=dtype, device=device)
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    kernel = right[:, :, None, None]
-    seconds = measure(
-        {"product": lambda: left @ right, "convolution": lambda: torch.nn.functional.conv2d(maps, kernel)},
-        3,
-        device,
-        clock,
-    )
-    flops = {"product": 2 * size**3, "convolution": 2 * maps[:, 0].numel() * size**2}
-    return max(flops[name] / seconds[name] for name in seconds)
+    maps = torch.randn(1, 512, side, side, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    kernels = {k: torch.randn(512, 512, k, k, dtype=dtype, device=device) for k in (1, 3)}
+    candidates = {
+        "plain": lambda: left @ right,
+        "1x1": lambda: functional.conv2d(maps, kernels[1]),
+        "3x3": lambda: functional.conv2d(maps, kernels[3], padding=1),
+    }
+    seconds = measure(candidates, 5, device, clock)
+    return max(count_flops(run) / seconds[name] for name, run in candidates.items())
 
 
 def make_inputs(config: ModelConfig, batch: int, device: torch.device) -> dict[str, Tensor]:

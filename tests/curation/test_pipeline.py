@@ -1,0 +1,122 @@
+"""What happens to a finished data set when something changes: thresholds, inputs, files that were lost."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from curation.demo import make_videos
+
+
+def shards_of(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "shards").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def made(curate, tmp_path_factory) -> tuple[Path, Path]:
+    """A source list with licences over three made videos, and the data set of it, with several shards."""
+    root = tmp_path_factory.mktemp("pipeline")
+    make_videos(root / "all")
+    (root / "few").mkdir()
+    for name in ("sway", "cut", "broken"):
+        shutil.move(root / "all" / f"{name}.mp4", root / "few")
+    shutil.copy(root / "few" / "sway.mp4", root / "few" / "copy_of_sway.mp4")
+    listing = root / "list.csv"
+    listing.write_text(
+        "uri,licence,attribution,show\nfew/sway.mp4,CC-BY-4.0,Jane Doe,first\nfew/copy_of_sway.mp4,,,\n"
+        "few/cut.mp4,,NASA,second\nfew/broken.mp4,CC0,,\n"
+    )
+    curate("run", listing, "--output", root / "dataset", "--workers", 2, "--pack.shard-bytes", 3_000_000)
+    return listing, root / "dataset"
+
+
+def run(curate, inputs: list[Path], output: Path, *options: object):
+    done = curate("run", *inputs, "--output", output, "--workers", 2, "--pack.shard-bytes", 3_000_000, *options)
+    assert not (output / "staging").exists()
+    assert list(output.rglob("*.tmp")) == []
+    return done
+
+
+def test_licence_and_provenance_reach_every_clip(made, rows_of):
+    sources = {tuple(Path(u).name for u in row["uris"]): row for row in rows_of(made[1], "sources")}
+    assert set(sources) == {("copy_of_sway.mp4", "sway.mp4"), ("cut.mp4",), ("broken.mp4",)}, "a copy is no new source"
+    clips = {row["source_id"]: row for row in rows_of(made[1], "clips")}
+    assert len(clips) == 2
+    sway = clips[sources["copy_of_sway.mp4", "sway.mp4"]["source_id"]]
+    assert (sway["licence"], sway["attribution"], dict(sway["provenance"])) == (
+        "CC-BY-4.0", "Jane Doe", {"show": "first"},
+    )  # fmt: skip
+    cut = clips[sources[("cut.mp4",)]["source_id"]]
+    assert (cut["licence"], cut["attribution"], dict(cut["provenance"])) == (None, "NASA", {"show": "second"})
+    assert sources[("broken.mp4",)]["licence"] == "CC0"
+
+
+def test_clips_that_are_wanted_again_are_cropped_again(made, curate, rows_of, tmp_path):
+    """Stricter: shards are rewritten from shards. Back again: what was dropped comes from its source, bit for bit."""
+    output = tmp_path / "dataset"
+    shutil.copytree(made[1], output)
+    first, clips, frames = shards_of(output), rows_of(output, "clips"), rows_of(output, "frames")
+    assert len(first) == 2
+    done = run(curate, [made[0]], output, "--select.require-licence")
+    assert "scan " not in done.stderr
+    assert "crop " not in done.stderr
+    (kept,) = (clip for clip in rows_of(output, "clips") if clip["decision"] == "keep")
+    assert kept["licence"] == "CC-BY-4.0"
+    assert len(shards_of(output)) == 1
+    done = run(curate, [made[0]], output)
+    assert "scan " not in done.stderr
+    assert "crop   1/1" in done.stderr, "the dropped clip alone"
+    assert shards_of(output) == first
+    assert rows_of(output, "clips") == clips
+    assert rows_of(output, "frames") == frames
+
+
+def test_lost_shard_is_written_again(made, curate, tmp_path):
+    output = tmp_path / "dataset"
+    shutil.copytree(made[1], output)
+    first = shards_of(output)
+    next((output / "shards").iterdir()).unlink()
+    run(curate, [made[0]], output)
+    assert shards_of(output) == first
+
+
+def test_more_inputs_are_added(made, curate, rows_of, tmp_path):
+    """Only what is new is read. The rows of the old clips stay as they are, but for the shard that they are in."""
+    output = tmp_path / "dataset"
+    shutil.copytree(made[1], output)
+    before = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
+    done = run(curate, [made[0], made[0].parent / "all"], output)
+    assert "scan   5/5" in done.stderr
+    assert "2 done before" in done.stderr
+    after = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
+    assert len(after) == 5
+    places = {"shard", "frame_offsets", "frame_sizes", "label_offsets", "label_sizes", "split", "identity_id"}
+    for clip_id, clip in before.items():
+        assert {k: v for k, v in clip.items() if k not in places} == {
+            k: v for k, v in after[clip_id].items() if k not in places
+        }
+    assert sorted({f["clip_id"] for f in rows_of(output, "frames")}) == sorted(after)
+
+
+def test_changed_crop_redoes_crop_and_not_scan(made, curate, rows_of, tmp_path):
+    output = tmp_path / "dataset"
+    shutil.copytree(made[1], output)
+    tracks = rows_of(output, "tracks")
+    done = curate("run", made[0], "--output", output, "--workers", 2, "--crop.size-px", 256, "--keep-staging")
+    assert "the recipe of crop has changed: doing it again" in done.stderr
+    assert "scan " not in done.stderr
+    assert rows_of(output, "tracks") == tracks
+    assert {clip["upscale_factor"] < 1 for clip in rows_of(output, "clips")} == {True}
+    staged = {p.stem for p in (output / "staging").glob("crop-*/*/*.tar")}
+    assert staged == {clip["clip_id"] for clip in rows_of(output, "clips")}, "asked for, so kept"
+    assert len(rows_of(output, "frames")) == sum(clip["num_frames"] for clip in rows_of(output, "clips"))
+
+
+def test_nothing_usable_is_status_1(made, curate, rows_of, tmp_path):
+    done = curate("run", made[0].parent / "few" / "broken.mp4", "--output", tmp_path / "out", status=1)
+    assert "error: none of the inputs could be used" in done.stderr
+    (row,) = rows_of(tmp_path / "out", "sources")
+    assert row["status"] == "rejected"

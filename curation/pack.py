@@ -73,7 +73,9 @@ def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Path) 
     staged = {p.stem: str(p) for p in crop_folder.glob("*/*.tar")}
     units = []
     for shard in plan:
-        if finished.get(shard["shard"]) == shard["plan_hash"] and (dataset.shards / shard["shard"]).is_file():
+        in_place = all(places.get(c["clip_id"], ("", []))[0] == shard["shard"] for c in shard["clips"])
+        is_finished = in_place and finished.get(shard["shard"]) == shard["plan_hash"]
+        if is_finished and (dataset.shards / shard["shard"]).is_file():
             continue
         clips = []
         for clip in shard["clips"]:

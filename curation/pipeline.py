@@ -21,7 +21,7 @@ from curation.recipe import Recipe, load_recipe, recipe_toml
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
-from manifests.store import Dataset, read_table, write_bytes_atomically
+from manifests.store import Dataset, read_table, remove_temporary_files, write_bytes_atomically
 from model.faces import same_person_similarity
 
 STAGES = ("index", "scan", "crop", "pack")
@@ -106,7 +106,7 @@ def open_dataset(output: Path) -> Dataset:
     dataset = Dataset(output.expanduser())
     if dataset.recipe_file.exists():
         load_recipe(str(dataset.recipe_file))
-    elif dataset.root.exists() and (not dataset.root.is_dir() or any(dataset.root.iterdir())):
+    elif dataset.root.exists() and (not dataset.root.is_dir() or _holds_other_things(dataset)):
         raise ValueError(
             f"{dataset.root} exists and is no data set (it has no recipe.toml):"
             " name a new or an empty folder as --output"
@@ -116,6 +116,12 @@ def open_dataset(output: Path) -> Dataset:
     except OSError as error:
         raise ValueError(f"cannot write to {dataset.root}: {error.strerror}") from error
     return dataset
+
+
+def _holds_other_things(dataset: Dataset) -> bool:
+    """Whether there is more in a folder without a recipe than a run leaves that was killed in its first moment."""
+    names = {p.name for p in dataset.root.iterdir() if not (p == dataset.staging and not any(p.iterdir()))}
+    return any(n != ".lock" and not n.startswith(f".{dataset.recipe_file.name}.") for n in names)
 
 
 @contextmanager
@@ -128,6 +134,7 @@ def _only_run(dataset: Dataset) -> Iterator[None]:
         except BlockingIOError as error:
             raise ValueError(f"another run is writing to {dataset.root}: wait for it, or end it first") from error
         try:
+            remove_temporary_files(dataset)
             yield
         finally:
             path.unlink(missing_ok=True)

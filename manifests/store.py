@@ -55,6 +55,13 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporary_files(dataset: Dataset) -> None:
+    """Remove what writers that were killed left beside the recipe and the tables. Nobody may be writing."""
+    for folder in (dataset.root, *(dataset.root / "manifests").glob("*/")):
+        for path in folder.glob(".*.tmp"):
+            path.unlink()
+
+
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write one Parquet file atomically, with the schema version in its metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)

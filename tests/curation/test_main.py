@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from curation.__main__ import COMMANDS, main
+from curation.pipeline import open_dataset
 from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.rules import RULES
 
@@ -57,6 +58,17 @@ def test_output_that_is_no_data_set(tmp_path, video, capsys):
     assert "exists and is no data set" in line
     assert "name a new or an empty folder" in line
     assert [p.name for p in out.iterdir()] == ["beach.jpg"]
+
+
+def test_leftovers_of_a_run_that_was_killed_at_once_are_no_obstacle(tmp_path):
+    out = tmp_path / "out"
+    (out / "staging").mkdir(parents=True)
+    (out / ".lock").touch()
+    (out / ".recipe.toml.123.tmp").write_text("seed = ")
+    assert open_dataset(out).root == out
+    (out / "staging" / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is no data set"):
+        open_dataset(out)
 
 
 def test_output_that_is_a_file(tmp_path, video, capsys):

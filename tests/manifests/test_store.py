@@ -8,7 +8,14 @@ import pytest
 
 from manifests import store
 from manifests.schema import SCHEMA_VERSION, TABLES, make_table
-from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically, write_parquet
+from manifests.store import (
+    Dataset,
+    read_table,
+    remove_temporary_files,
+    replace_table,
+    write_bytes_atomically,
+    write_parquet,
+)
 
 
 def test_rows_come_back_as_written(dataset):
@@ -92,6 +99,15 @@ def test_bytes_are_replaced_in_one_step(tmp_path, monkeypatch):
         write_bytes_atomically(path, b"three")
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
     assert path.read_bytes() == b"two"
+
+
+def test_what_killed_writers_left_is_removed(dataset):
+    left = [dataset.root / ".recipe.toml.7.tmp", dataset.table_folder("clips") / ".clips.parquet.7.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    remove_temporary_files(dataset)
+    assert not any(path.exists() for path in left)
+    assert len(read_table(dataset, "clips")) == 3
 
 
 def test_replace_wants_all_columns(dataset):

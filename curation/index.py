@@ -244,9 +244,13 @@ def _describe_still(path: str) -> dict[str, Any] | None:
 
 
 def merge_sources(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a content: URIs joined and sorted, licence and provenance from the first URI that names them."""
+    """One row a content: URIs joined and sorted, licence and provenance from the first URI that names them.
+
+    rows: oldest first. What was found last is right: other options, a corrected licence.
+    """
     merged: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda r: r["uris"][0]):
+    newest_first = rows[::-1]
+    for row in sorted(newest_first, key=lambda r: r["uris"][0]):  # keeps the order of equal ones
         row["provenance"] = dict(row["provenance"] or {})
         kept = merged.setdefault(row["source_id"], row)
         kept["uris"] = sorted({*kept["uris"], *row["uris"]})

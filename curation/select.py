@@ -5,6 +5,9 @@ All clips keep their scores and the names of all rules that they failed, so anot
 
 from __future__ import annotations
 
+from typing import Any
+
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -13,13 +16,15 @@ from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
 from manifests.schema import CLIPS
 from manifests.store import Dataset, read_table, replace_table
-from manifests.views import connect
+
+_OF_SOURCES = ("licence", "attribution", "provenance")
 
 
 def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> pa.Table:
     """The table `clips` with fresh decision, failed_rules, identity_id and split, ordered by clip_id."""
-    clips = read_table(dataset, "clips")
-    db = connect(dataset.root)
+    clips = _read_clips(dataset)
+    db = duckdb.connect()
+    db.register("clips", clips)
     decided = db.sql(
         f"SELECT clip_id, {failed_rules_sql(recipe.select)} AS failed_rules FROM clips ORDER BY clip_id"
     ).to_arrow_table()
@@ -48,6 +53,18 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
         "identity_id": [identities.get(i) for i in ids],
         "split": [splits.get(i) for i in ids],
     }
+    return _with_columns(clips, columns)
+
+
+def _read_clips(dataset: Dataset) -> pa.Table:
+    """The table `clips` with what is known of the sources now: a source list may have been corrected since crop."""
+    clips = read_table(dataset, "clips")
+    known = {row["source_id"]: row for row in read_table(dataset, "sources", ["source_id", *_OF_SOURCES]).to_pylist()}
+    sources = clips["source_id"].to_pylist()
+    return _with_columns(clips, {name: [known.get(s, {}).get(name) for s in sources] for name in _OF_SOURCES})
+
+
+def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
     for name, values in columns.items():
         position = CLIPS.get_field_index(name)
         clips = clips.set_column(position, CLIPS.field(name), pa.array(values, CLIPS.field(name).type))
@@ -63,7 +80,8 @@ def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
 
 def rule_costs(dataset: Dataset, options: SelectOptions) -> list[dict[str, object]]:
     """What each rule costs: clips and hours it rejects alone, only it rejects, and takes away in the rules' order."""
-    db = connect(dataset.root)
+    db = duckdb.connect()
+    db.register("clips", _read_clips(dataset))
     db.execute(f"CREATE TEMP TABLE judged AS SELECT duration_s, {failed_rules_sql(options)} AS failed FROM clips")
     rows = []
     for position, (rule, condition) in enumerate(active_rules(options)):

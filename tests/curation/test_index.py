@@ -264,3 +264,14 @@ def test_same_content_twice_is_one_source(folder):
     assert (merged[0]["licence"], merged[0]["provenance"]) == ("CC0", {"show": "two"})
     again = merge_sources([other, *rows[::-1], index_one(folder / "a.mp4", licence="CC0")])
     assert sorted(again, key=lambda r: r["kind"]) == sorted(merged, key=lambda r: r["kind"])
+
+
+def test_what_was_found_last_is_right(folder):
+    """Rows of an earlier run come first: its spans and its licence give way, its places stay."""
+    old = [index_one(folder / "a.mp4", licence="unclear"), index_one(folder / "deep" / "B.MP4")]
+    (before,) = merge_sources(old)
+    new = index_one(folder / "a.mp4", licence="CC0") | {"spans": [{"start_frame": 1}]}
+    (merged,) = merge_sources([before, new])
+    assert merged["licence"] == "CC0"
+    assert merged["spans"] == [{"start_frame": 1}]
+    assert len(merged["uris"]) == 2

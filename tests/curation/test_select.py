@@ -64,6 +64,19 @@ def test_only_decisions_change(dataset):
         assert changed <= {"decision", "failed_rules", "identity_id", "split"}
 
 
+def test_corrected_licence_reaches_the_clips(dataset):
+    """The source list was corrected after the clips had been cropped."""
+    rows = [{"source_id": "s0", "status": "ok", "licence": "CC0", "attribution": "Jane", "provenance": {"show": "x"}}]
+    replace_table(dataset, "sources", make_table("sources", rows))
+    options = SelectOptions(require_licence=True)
+    clips = {row["clip_id"]: row for row in select(dataset, Recipe(select=options), 0.4).to_pylist()}
+    assert (clips["a"]["licence"], clips["a"]["attribution"]) == ("CC0", "Jane")
+    assert dict(clips["a"]["provenance"]) == {"show": "x"}
+    assert clips["a"]["decision"] == "keep"
+    assert clips["d"]["failed_rules"] == ["no_licence"]
+    assert {c["rule"]: c["clips_alone"] for c in rule_costs(dataset, options)}["no_licence"] == 3
+
+
 def test_similarity_of_a_person_is_an_option(dataset):
     strict = decide(dataset, Recipe(select=SelectOptions(identity_similarity=0.99)), 0.4)
     assert strict["identity_id"].to_pylist() == ["id_a", "id_b", "id_c", None]

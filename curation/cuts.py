@@ -31,7 +31,8 @@ class CutFinder:
 
     A cut is known `options.cut_window_frames` frames after it happened: `settled` says up to where all are known. Where
     the picture changes as abruptly on a frame close by (a black frame between two shots), that frame starts a shot of
-    its own, so that no shot shows any part of the change.
+    its own, so that no shot shows any part of the change. The detector wants frames on both sides of a cut; the first
+    and last frames are compared with those on one side. `finish` when there are no more frames.
     """
 
     def __init__(self, options: ScanOptions, fps: float) -> None:
@@ -56,15 +57,27 @@ class CutFinder:
         small = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
         timecode = FrameTimecode(len(self._detector.scores), self._fps)
         found = self._detector.process_frame(timecode, cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        window = self._options.cut_window_frames
         for cut in found:
-            self.cuts = sorted({*self.cuts, cut.frame_num, *self._changes_around(cut.frame_num)})
+            around = self._abrupt_changes(
+                cut.frame_num - window, cut.frame_num + window + 1, cut.frame_num - 2 * window
+            )
+            self.cuts = sorted({*self.cuts, cut.frame_num, *around})
+        if len(self._detector.scores) == 2 * window + 1:
+            self.cuts = sorted({*self.cuts, *self._abrupt_changes(1, window, 1)})
 
-    def _changes_around(self, cut: int) -> list[int]:
-        window, scores = self._options.cut_window_frames, self._detector.scores
-        usual = float(np.median(scores[max(0, cut - 2 * window) : cut + window + 1]))
+    def finish(self) -> None:
+        """Find the cuts on the last frames."""
+        window, num_frames = self._options.cut_window_frames, len(self._detector.scores)
+        first = 1 if num_frames <= 2 * window else num_frames - window
+        self.cuts = sorted({*self.cuts, *self._abrupt_changes(first, num_frames, num_frames - 2 * window - 1)})
+
+    def _abrupt_changes(self, start: int, end: int, compare_from: int) -> list[int]:
+        """Frames [start, end) that change much more than is usual from `compare_from` to the last frame seen."""
+        scores = self._detector.scores
+        usual = float(np.median(scores[max(1, compare_from) :] or [0.0]))
         limit = max(self._options.min_cut_change, self._options.cut_ratio * usual)
-        around = range(max(1, cut - window), min(cut + window + 1, len(scores)))
-        return [k for k in around if scores[k] >= limit]
+        return [k for k in range(max(1, start), min(end, len(scores))) if scores[k] >= limit]
 
     @property
     def settled(self) -> int:

@@ -52,8 +52,8 @@ class ScanOptions:
     """Frames before and after that a change is compared with."""
     min_cut_change: float = 12.0
     """Smallest change of hue, saturation and value (0-255) that can be a cut."""
-    min_shot_s: float = 0.6
-    """Two cuts are at least this far apart."""
+    min_shot_s: float = 0.0
+    """Two cuts are at least this far apart. 0: every cut ends a shot, however short, so that no clip spans one."""
     min_track_face_px: float = 48.0
     """Faces lower than this (detector's box, native pixels) are not followed."""
     embed_every_s: float = 1.0

@@ -207,6 +207,7 @@ class _Follower:
                 waiting.append((position, frame))
             while waiting and waiting[0][0] < finder.settled:
                 self._look(*waiting.popleft(), finder)
+        finder.finish()
         for position, frame in waiting:
             self._look(position, frame, finder)
         if self.frames:

@@ -11,7 +11,8 @@ import pytest
 import skimage.data
 
 from curation import scan
-from curation.recipe import Recipe, ScanOptions
+from curation.index import IndexStage
+from curation.recipe import IndexOptions, Recipe, ScanOptions
 from curation.scan import ScanStage
 from model.faces import AnalyserInfo, Detections, Landmarks, WeightInfo
 from model.video import VideoWriter
@@ -73,7 +74,7 @@ def picture(scene: str, faces=(), k: int = 0) -> np.ndarray:
 def scanned(tmp_path, monkeypatch, make_face68):
     """Scans a video made of frames; returns the rows of its tracks and its failures."""
 
-    def run(frames: list[np.ndarray], *, fps: int = 25, presence: float = 1.0, **options):
+    def run(frames: list[np.ndarray], *, fps: int = 25, presence: float = 1.0, max_span_s: float = 300.0, **options):
         analyser = MarkedFaces()
         analyser.make_face68, analyser.presence = make_face68, presence
         monkeypatch.setattr(scan, "load_analyser", lambda config: analyser)
@@ -81,14 +82,18 @@ def scanned(tmp_path, monkeypatch, make_face68):
         with VideoWriter(path, fps) as writer:
             for frame in frames:
                 writer.write(frame)
-        unit = {
-            "name": "source-0000", "uri": str(path), "source_id": "source", "kind": "video", "fps": float(fps),
-            "width_px": SIZE[0], "height_px": SIZE[1],
-            "span": {"start_frame": 0, "start_pts": None, "end_pts": None},
-        }  # fmt: skip
-        result = ScanStage(Recipe(scan=ScanOptions(**options)), Path()).process(unit)
-        assert result.num_frames == len(frames)
-        return result.rows["tracks"], result.rows.get("failures", [])
+        recipe = Recipe(scan=ScanOptions(**options), index=IndexOptions(max_span_s=max_span_s))
+        source = IndexStage(recipe, Path()).process({"uri": str(path), "columns": {}}).rows["sources"][0]
+        tracks, failures, num_frames = [], [], 0
+        for number, span in enumerate(source["spans"]):
+            unit = {"name": f"source-{number:04d}", "uri": str(path), "source_id": "source", "span": span}
+            unit |= {k: source[k] for k in ("kind", "fps", "width_px", "height_px")}
+            result = ScanStage(recipe, Path()).process(unit)
+            tracks += result.rows["tracks"]
+            failures += result.rows.get("failures", [])
+            num_frames += result.num_frames
+        assert num_frames == len(frames), "each frame belongs to one span"
+        return tracks, failures
 
     return run
 
@@ -187,3 +192,17 @@ def test_sampling_is_by_time(scanned):
     frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(60)]
     assert scanned(frames, fps=50, min_clip_s=0.5)[0][0]["num_samples"] == 6
     assert scanned(frames, fps=25, sample_fps=25.0)[0][0]["num_samples"] == 60
+
+
+def test_spans_of_a_long_video_join_without_gap_or_overlap(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(160)]
+    frames += [picture("rocket", [(160, 120, 60, 90)], k) for k in range(60)]
+    tracks, _ = scanned(frames, max_span_s=3.0, min_clip_s=0.5)
+    found = ranges(tracks)
+    assert found[0][0] == 0
+    assert found[-1][1] == 220
+    assert [end for _, end in found[:-1]] == [start for start, _ in found[1:]]
+    assert 160 in [start for start, _ in found], "the cut is found inside its span"
+    ids = [c["clip_id"] for track in tracks for c in track["candidates"]]
+    assert len(set(ids)) == len(ids) == 4
+    assert len({track["track_id"] for track in tracks}) == len(tracks)

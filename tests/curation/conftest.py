@@ -6,13 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from curation import pipeline
+from curation.distribute import ClusterOptions, make_unit_worker
+from curation.recipe import Recipe
 from manifests.store import Dataset, read_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,3 +81,31 @@ def _make_face68(center: tuple[float, float] = (100.0, 100.0), height_px: float 
 def make_face68() -> Callable[..., np.ndarray]:
     """Makes the 68 landmarks of an upright face: `make_face68((x, y), height_px)`."""
     return _make_face68
+
+
+class _Here:
+    """Does the units in this process, as an actor's child does them."""
+
+    startup_s = 0.0
+    workers = 1
+
+    def connect(self) -> None:
+        pass
+
+    def run(self, stage: str, recipe: Recipe, folder: Path, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        do = make_unit_worker(stage, recipe, folder)
+        for unit in units:
+            yield do(unit)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process do all work themselves: nothing is distributed, all else is real."""
+
+    @contextmanager
+    def here(options: ClusterOptions) -> Iterator[_Here]:
+        yield _Here()
+
+    monkeypatch.setattr(pipeline, "cluster", here)
+    monkeypatch.setattr(pipeline, "check_networks", lambda recipe: None)

@@ -11,7 +11,6 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation import crop, distribute, pipeline, scan
+from curation import crop, pipeline, scan
 from curation.recipe import PackOptions, Recipe, SelectOptions
 from manifests.schema import TABLES
 from manifests.store import Dataset, read_table
@@ -64,25 +63,9 @@ class OneFace:
         return np.array([[np.cos(angle), np.sin(angle)]], np.float32)
 
 
-class Here:
-    """Does the units in this process, as an actor's child does them."""
-
-    startup_s = 0.0
-    workers = 1
-
-    def connect(self) -> None:
-        pass
-
-    def run(self, stage, recipe, folder, units):
-        folder.mkdir(parents=True, exist_ok=True)
-        do = distribute.make_unit_worker(stage, recipe, folder)
-        for unit in units:
-            yield do(unit)
-
-
 @pytest.fixture
-def sources(tmp_path, monkeypatch, make_face68) -> list[str]:
-    """Five stills, two of them bright, and a broken one; the networks and Ray are replaced."""
+def sources(tmp_path, monkeypatch, without_ray, make_face68) -> list[str]:
+    """Five stills, two of them bright, and a broken one; the networks are replaced."""
     folder = tmp_path / "sources"
     folder.mkdir()
     chance = np.random.default_rng(0)
@@ -91,12 +74,6 @@ def sources(tmp_path, monkeypatch, make_face68) -> list[str]:
         Image.fromarray(picture).save(folder / f"{k}.png")
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:5000])
 
-    @contextmanager
-    def here(options):
-        yield Here()
-
-    monkeypatch.setattr(pipeline, "cluster", here)
-    monkeypatch.setattr(pipeline, "check_networks", lambda recipe: None)
     for stage in (scan, crop):
         monkeypatch.setattr(stage, "load_analyser", lambda config: OneFace(make_face68))
     return [str(folder)]

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from curation.__main__ import main
 from curation.demo import make_videos
+
+SMALL_SHARDS = ("--pack.shard-bytes", 3_000_000)
 
 
 def shards_of(folder: Path) -> dict[str, str]:
@@ -29,15 +32,19 @@ def made(curate, tmp_path_factory) -> tuple[Path, Path]:
         "uri,licence,attribution,show\nfew/sway.mp4,CC-BY-4.0,Jane Doe,first\nfew/copy_of_sway.mp4,,,\n"
         "few/cut.mp4,,NASA,second\nfew/broken.mp4,CC0,,\n"
     )
-    curate("run", listing, "--output", root / "dataset", "--workers", 2, "--pack.shard-bytes", 3_000_000)
+    curate("run", listing, "--output", root / "dataset", "--workers", 2, *SMALL_SHARDS)
     return listing, root / "dataset"
 
 
-def run(curate, inputs: list[Path], output: Path, *options: object):
-    done = curate("run", *inputs, "--output", output, "--workers", 2, "--pack.shard-bytes", 3_000_000, *options)
-    assert not (output / "staging").exists()
-    assert list(output.rglob("*.tmp")) == []
-    return done
+@pytest.fixture
+def run_here(without_ray, capfd):
+    """The same command in this process; returns what it printed on standard error."""
+
+    def run(*arguments: object, status: int = 0) -> str:
+        assert main(["run", *map(str, arguments)]) == status
+        return capfd.readouterr().err
+
+    return run
 
 
 def test_licence_and_provenance_reach_every_clip(made, rows_of):
@@ -54,43 +61,43 @@ def test_licence_and_provenance_reach_every_clip(made, rows_of):
     assert sources[("broken.mp4",)]["licence"] == "CC0"
 
 
-def test_clips_that_are_wanted_again_are_cropped_again(made, curate, rows_of, tmp_path):
+def test_clips_that_are_wanted_again_are_cropped_again(made, run_here, rows_of, tmp_path):
     """Stricter: shards are rewritten from shards. Back again: what was dropped comes from its source, bit for bit."""
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     first, clips, frames = shards_of(output), rows_of(output, "clips"), rows_of(output, "frames")
     assert len(first) == 2
-    done = run(curate, [made[0]], output, "--select.require-licence")
-    assert "scan " not in done.stderr
-    assert "crop " not in done.stderr
+    shown = run_here(made[0], "--output", output, *SMALL_SHARDS, "--select.require-licence")
+    assert "scan " not in shown
+    assert "crop " not in shown
     (kept,) = (clip for clip in rows_of(output, "clips") if clip["decision"] == "keep")
     assert kept["licence"] == "CC-BY-4.0"
     assert len(shards_of(output)) == 1
-    done = run(curate, [made[0]], output)
-    assert "scan " not in done.stderr
-    assert "crop   1/1" in done.stderr, "the dropped clip alone"
+    shown = run_here(made[0], "--output", output, *SMALL_SHARDS)
+    assert "scan " not in shown
+    assert "crop   1/1" in shown, "the dropped clip alone"
     assert shards_of(output) == first
     assert rows_of(output, "clips") == clips
     assert rows_of(output, "frames") == frames
 
 
-def test_lost_shard_is_written_again(made, curate, tmp_path):
+def test_lost_shard_is_written_again(made, run_here, tmp_path):
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     first = shards_of(output)
     next((output / "shards").iterdir()).unlink()
-    run(curate, [made[0]], output)
+    run_here(made[0], "--output", output, *SMALL_SHARDS)
     assert shards_of(output) == first
 
 
-def test_more_inputs_are_added(made, curate, rows_of, tmp_path):
+def test_more_inputs_are_added(made, run_here, rows_of, tmp_path):
     """Only what is new is read. The rows of the old clips stay as they are, but for the shard that they are in."""
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     before = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
-    done = run(curate, [made[0], made[0].parent / "all"], output)
-    assert "scan   5/5" in done.stderr
-    assert "2 done before" in done.stderr
+    shown = run_here(made[0], made[0].parent / "all", "--output", output, *SMALL_SHARDS)
+    assert "scan   5/5" in shown
+    assert "2 done before" in shown
     after = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
     assert len(after) == 5
     places = {"shard", "frame_offsets", "frame_sizes", "label_offsets", "label_sizes", "split", "identity_id"}
@@ -101,13 +108,13 @@ def test_more_inputs_are_added(made, curate, rows_of, tmp_path):
     assert sorted({f["clip_id"] for f in rows_of(output, "frames")}) == sorted(after)
 
 
-def test_changed_crop_redoes_crop_and_not_scan(made, curate, rows_of, tmp_path):
+def test_changed_crop_redoes_crop_and_not_scan(made, run_here, rows_of, tmp_path):
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     tracks = rows_of(output, "tracks")
-    done = curate("run", made[0], "--output", output, "--workers", 2, "--crop.size-px", 256, "--keep-staging")
-    assert "the recipe of crop has changed: doing it again" in done.stderr
-    assert "scan " not in done.stderr
+    shown = run_here(made[0], "--output", output, "--crop.size-px", 256, "--keep-staging")
+    assert "the recipe of crop has changed: doing it again" in shown
+    assert "scan " not in shown
     assert rows_of(output, "tracks") == tracks
     assert {clip["upscale_factor"] < 1 for clip in rows_of(output, "clips")} == {True}
     staged = {p.stem for p in (output / "staging").glob("crop-*/*/*.tar")}
@@ -115,8 +122,8 @@ def test_changed_crop_redoes_crop_and_not_scan(made, curate, rows_of, tmp_path):
     assert len(rows_of(output, "frames")) == sum(clip["num_frames"] for clip in rows_of(output, "clips"))
 
 
-def test_nothing_usable_is_status_1(made, curate, rows_of, tmp_path):
-    done = curate("run", made[0].parent / "few" / "broken.mp4", "--output", tmp_path / "out", status=1)
-    assert "error: none of the inputs could be used" in done.stderr
+def test_nothing_usable_is_status_1(made, run_here, rows_of, tmp_path):
+    shown = run_here(made[0].parent / "few" / "broken.mp4", "--output", tmp_path / "out", status=1)
+    assert "error: none of the inputs could be used" in shown
     (row,) = rows_of(tmp_path / "out", "sources")
     assert row["status"] == "rejected"

@@ -246,8 +246,15 @@ def _describe_still(path: str) -> dict[str, Any] | None:
 def merge_sources(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a content: URIs joined and sorted, licence and provenance from the first URI that names them.
 
-    rows: oldest first. What was found last is right: other options, a corrected licence.
+    rows: oldest first. What was found last is right: other options, a corrected licence, other content in a place.
     """
+    holder = {uri: row["source_id"] for row in rows for uri in row["uris"]}
+    for row in rows:
+        here = [uri for uri in row["uris"] if holder[uri] == row["source_id"]]
+        if here:
+            row["uris"] = here
+        else:
+            row |= {"status": "rejected", "reason": "replaced", "detail": "its place holds another file now"}
     merged: dict[str, dict[str, Any]] = {}
     newest_first = rows[::-1]
     for row in sorted(newest_first, key=lambda r: r["uris"][0]):  # keeps the order of equal ones

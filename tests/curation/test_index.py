@@ -275,3 +275,20 @@ def test_what_was_found_last_is_right(folder):
     assert merged["licence"] == "CC0"
     assert merged["spans"] == [{"start_frame": 1}]
     assert len(merged["uris"]) == 2
+
+
+def test_file_that_was_replaced_is_another_source(folder):
+    """Nothing may be cropped from it under the old name."""
+    old = merge_sources([index_one(folder / "a.mp4"), index_one(folder / "deep" / "B.MP4")])
+    with open(folder / "a.mp4", "ab") as file:
+        file.write(b"more")
+    first = {row["source_id"]: row for row in merge_sources([*old, index_one(folder / "a.mp4")])}
+    assert len(first) == 2
+    assert first[old[0]["source_id"]]["uris"] == [str(folder / "deep" / "B.MP4")]
+    assert {row["status"] for row in first.values()} == {"ok"}
+    shutil.copy(folder / "a.mp4", folder / "deep" / "B.MP4")
+    second = {row["source_id"]: row for row in merge_sources([*first.values(), index_one(folder / "deep" / "B.MP4")])}
+    gone = second.pop(old[0]["source_id"])
+    assert (gone["status"], gone["reason"]) == ("rejected", "replaced")
+    (left,) = second.values()
+    assert left["uris"] == [str(folder / "a.mp4"), str(folder / "deep" / "B.MP4")]

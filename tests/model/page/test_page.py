@@ -157,6 +157,7 @@ def test_in_a_browser(server: PageServer, media: Path, tmp_path: Path) -> None:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "://" in request.url[:9] else None)
         page.goto(server.url)
+        page.wait_for_selector("#notice:not([hidden])")
         assert "UNTRAINED" in page.inner_text("#notice")
         assert page.is_disabled("#yaw")
         page.set_input_files("#portrait", media / STILL)

@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FatalError as error:
+    except (FatalError, OSError) as error:  # a full disk may meet this process as well as a worker
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

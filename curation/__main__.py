@@ -14,6 +14,7 @@ from curation.distribute import ClusterOptions
 from curation.recipe import Recipe, load_recipe, recipe_of
 from curation.sandbox import FatalError
 from curation.weights import act_on_weights
+from manifests.recipes import named_on
 from manifests.store import Dataset, read_table
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
@@ -23,8 +24,8 @@ _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
 class Run:
     """Curate files, folders, globs, fsspec URLs or source lists into a data set. The same command again continues.
 
-    A source list is a CSV or Parquet file with a column `uri`; the columns licence and attribution and any others are
-    carried to every clip.
+    A source list is a CSV or Parquet file with a column `uri`; the columns licence, attribution, consent and any
+    others are carried to every clip.
     """
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
@@ -136,21 +137,124 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheets:
-    """Draw contact sheets of kept and of rejected clips into DATASET/report."""
+class Forget:
+    """Remove a source, a person, a face or whatever a condition names, and refuse it from now on.
 
-    output: tyro.conf.Positional[Path]
+    Shows first what goes, then asks. Exactly one of --source, --identity, --face and --where. Interrupted at any
+    moment, the same command, or any other that changes the data set, finishes it. Copies that were made elsewhere,
+    networks that were trained on it and the sources themselves are not touched.
+    """
+
+    dataset: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    source: tuple[str, ...] = ()
+    """URIs, file names or source_ids: the whole content is refused from now on, under any name."""
+    identity: tuple[str, ...] = ()
+    """identity_ids, as the table clips has them."""
+    face: Path | None = None
+    """A photograph of one person: every clip with a face like it."""
+    where: str = ""
+    """SQL. Over licence, attribution, consent, provenance, uris, source_id alone: whole sources; else clips."""
+    min_similarity: float | None = None
+    """With --face: the least cosine of two embeddings of one person (None: as the data set's identities)."""
+    keep_face_to_refuse: bool = False
+    """With --face or --identity: keep the embedding, so that new material of the same person is refused as well.
+    Without it nothing biometric is kept, and a new or re-encoded video of the person is taken in like any other."""
+    yes: bool = False
+    """Do not ask."""
+    dry_run: bool = False
+    """Only show what would go."""
+
+    def main(self) -> int:
+        from curation.forget import Request, ask_on_terminal, forget
+
+        request = Request(
+            sources=self.source,
+            identities=self.identity,
+            face=self.face,
+            where=self.where,
+            min_similarity=self.min_similarity,
+            keep_face=self.keep_face_to_refuse,
+        )
+        ask = None if self.yes else ask_on_terminal
+        found = forget(Dataset(self.dataset.expanduser()), request, is_dry_run=self.dry_run, ask=ask)
+        return 0 if found else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Read everything again: hashes and members of the shards, labels, tables against each other, tombstones.
+
+    Changes nothing. Status 1 when anything differs from what the manifests say; every difference comes with what to do.
+    """
+
+    dataset: tyro.conf.Positional[Path]
     """Folder of the data set."""
 
     def main(self) -> int:
-        from curation.sheets import draw_sheets
+        from curation.verify import verify_and_print
 
-        for path in draw_sheets(self.output):
-            print(path)
+        return verify_and_print(Dataset(self.dataset.expanduser()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Write the data set's card: size, people, sources and licences, measurements, recipe, how to leave it."""
+
+    dataset: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    output: Path | None = None
+    """Markdown file to write (None: report/card.md of the data set)."""
+
+    def main(self) -> int:
+        from curation.card import write_card
+
+        print(write_card(Dataset(self.dataset.expanduser()), self.output))
         return 0
 
 
-COMMANDS = {"run": Run, "select": Select, "demo": Demo, "weights": Weights, "rules": Rules, "sheets": Sheets}
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """Build and open the page of a data set: figures, every clip with its strip, thresholds to play with.
+
+    The page is a folder of plain files that works from a disk or any web server and asks no network for anything.
+    """
+
+    dataset: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    output: Path | None = None
+    """Folder of the page (None: report/ of the data set)."""
+    open: bool = True
+    """Show the page in the browser."""
+    sources: bool = True
+    """Draw rejected clips from their sources again when their crops are not staged any more."""
+    max_clips: int = 50_000
+    """Of a larger data set, show this many clips, drawn evenly."""
+
+    def main(self) -> int:
+        from curation.review.command import review
+
+        review(
+            self.dataset,
+            self.output,
+            open_page=self.open,
+            read_sources=self.sources,
+            max_clips=self.max_clips,
+        )
+        return 0
+
+
+COMMANDS = {
+    "run": Run,
+    "select": Select,
+    "demo": Demo,
+    "weights": Weights,
+    "rules": Rules,
+    "forget": Forget,
+    "verify": Verify,
+    "card": Card,
+    "review": Review,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,8 +289,8 @@ def _parse(arguments: list[str]) -> Any:
     cls = COMMANDS[name]
     required = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if name == "run":
-        required["recipe"] = load_recipe(_value_of("--recipe", rest) or "default")
-    elif name == "select" and (output := _value_of("--output", rest)):
+        required["recipe"] = load_recipe(named_on(rest, "--recipe") or "default")
+    elif name == "select" and (output := named_on(rest, "--output")):
         required["recipe"] = recipe_of(Path(output))
     return tyro.cli(cls, args=rest, prog=f"python -m curation {name}", default=cls(**required))
 
@@ -198,15 +302,6 @@ def _spell_none(argument: str, before: str) -> str:
     if argument.startswith("--select.") and argument.endswith("=none"):
         return argument.removesuffix("none") + "None"
     return argument
-
-
-def _value_of(option: str, arguments: list[str]) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{option}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 if __name__ == "__main__":

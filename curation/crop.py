@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 
 from curation import measures
+from curation.fingerprints import FaceHasher
 from curation.index import local_copy
 from curation.quality import load_quality_model
 from curation.recipe import CropOptions, Recipe
@@ -132,6 +133,7 @@ class _Clip:
         self._num_ticks = max(1, math.ceil((self.end_s - self.start_s) * options.fps - 1e-6))
         self._pending: Frame | None = None
         self._landmarks: list[np.ndarray] = []
+        self._hasher = FaceHasher(None if self._is_still else options.fps)
         self.frames: list[dict[str, Any]] = []
         self._path = folder / f"{self.clip_id}.tar"
         self._temporary = folder / f".{self.clip_id}.{os.getpid()}.tmp"
@@ -220,6 +222,7 @@ class _Clip:
             "quality": self._score(crop, landmarks),
         }
         self._landmarks.append(landmarks)
+        self._hasher.add(gray, landmarks)
         jpeg = simplejpeg.encode_jpeg(
             crop, quality=self._options.jpeg_quality, colorspace="RGB", colorsubsampling=self._options.jpeg_subsampling
         )
@@ -228,6 +231,7 @@ class _Clip:
     def _repeat(self) -> None:
         row = self.frames[-1] | {"frame": self._tick, "is_repeat": True, "motion": 0.0}
         self._landmarks.append(self._landmarks[-1])
+        self._hasher.repeat()
         self._append(row, self._last_jpeg)
 
     def _append(self, row: dict[str, Any], jpeg: bytes) -> None:
@@ -309,10 +313,12 @@ class _Clip:
             "motion": columns["motion"].sum() / duration_s if duration_s else None,
             "landmark_jitter": measures.jitter(np.stack(self._landmarks)) if duration_s else None,
             "quality": scores.mean() if len(scores) else None,
+            "face_hashes": self._hasher.words(),
             "staged_bytes": self._staged_bytes,
             "analyser": self._analyser.info.name,
             "licence": unit["licence"],
             "attribution": unit["attribution"],
+            "consent": unit["consent"],
             "provenance": unit["provenance"],
         }
 

@@ -13,7 +13,7 @@ import skimage.data
 from curation.distribute import ClusterOptions
 from curation.pipeline import run
 from curation.recipe import load_recipe
-from curation.sheets import draw_sheets
+from curation.review import build
 from curation.summary import print_summary
 from manifests.store import Dataset
 from model.video import VideoWriter
@@ -32,24 +32,23 @@ def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
     dataset = Dataset(output.expanduser())
     print_summary(dataset, recipe.select)
     print(f"the clips this was made from: {videos}/")
-    for path in draw_sheets(output):
-        print(f"look at it: {path}")
+    print(f"look at it: {build(dataset)}")
     print(f'ask it:     python -m manifests {output} "SELECT clip_id, decision, failed_rules, duration_s FROM clips"')
     print("your own:   python -m curation run YOUR_VIDEOS --output YOUR_DATASET")
     return 0
 
 
 def make_videos(folder: Path) -> None:
-    """Write the demonstration's files: two good clips, one with a cut, one blurred, one too small, one broken."""
+    """Write the demonstration's files: two good clips, one with a cut, a blurred copy, one too small, one broken."""
     folder.mkdir(parents=True, exist_ok=True)
     portrait, coffee = skimage.data.astronaut(), skimage.data.coffee()
     sway = list(_moved(portrait, num_frames=75, zoom=2.0, sway_px=14.0))
     _write(folder / "sway.mp4", sway)
     _write(folder / "zoom.mp4", _moved(portrait, num_frames=60, zoom=1.7, sway_px=6.0, zoom_by=0.25))
     cup = list(_moved(coffee, num_frames=30, zoom=1.1, sway_px=5.0, center=(300.0, 200.0)))
-    _write(folder / "cut.mp4", [*_moved(portrait, num_frames=55, zoom=2.2, sway_px=10.0), *cup])
+    _write(folder / "cut.mp4", [*_moved(portrait, num_frames=55, zoom=2.2, sway_px=10.0, nods=True), *cup])
     _write(folder / "blurred.mp4", [cv2.GaussianBlur(frame, (0, 0), 4) for frame in sway])
-    _write(folder / "far_away.mp4", _moved(portrait, num_frames=50, zoom=0.9, sway_px=5.0))
+    _write(folder / "far_away.mp4", _moved(portrait, num_frames=50, zoom=0.9, sway_px=5.0, period_frames=17))
     (folder / "broken.mp4").write_bytes((folder / "sway.mp4").read_bytes()[:2000])
 
 
@@ -60,15 +59,21 @@ def _moved(
     zoom: float,
     sway_px: float,
     zoom_by: float = 0.0,
+    nods: bool = False,
+    period_frames: int = 50,
     center: tuple[float, float] = _FACE_PX,
 ) -> Iterator[np.ndarray]:
-    """Frames uint8 [H, W, 3] of a camera that sways and zooms before a picture."""
+    """Frames uint8 [H, W, 3] of a camera that sways and zooms before a picture; each moves in a way of its own.
+
+    So only the blurred clip shows the footage of another one.
+    """
     for k in range(num_frames):
-        phase = 2 * math.pi * k / 50
+        phase = 2 * math.pi * k / period_frames
         scale = zoom * (1 + zoom_by * k / num_frames)
         matrix = cv2.getRotationMatrix2D(center, 4 * math.sin(phase), scale)
         matrix[:, 2] += np.array(_SIZE) / 2 - center
-        matrix[:, 2] += (sway_px * math.sin(phase), sway_px / 2 * math.cos(2 * phase))
+        sway = (sway_px * math.sin(phase), sway_px / 2 * math.cos(2 * phase))
+        matrix[:, 2] += sway[::-1] if nods else sway
         yield cv2.warpAffine(picture, matrix, _SIZE, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 

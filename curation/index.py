@@ -11,7 +11,7 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class IndexStage:
             "uris": [unit["uri"]],
             "licence": columns.pop("licence", columns.pop("license", None)),
             "attribution": columns.pop("attribution", None),
+            "consent": columns.pop("consent", None),
             "provenance": columns,
         }
         result.rows["sources"] = [row]
@@ -243,10 +244,11 @@ def _describe_still(path: str) -> dict[str, Any] | None:
     }
 
 
-def merge_sources(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_sources(rows: list[dict[str, Any]], refused: Collection[str] = ()) -> list[dict[str, Any]]:
     """One row a content: URIs joined and sorted, licence and provenance from the first URI that names them.
 
-    rows: oldest first. What was found last is right: other options, a corrected licence, other content in a place.
+    rows: oldest first. refused: SHA-256 of contents that were forgotten; they leave no row.
+    What was found last is right: other options, a corrected licence, other content in a place.
     """
     holder = {uri: row["source_id"] for row in rows for uri in row["uris"]}
     for row in rows:
@@ -261,7 +263,7 @@ def merge_sources(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["provenance"] = dict(row["provenance"] or {})
         kept = merged.setdefault(row["source_id"], row)
         kept["uris"] = sorted({*kept["uris"], *row["uris"]})
-        for column in ("licence", "attribution"):
-            kept[column] = kept[column] if kept[column] is not None else row[column]
+        for column in ("licence", "attribution", "consent"):
+            kept[column] = kept.get(column) if kept.get(column) is not None else row.get(column)
         kept["provenance"] = {**row["provenance"], **kept["provenance"]}
-    return list(merged.values())
+    return [row for row in merged.values() if row.get("content_sha256") not in refused]

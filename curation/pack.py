@@ -16,51 +16,71 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.recipe import Recipe
-from curation.samples import SampleWriter, encode_label, read_members, sample_key
+from curation.samples import BLOCK_BYTES, SampleWriter, encode_label, read_members, sample_key
 from curation.units import UnitResult
 from manifests.schema import CLIP_PLACES, CLIPS, make_table
 from manifests.store import Dataset, read_table, replace_table
 
-_LABEL_GROWTH_BYTES = 512  # a label grows by identity and split, at most into one more block
+OF_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent")
+"""What the plan says of a clip; all but the first become part of its labels. Free columns of the source list stay in
+the table `clips`: they may hold what is not meant to be published with every frame."""
 _END_BYTES = 1024
 
 
-def plan_shards(clips: pa.Table, recipe: Recipe) -> list[dict[str, Any]]:
-    """Rows of the plan: shard name, split, and its clips in order. A function of the kept clips, recipe and seed.
+def plan_shards(clips: pa.Table, recipe: Recipe, tombstones: pa.Table | None = None) -> list[dict[str, Any]]:
+    """Rows of the plan: shard name, split, and its clips in order.
 
-    Clips are ordered by a hash, so that neighbours in a shard come from everywhere; a split never crosses a shard.
+    A function of the kept clips, of those that were forgotten, of recipe and seed. Clips are ordered by a hash, so that
+    neighbours in a shard come from everywhere; a split never crosses a shard. A forgotten clip leaves its room empty,
+    so that all other clips stay in the shards where they are.
     """
-    kept = clips.filter(pc.equal(clips["decision"], "keep")).select(
-        ["clip_id", "split", "identity_id", "staged_bytes", "num_frames"]
-    )
-    rows = kept.to_pylist()
+    kept = clips.filter(pc.equal(clips["decision"], "keep"))
+    rows = kept.select([*OF_CLIPS, "split", "staged_bytes", "num_frames"]).to_pylist()
+    for row in rows:
+        row["planned_bytes"] = planned_bytes(row)
+    if tombstones is not None:
+        present = {row["clip_id"] for row in rows}
+        left = tombstones.filter(pc.is_valid(tombstones["split"])).select(["clip_id", "split", "planned_bytes"])
+        rows += [row | {"is_forgotten": True} for row in left.to_pylist() if row["clip_id"] not in present]
     rows.sort(key=lambda r: hashlib.sha256(f"{recipe.seed} {r['clip_id']}".encode()).digest())
     shards = []
     for split in ("train", "val", "test"):
-        members: list[dict[str, Any]] = []
+        groups: list[list[dict[str, Any]]] = []
         size = _END_BYTES
-        groups = []
         for row in (r for r in rows if r["split"] == split):
-            clip_bytes = row["staged_bytes"] + row["num_frames"] * _LABEL_GROWTH_BYTES
-            if members and size + clip_bytes > recipe.pack.shard_bytes:
-                groups.append(members)
-                members, size = [], _END_BYTES
-            size += clip_bytes
-            members.append({"clip_id": row["clip_id"], "identity_id": row["identity_id"]})
-        if members:
-            groups.append(members)
+            if not groups or size + row["planned_bytes"] > recipe.pack.shard_bytes:
+                groups.append([])
+                size = _END_BYTES
+            size += row["planned_bytes"]
+            groups[-1].append(row)
         for number, group in enumerate(groups):
-            shard = {"shard": f"{split}-{number:06d}.tar", "split": split, "clips": group}
-            shard["plan_hash"] = hashlib.sha256(json.dumps([shard, recipe.stage_hash("crop")]).encode()).hexdigest()[
-                :16
-            ]
-            shards.append(shard)
+            members = [{name: row[name] for name in OF_CLIPS} for row in group if "is_forgotten" not in row]
+            if members:
+                shards.append(plan_row(f"{split}-{number:06d}.tar", split, members, recipe))
     return shards
+
+
+def plan_row(name: str, split: str, clips: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """The row of the plan of one shard; its `plan_hash` covers all that the file is made from."""
+    shard = {"shard": name, "split": split, "clips": clips}
+    digest = hashlib.sha256(json.dumps([shard, recipe.stage_hash("crop")]).encode()).hexdigest()
+    return shard | {"plan_hash": digest[:16]}
+
+
+def planned_bytes(clip: dict[str, Any]) -> int:
+    """The most that a clip takes in a shard: as staged, and what its labels grow by, in full blocks."""
+    growth = encode_label(_label_addition(clip, clip["split"] or "train"))
+    return clip["staged_bytes"] + clip["num_frames"] * -(-len(growth) // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _label_addition(clip: dict[str, Any], split: str) -> dict[str, Any]:
+    """What pack adds to the labels of a clip's frames."""
+    return {"identity": clip["identity_id"], "split": split} | {name: clip[name] for name in OF_CLIPS[2:]}
 
 
 def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Path) -> set[str]:
     """Planned clips that are neither staged nor in a shard."""
-    places = _current_places(dataset)
+    places = current_places(dataset)
     wanted = {c["clip_id"] for shard in plan for c in shard["clips"]}
     staged = {p.stem for p in crop_folder.glob("*/*.tar")}
     return wanted - staged - {c for c, (shard, _) in places.items() if (dataset.shards / shard).is_file()}
@@ -68,14 +88,12 @@ def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_fold
 
 def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Path) -> list[dict[str, Any]]:
     """Units of the shards that are not on disk yet, each with the places of its clips' pictures."""
-    places = _current_places(dataset)
-    finished = dict(zip(*read_table(dataset, "shards", ["shard", "plan_hash"]).to_pydict().values(), strict=True))
+    places = current_places(dataset)
+    finished = {shard["shard"] for shard in finished_shards(dataset, plan)}
     staged = {p.stem: str(p) for p in crop_folder.glob("*/*.tar")}
     units = []
     for shard in plan:
-        in_place = all(places.get(c["clip_id"], ("", []))[0] == shard["shard"] for c in shard["clips"])
-        is_finished = in_place and finished.get(shard["shard"]) == shard["plan_hash"]
-        if is_finished and (dataset.shards / shard["shard"]).is_file():
+        if shard["shard"] in finished:
             continue
         clips = []
         for clip in shard["clips"]:
@@ -88,10 +106,28 @@ def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Path) 
     return units
 
 
-def _current_places(dataset: Dataset) -> dict[str, tuple[str, list[tuple[int, int, int, int]]]]:
-    """Shard and (JPEG offset, JPEG size, label offset, label size) of every frame, of every packed clip."""
+def finished_shards(dataset: Dataset, plan: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the plan that are in place, file and rows."""
+    hashes = dict(zip(*read_table(dataset, "shards", ["shard", "plan_hash"]).to_pydict().values(), strict=True))
+    places = dict(zip(*read_table(dataset, "clips", ["clip_id", "shard"]).to_pydict().values(), strict=True))
+    return [
+        shard
+        for shard in plan
+        if hashes.get(shard["shard"]) == shard["plan_hash"]
+        and all(places.get(clip["clip_id"]) == shard["shard"] for clip in shard["clips"])
+        and (dataset.shards / shard["shard"]).is_file()
+    ]
+
+
+def current_places(
+    dataset: Dataset, shards: list[str] | None = None
+) -> dict[str, tuple[str, list[tuple[int, int, int, int]]]]:
+    """Shard and (JPEG offset, JPEG size, label offset, label size) of each frame of the clips in `shards` (all)."""
     table = read_table(dataset, "clips", ["clip_id", *(name for name, _ in CLIP_PLACES)])
-    table = table.filter(pc.is_valid(table["shard"]))
+    is_wanted = pc.is_valid(table["shard"])
+    if shards is not None:
+        is_wanted = pc.is_in(table["shard"], pa.array(shards, pa.string()))
+    table = table.filter(is_wanted)
     return {
         row["clip_id"]: (
             row["shard"],
@@ -121,8 +157,7 @@ class PackStage:
                 for clip in unit["clips"]:
                     place = {name: [] for name, _ in CLIP_PLACES[1:]}
                     for frame, (jpeg, label) in enumerate(_clip_samples(clip)):
-                        content = json.loads(label) | {"identity": clip["identity_id"], "split": unit["split"]}
-                        label = encode_label(content)
+                        label = encode_label(json.loads(label) | _label_addition(clip, unit["split"]))
                         key = sample_key(clip["clip_id"], frame)
                         place["frame_offsets"].append(writer.add(f"{key}.jpg", jpeg))
                         place["frame_sizes"].append(len(jpeg))
@@ -144,6 +179,7 @@ class PackStage:
             "size_bytes": size,
             "sha256": digest,
             "plan_hash": unit["name"],
+            "licences": sorted({clip["licence"] or "" for clip in unit["clips"]}),
         }
         return UnitResult(rows={"shards": [row], "places": places}, num_frames=num_samples)
 

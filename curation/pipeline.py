@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from curation import index, pack
+from curation import index, pack, tombstones
 from curation.distribute import Cluster, ClusterOptions, cluster
+from curation.lock import only_run
 from curation.progress import StageProgress
 from curation.recipe import Recipe, load_recipe, recipe_toml
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
-from manifests.store import Dataset, read_table, remove_temporary_files, write_bytes_atomically
+from manifests.store import Dataset, read_table, write_bytes_atomically
 from model.faces import same_person_similarity
 
 STAGES = ("index", "scan", "crop", "pack")
@@ -53,12 +52,13 @@ def run(
     """
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
-    with _only_run(dataset), cluster(cluster_options or ClusterOptions()) as workers:
+    with only_run(dataset), cluster(cluster_options or ClusterOptions()) as workers:
         job = _Job(dataset, recipe, workers)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
         if not {unit["name"] for unit in sources} <= job.ledger("index").finished_units():
             check_networks(recipe)
-        job.do("index", sources, collapse={"sources": index.merge_sources})
+        refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
+        job.do("index", sources, collapse={"sources": functools.partial(index.merge_sources, refused=refused)})
         job.do("scan", job.scan_units())
         job.do("crop", job.crop_units())
         select(dataset, recipe, same_person_similarity(recipe.faces))
@@ -92,7 +92,7 @@ def _load_networks(recipe: Recipe) -> Callable[[None], None]:
 
 def reselect(dataset: Dataset, recipe: Recipe) -> None:
     """Decide again about all clips and keep the recipe; the shards stay as they are until the next run."""
-    with _only_run(dataset):
+    with only_run(dataset):
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
         select(dataset, recipe, same_person_similarity(recipe.faces))
 
@@ -122,22 +122,6 @@ def _holds_other_things(dataset: Dataset) -> bool:
     """Whether there is more in a folder without a recipe than a run leaves that was killed in its first moment."""
     names = {p.name for p in dataset.root.iterdir() if not (p == dataset.staging and not any(p.iterdir()))}
     return any(n != ".lock" and not n.startswith(f".{dataset.recipe_file.name}.") for n in names)
-
-
-@contextmanager
-def _only_run(dataset: Dataset) -> Iterator[None]:
-    """Hold the data set's lock; two runs would undo each other's work."""
-    path = dataset.root / ".lock"
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {dataset.root}: wait for it, or end it first") from error
-        try:
-            remove_temporary_files(dataset)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class _Job:
@@ -175,6 +159,7 @@ class _Job:
     def scan_units(self) -> list[dict[str, Any]]:
         """One unit a span of every usable source."""
         sources = read_table(self.dataset, "sources")
+        refused = tombstones.refusals_of(read_table(self.dataset, "tombstones").to_pylist())
         units = []
         for row in sources.filter(pc.equal(sources["status"], "ok")).to_pylist():
             spans = row.pop("spans")
@@ -188,8 +173,9 @@ class _Job:
                         "span": span,
                         "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels),
                         **{k: row[k] for k in ("source_id", "kind", "fps", "width_px", "height_px")},
-                        **{k: row[k] for k in ("licence", "attribution")},
+                        **{k: row[k] for k in ("licence", "attribution", "consent")},
                         "provenance": dict(row["provenance"] or {}),
+                        "refused": refused[None] + refused.get(row["source_id"], []),
                     }
                 )
         return units
@@ -216,7 +202,7 @@ class _Job:
             if folder != ledger.folder:
                 shutil.rmtree(folder)
         clips = read_table(self.dataset, "clips")
-        plan = pack.plan_shards(clips, self.recipe)
+        plan = pack.plan_shards(clips, self.recipe, read_table(self.dataset, "tombstones"))
         finished = set(ledger.staged_units())
         unwritten = [shard for shard in plan if shard["plan_hash"] not in finished]
         if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+from manifests import recipes
+from manifests.recipes import require_positive
 from model.faces import FacesConfig
 
 RECIPE_VERSION = 1
@@ -37,7 +36,7 @@ class IndexOptions:
     """Longer videos are scanned in spans of at most this many seconds, side by side."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "max_span_s")
+        require_positive(self, "max_span_s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +77,7 @@ class ScanOptions:
     """Faces lower than this share of the main face are background and do not count as another face."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "sample_fps", "min_clip_s", "max_clip_s", "embed_every_s")
+        require_positive(self, "sample_fps", "min_clip_s", "max_clip_s", "embed_every_s")
         if self.min_clip_s > self.max_clip_s:
             raise ValueError(f"scan.min_clip_s {self.min_clip_s} is larger than scan.max_clip_s {self.max_clip_s}")
 
@@ -115,7 +114,7 @@ class CropOptions:
     """The quality network looks at every n-th frame."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "size_px", "scale", "fps", "redetect_every_frames", "quality_every_frames")
+        require_positive(self, "size_px", "scale", "fps", "redetect_every_frames", "quality_every_frames")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"crop.jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
 
@@ -170,16 +169,36 @@ class SelectOptions:
     """Rule damaged_frames: share of frames that the decoder repaired."""
     require_licence: bool = False
     """Rule no_licence: reject clips whose source names no licence."""
+    licences: tuple[str, ...] = ()
+    """Rule licence_not_allowed: keep only clips of sources with one of these licences, in any case (empty: any)."""
+    require_consent: bool = False
+    """Rule no_consent: reject clips whose source list states no consent."""
     stills: bool = True
     """Rule still: whether clips of one frame are wanted."""
     identity_similarity: float | None = None
     """Clips whose embeddings are at least this similar are the same person (None: the analyser's own value)."""
+    duplicates: bool = False
+    """Rule duplicate: whether copies of footage are wanted besides the best one."""
+    duplicate_overlap: float = 0.5
+    """A clip is a copy when better ones show at least this share of its footage."""
+    balance_identity: float = 0.5
+    """Sampling weights: a person's clips weigh their total length to the power of minus this; 0: all alike."""
+    balance_pose: float = 0.25
+    """Sampling weights: the same for the clips that face the same way."""
+    balance_expression: float = 0.25
+    """Sampling weights: clips weigh the range of eyes and lips to the power of this."""
+    max_weight: float = 4.0
+    """Sampling weights lie between one over this and this; the mean of each split is 1."""
     val_share: float = 0.02
-    """Share of the identities that goes to validation."""
+    """Share of the groups (people with their sources) that goes to validation."""
     test_share: float = 0.02
-    """Share of the identities that goes to the test split."""
+    """Share of the groups that goes to the test split."""
 
     def __post_init__(self) -> None:
+        if self.max_weight <= 1:
+            raise ValueError(f"select.max_weight is {self.max_weight}, expected more than 1")
+        if not 0 < self.duplicate_overlap <= 1:
+            raise ValueError(f"select.duplicate_overlap is {self.duplicate_overlap}, expected more than 0, at most 1")
         if not 0 <= self.val_share + self.test_share < 1:
             raise ValueError(
                 f"select.val_share + select.test_share is {self.val_share + self.test_share}, expected < 1"
@@ -194,7 +213,7 @@ class PackOptions:
     """A shard is closed before it would grow larger than this."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "shard_bytes")
+        require_positive(self, "shard_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,36 +253,9 @@ def _identity_of_faces(faces: FacesConfig) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in ("weights_dir", "root", "num_threads", "device")}
 
 
-def _require_positive(options: Any, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) <= 0:
-            raise ValueError(f"{name} is {getattr(options, name)}, expected more than 0")
-
-
 def load_recipe(name_or_path: str) -> Recipe:
-    """The preset of that name, or the recipe in that TOML file.
-
-    Raises:
-        ValueError: neither exists, the TOML is broken, or it has a key that no option has.
-    """
-    path = PRESETS / f"{name_or_path}.toml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
-        raise ValueError(f"no recipe {name_or_path!r}: expected one of {presets}, or the path of a TOML file")
-    try:
-        values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
-    version = values.pop("recipe_version", RECIPE_VERSION)
-    values.pop("hash", None)
-    if version != RECIPE_VERSION:
-        raise ValueError(
-            f"{path} is for recipe version {version}, this program has version {RECIPE_VERSION}: use the checkout that"
-            " wrote it, or another output folder"
-        )
-    return _from_values(Recipe, values, str(path))
+    """The preset of that name, or the recipe in that TOML file. ValueError says what is wrong with it."""
+    return recipes.load_recipe(Recipe, PRESETS, name_or_path, RECIPE_VERSION)
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -278,67 +270,6 @@ def recipe_of(folder: Path) -> Recipe:
     return load_recipe(str(path))
 
 
-def _from_values(cls: type, values: dict[str, Any], where: str) -> Any:
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} is {values!r}, expected a section with keys of {', '.join(known)}")
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; valid keys are {', '.join(known)}")
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            arguments[name] = _from_values(hint, value, f"{where}: [{name}]")
-        else:
-            arguments[name] = _checked(value, hint, f"{where}: {name}")
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` when it fits the annotation; TOML has no null, so "none" stands for None where that is allowed."""
-    if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value == "none" and type(None) in options:
-            return None
-        return _checked(value, next(o for o in options if o is not type(None)), where)
-    if origin is Literal:
-        fits = value in options
-    elif origin is tuple:
-        fits, value = isinstance(value, (list, tuple)), tuple(value) if isinstance(value, list) else value
-    elif hint is float:
-        fits, value = isinstance(value, (int, float)) and not isinstance(value, bool), value
-        value = float(value) if fits else value
-    else:
-        fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    if not fits:
-        expected = f"one of {', '.join(map(str, options))}" if origin is Literal else getattr(hint, "__name__", hint)
-        raise ValueError(f"{where} is {value!r}, expected {expected}")
-    return value
-
-
 def recipe_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML, with its version and the hash of its last stage."""
-    lines = [f"recipe_version = {RECIPE_VERSION}", f'hash = "{recipe.stage_hash("pack")}"']
-    sections: list[str] = []
-    for item in dataclasses.fields(recipe):
-        value = getattr(recipe, item.name)
-        if dataclasses.is_dataclass(value):
-            sections.append(f"\n[{item.name}]")
-            sections += [f"{f.name} = {_toml_value(getattr(value, f.name))}" for f in dataclasses.fields(value)]
-        else:
-            lines.append(f"{item.name} = {_toml_value(value)}")
-    return "\n".join(lines + sections) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if value is None:
-        return '"none"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value)
+    return recipes.to_toml(recipe, RECIPE_VERSION, recipe.stage_hash("pack"))

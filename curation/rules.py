@@ -41,7 +41,10 @@ RULES = (
     Rule("low_quality", "min_quality", "quality >= {value}", "mean score of the quality model"),
     Rule("damaged_frames", "max_corrupt_fraction", "num_corrupt / num_frames <= {value}", "share of repaired frames"),
     Rule("no_licence", "require_licence", "NOT {value} OR coalesce(licence, '') <> ''", "the source names no licence"),
+    Rule("licence_not_allowed", "licences", "lower(trim(coalesce(licence, ''))) IN {value}", "the source's licence"),
+    Rule("no_consent", "require_consent", "NOT {value} OR coalesce(consent, '') <> ''", "the list states no consent"),
     Rule("still", "stills", "{value} OR kind <> 'still'", "stills are not wanted"),
+    Rule("duplicate", "duplicates", "{value} OR duplicate_of IS NULL", "a better clip shows the same footage"),
 )  # fmt: skip
 
 _missing = {r.option for r in RULES} - {f.name for f in fields(SelectOptions)}
@@ -53,10 +56,18 @@ def active_rules(options: SelectOptions) -> list[tuple[Rule, str]]:
     active = []
     for rule in RULES:
         value = getattr(options, rule.option)
-        if value is not None:
-            literal = str(value).upper() if isinstance(value, bool) else repr(float(value))
-            active.append((rule, rule.condition.format(value=literal)))
+        if value is not None and value != ():
+            active.append((rule, rule.condition.format(value=_sql_literal(value))))
     return active
+
+
+def _sql_literal(value: bool | float | tuple[str, ...]) -> str:
+    """A threshold as SQL; names are compared in lower case."""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, tuple):
+        return "(" + ", ".join("'" + name.strip().lower().replace("'", "''") + "'" for name in value) + ")"
+    return repr(float(value))
 
 
 def failed_rules_sql(options: SelectOptions) -> str:

@@ -18,6 +18,7 @@ from curation.cuts import CutFinder
 from curation.index import local_copy
 from curation.recipe import Recipe
 from curation.stills import read_still
+from curation.tombstones import Refusals, strip_tracks
 from curation.tracks import Sample, Segment, Track, Tracker, divide
 from curation.units import UnitResult
 from model.faces import Detections, FaceAnalyser, load_analyser
@@ -59,7 +60,9 @@ class ScanStage:
                 tracks = follower.tracks()
         rows = [self._track_row(track, follower, unit) for track in tracks]
         _name_candidates(rows, unit["source_id"])
-        result.rows["tracks"] = rows
+        refusals = Refusals(unit.get("refused", []))
+        analyser = self._analyser.info.name
+        result.rows["tracks"] = strip_tracks(rows, lambda candidate: refusals.refuses(candidate, analyser))
         if not rows and not result.rows.get("failures"):
             result.fail("scan", unit, "no_face", follower.why_nothing())
         return result

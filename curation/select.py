@@ -1,59 +1,170 @@
-"""select: decide about every clip from its measurements. One SQL statement; nothing is decoded.
+"""select: decide about every clip from its measurements. One SQL statement for the rules; nothing is decoded.
 
-All clips keep their scores and the names of all rules that they failed, so another threshold takes seconds.
+All clips keep their scores and the names of all rules that they failed, so another threshold takes seconds. What an
+earlier selection said of identities and splits is read back, so that both stay when the data set grows.
 """
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curation.identities import assign_splits, cluster_identities
+from curation.balance import BALANCE_COLUMNS, sampling_weights
+from curation.duplicates import Copy, Quality, choose_best, find_copies
+from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
+from curation.splits import Shares, group_clips, groups_of_splits, linked
 from manifests.schema import CLIPS
 from manifests.store import Dataset, read_table, replace_table
 
-_OF_SOURCES = ("licence", "attribution", "provenance")
+_OF_SOURCES = ("licence", "attribution", "consent", "provenance")
 
 
 def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> pa.Table:
-    """The table `clips` with fresh decision, failed_rules, identity_id and split, ordered by clip_id."""
-    clips = _read_clips(dataset)
-    db = duckdb.connect()
-    db.register("clips", clips)
-    decided = db.sql(
-        f"SELECT clip_id, {failed_rules_sql(recipe.select)} AS failed_rules FROM clips ORDER BY clip_id"
-    ).to_arrow_table()
-    clips = clips.sort_by("clip_id")
-    failed = decided["failed_rules"].to_pylist()
-    ids, sources = clips["clip_id"].to_pylist(), clips["source_id"].to_pylist()
-    embeddings = clips["embedding"].to_pylist()
-    known = [k for k, e in enumerate(embeddings) if e is not None]
-    similarity = recipe.select.identity_similarity
-    identities = cluster_identities(
-        [ids[k] for k in known],
-        np.array([embeddings[k] for k in known], np.float32),
-        same_person_similarity if similarity is None else similarity,
-    )
-    kept = [k for k, rules in enumerate(failed) if not rules]
-    splits = assign_splits(
-        [tuple(x for x in (sources[k], identities.get(ids[k])) if x is not None) for k in kept],
-        [ids[k] for k in kept],
-        recipe.seed,
-        recipe.select.val_share,
-        recipe.select.test_share,
-    )
+    """The table `clips` with a fresh decision about every clip (`CLIP_DECISIONS`), ordered by clip_id."""
+    clips = _read_clips(dataset).sort_by("clip_id")
+    ids, options = clips["clip_id"].to_pylist(), recipe.select
+    shares = Shares(seed=recipe.seed, val_share=options.val_share, test_share=options.test_share)
+    previous = _earlier_decisions(clips, shares)
+    clips = _with_columns(clips, {"duplicate_of": [None] * len(ids)})
+    similarity = same_person_similarity if options.identity_similarity is None else options.identity_similarity
+
+    identities = _identities(clips, previous["identity_id"], similarity)
+    copies = _copies(clips, identities)
+    passing = [not rules for rules in _failed_rules(clips, options)]
+    qualities = _qualities(dataset, clips.filter(pa.array(passing, pa.bool_())))
+    duplicate_of = choose_best(qualities, copies, options.duplicate_overlap)
+    clips = _with_columns(clips, {"duplicate_of": [duplicate_of.get(i) for i in ids]})
+    failed = _failed_rules(clips, options)
+
+    kept = [not rules for rules in failed]
+    groups = _split_groups(clips, kept, identities, copies, previous["split_group"], shares)
+    splits = [shares.split_of(groups[i]) if keep else None for i, keep in zip(ids, kept, strict=True)]
     columns = {
-        "decision": ["reject" if rules else "keep" for rules in failed],
+        "decision": ["keep" if keep else "reject" for keep in kept],
         "failed_rules": failed,
         "identity_id": [identities.get(i) for i in ids],
-        "split": [splits.get(i) for i in ids],
+        "split": splits,
+        "split_group": [groups.get(i) for i in ids],
+        "weight": _weights(clips, kept, identities, splits, options),
     }
     return _with_columns(clips, columns)
+
+
+def _earlier_decisions(clips: pa.Table, shares: Shares) -> dict[str, dict[str, str]]:
+    """Identity and split group of each clip, as the last selection left them.
+
+    Data sets from before split groups were written have splits; there a group is what the clips were linked by.
+    """
+    rows = clips.select(["clip_id", "source_id", "identity_id", "split", "split_group"]).to_pylist()
+    groups = {r["clip_id"]: r["split_group"] for r in rows if r["split_group"] is not None}
+    if not groups:
+        old = [r for r in rows if r["split"] is not None]
+        keys = [_keys(r["source_id"], r["identity_id"]) for r in old]
+        groups = groups_of_splits([r["clip_id"] for r in old], keys, [r["split"] for r in old], shares)
+    identities = {r["clip_id"]: r["identity_id"] for r in rows if r["identity_id"] is not None}
+    return {"identity_id": identities, "split_group": groups}
+
+
+def _keys(source_id: str, *others: str | None) -> tuple[str, ...]:
+    return tuple(key for key in (source_id, *others) if key is not None)
+
+
+def _failed_rules(clips: pa.Table, options: SelectOptions) -> list[list[str]]:
+    """Of every clip, in the order of the table."""
+    db = duckdb.connect()
+    db.register("clips", clips)
+    query = f"SELECT {failed_rules_sql(options)} AS failed_rules FROM clips ORDER BY clip_id"
+    return db.sql(query).to_arrow_table()["failed_rules"].to_pylist()
+
+
+def _identities(clips: pa.Table, previous: dict[str, str], similarity: float) -> dict[str, str]:
+    known = clips.filter(pc.is_valid(clips["embedding"]))
+    embeddings = _rows(known["embedding"], np.float32)
+    return cluster_identities(known["clip_id"].to_pylist(), embeddings, similarity, previous)
+
+
+def _rows(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
+    """[n, D] of a column of lists of one length."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype)
+    return flat.reshape(len(column), -1) if len(column) else np.zeros((0, 1), dtype)
+
+
+def find_clip_copies(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> list[Copy]:
+    """All pairs of clips that show the same footage, also such that `decide` passes over for their short overlap."""
+    similarity = recipe.select.identity_similarity
+    clips = read_table(dataset, "clips").sort_by("clip_id")
+    identities = _identities(clips, {}, same_person_similarity if similarity is None else similarity)
+    return _copies(clips, identities)
+
+
+def _copies(clips: pa.Table, identities: dict[str, str]) -> list[Copy]:
+    known = clips.filter(pc.and_(pc.is_valid(clips["face_hashes"]), pc.is_valid(clips["embedding"])))
+    hashes = known["face_hashes"].combine_chunks()
+    words, offsets = hashes.flatten().to_numpy(), np.concatenate([[0], np.cumsum(pc.list_value_length(hashes))])
+    return find_copies(
+        known["clip_id"].to_pylist(),
+        [words[start:end] for start, end in pairwise(offsets)],
+        [kind == "still" for kind in known["kind"].to_pylist()],
+        list(_rows(known["embedding"], np.float32)),
+        identities,
+    )
+
+
+def _qualities(dataset: Dataset, clips: pa.Table) -> dict[str, Quality]:
+    sources = read_table(dataset, "sources", ["source_id", "size_bytes", "duration_s"]).to_pylist()
+    rates = {r["source_id"]: 8 * (r["size_bytes"] or 0) / (r["duration_s"] or 1.0) for r in sources}
+    rows = clips.select(["clip_id", "source_id", "face_height_median_px", "duration_s", "sharpness"]).to_pylist()
+    return {
+        r["clip_id"]: Quality(
+            face_height_px=r["face_height_median_px"] or 0.0,
+            duration_s=r["duration_s"] or 0.0,
+            sharpness=r["sharpness"] or 0.0,
+            bits_per_s=rates.get(r["source_id"], 0.0),
+        )
+        for r in rows
+    }
+
+
+def _split_groups(
+    clips: pa.Table,
+    kept: list[bool],
+    identities: dict[str, str],
+    copies: list[Copy],
+    previous: dict[str, str],
+    shares: Shares,
+) -> dict[str, str]:
+    """Split group of each kept clip, and of each rejected one the group that it was in, should it come back."""
+    ids, sources = clips["clip_id"].to_pylist(), clips["source_id"].to_pylist()
+    met: dict[str, list[str]] = {}
+    for copy in copies:
+        for clip_id in (copy.one, copy.other):
+            met.setdefault(clip_id, []).append(f"{copy.one} {copy.other}")
+    footage = linked(sorted(met), [tuple(met[i]) for i in sorted(met)])  # also over copies that are not kept
+    mine = [k for k, keep in enumerate(kept) if keep]
+    keys = [_keys(sources[k], identities.get(ids[k]), footage.get(ids[k])) for k in mine]
+    return previous | group_clips([ids[k] for k in mine], keys, previous, shares)
+
+
+def _weights(
+    clips: pa.Table,
+    kept: list[bool],
+    identities: dict[str, str],
+    splits: list[str | None],
+    options: SelectOptions,
+) -> list[float | None]:
+    mine = clips.filter(pa.array(kept, pa.bool_()))
+    columns = {name: mine[name].to_numpy().astype(np.float64) for name in BALANCE_COLUMNS}
+    people = [identities.get(i) for i in mine["clip_id"].to_pylist()]
+    weights = iter(sampling_weights(columns, people, [s for s in splits if s is not None], options).tolist())
+    return [next(weights) if keep else None for keep in kept]
 
 
 def _read_clips(dataset: Dataset) -> pa.Table:
@@ -75,6 +186,12 @@ def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
     """Decide and write the decisions to the manifests; returns the table `clips`."""
     clips = decide(dataset, recipe, same_person_similarity)
     replace_table(dataset, "clips", clips)
+    if unknown := clips["face_hashes"].null_count:
+        print(
+            f"{unknown} of {len(clips)} clips were cropped before face hashes were made, so copies are not looked for"
+            " among them: curate their sources into a new folder to have them found",
+            file=sys.stderr,
+        )
     return clips
 
 

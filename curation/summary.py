@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,12 @@ from curation.recipe import SelectOptions
 from curation.rules import active_rules
 from manifests.store import Dataset
 from manifests.views import connect
+
+if TYPE_CHECKING:
+    from curation.forget import Found
+    from curation.removal import Removal
+
+_MAX_CLIPS_SHOWN = 30
 
 
 def print_summary(dataset: Dataset, options: SelectOptions, console: Console | None = None) -> None:
@@ -37,6 +43,9 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     ).fetchall()
     for split, num_clips, num_samples, size in splits:
         table.add_row(f"  {split}", f"{num_clips} clips, {num_samples} samples, {size / 1e6:.1f} MB")
+    refused = db.execute("SELECT kind, count(*) FROM tombstones GROUP BY kind ORDER BY kind DESC").fetchall()
+    if refused:
+        table.add_row("forgotten", ", ".join(f"{count} {kind}s" for kind, count in refused) + " are refused")
     console.print(table)
     _print_reasons(dataset, options, console)
     console.print(f"shards    {dataset.shards}/", highlight=False)
@@ -95,3 +104,56 @@ def make_console() -> Console:
 
 def _hours(hours: float) -> str:
     return f"{hours:.2f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Console | None = None) -> None:
+    """Print what a removal will take away, before anybody is asked."""
+    console = console or make_console()
+    kept = [clip for clip in found.clips if clip.get("decision") == "keep"]
+    table = Table(title="To be removed", title_justify="left", show_header=False, box=None, pad_edge=False)
+    for source in found.sources:
+        table.add_row("source", f"{', '.join(source['uris'])} (licence {source['licence'] or 'unknown'})")
+    hours = sum(clip.get("duration_s") or 0.0 for clip in kept) / 3600
+    frames = sum(clip.get("num_frames") or 0 for clip in found.clips)
+    table.add_row("clips", f"{len(kept)} kept, {_hours(hours)}; {len(found.clips) - len(kept)} others; {frames} frames")
+    people = sorted({clip["identity_id"] for clip in found.clips if clip.get("identity_id")})
+    if people:
+        table.add_row("identities", f"{len(people)}: {_few(people)}")
+    table.add_row("from sources", str(len({clip["source_id"] for clip in found.clips})))
+    shards = [shard["shard"] for shard in removal.rewritten]
+    num_all = sum(1 for _ in dataset.shards.glob("*.tar"))
+    table.add_row("shards", f"{len(shards)} of {num_all} written again{': ' * bool(shards)}{_few(shards)}")
+    if removal.removed:
+        table.add_row("", f"{len(removal.removed)} removed, nothing is left in them: {_few(removal.removed)}")
+    if removal.discarded:
+        text = "left half-replaced by an interrupted run, removed; the next `run` makes them"
+        table.add_row("", f"{len(removal.discarded)} {text}: {_few(removal.discarded)}")
+    if dataset.report.exists():
+        table.add_row("reports", f"{dataset.report}/ goes as a whole; `review` and `card` make it again")
+    if found.face is not None:
+        table.add_row("to be kept", "the embedding of this face, in the tombstones, to refuse new material of it")
+    console.print(table, highlight=False)
+    _print_clips(found, console)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _print_clips(found: Found, console: Console) -> None:
+    if not found.clips:
+        return
+    table = Table("clip", "from", "to", "decision", "identity", "shard", box=None, pad_edge=False)
+    if found.similarities:
+        table.add_column("similarity", justify="right")
+    for clip in found.clips[:_MAX_CLIPS_SHOWN]:
+        values = [clip["clip_id"], f"{clip['start_s']:.1f} s", f"{clip['end_s']:.1f} s"]
+        values += [clip.get(name) or "" for name in ("decision", "identity_id", "shard")]
+        if found.similarities:
+            values.append(f"{found.similarities[clip['clip_id']]:.2f}")
+        table.add_row(*values)
+    console.print(table, highlight=False)
+    if len(found.clips) > _MAX_CLIPS_SHOWN:
+        console.print(f"and {len(found.clips) - _MAX_CLIPS_SHOWN} more", highlight=False)
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

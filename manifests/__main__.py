@@ -1,49 +1,64 @@
-"""python -m manifests DATASET ["SQL"]: what is in a data set.
+"""python -m manifests DATASET [QUERY]: what is in a data set.
 
-Without a query: a summary. The views are sources, tracks, clips, frames, shards, failures and units.
+python -m manifests ~/dataset                                 a summary
+python -m manifests ~/dataset --list                          the named queries
+python -m manifests ~/dataset pose_coverage --split train     one of them
+python -m manifests ~/dataset pose_coverage --list            its documentation and its SQL
+python -m manifests ~/dataset "FROM clips LIMIT 5" --format csv --output clips.csv
+
+The views are sources, tracks, clips, frames, shards, failures, units, tombstones and files; their columns are in
+manifests/schema.py. Nothing is changed from here.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import duckdb
 import tyro
 
+from manifests.query import check_reads_only, find_query, is_name, named_queries
+from manifests.store import Dataset
+from manifests.summary import make_console, print_summary
 from manifests.views import connect
-
-_SUMMARY = {
-    "sources": "SELECT kind, status, coalesce(reason, '') AS reason, count(*) AS num_sources,"
-    " round(sum(duration_s) / 60, 2) AS minutes FROM sources GROUP BY ALL ORDER BY ALL",
-    "clips": "SELECT decision, split, count(*) AS num_clips, count(DISTINCT source_id) AS num_sources,"
-    " count(DISTINCT identity_id) AS num_identities, sum(num_frames) AS num_frames,"
-    " round(sum(duration_s) / 60, 2) AS minutes FROM clips GROUP BY ALL ORDER BY ALL",
-    "why clips were rejected": "SELECT unnest(failed_rules) AS failed_rule, count(*) AS num_clips,"
-    " round(sum(duration_s) / 60, 2) AS minutes FROM clips GROUP BY 1 ORDER BY 2 DESC, 1",
-    "licences of kept clips": "SELECT coalesce(licence, 'unknown') AS licence, count(*) AS num_clips FROM clips"
-    " WHERE decision = 'keep' GROUP BY 1 ORDER BY 2 DESC, 1",
-    "shards": "SELECT split, count(*) AS num_shards, sum(num_samples) AS num_samples, sum(size_bytes) AS size_bytes"
-    " FROM shards GROUP BY 1 ORDER BY 1",
-    "problems": "SELECT stage, reason, count(*) AS num_units FROM failures GROUP BY ALL ORDER BY ALL",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Ask a data set: a summary, or any SQL over its views sources, tracks, clips, frames, shards, failures, units."""
+    """Ask a data set: a summary, a named query (--list shows them), or any SQL that only reads."""
 
     dataset: tyro.conf.Positional[Path]
     """Folder of the data set."""
-    sql: tyro.conf.Positional[str] = ""
-    """A query for DuckDB; empty: a summary."""
+    query: tyro.conf.Positional[str] = ""
+    """Name of a query, or SQL for DuckDB; empty: a summary."""
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the named queries; with a name, its documentation and SQL."""
+    split: Literal["train", "val", "test"] | None = None
+    """Of a named query: only this split."""
+    identity: str | None = None
+    """Of a named query: an identity_id."""
+    source: str | None = None
+    """Of a named query: a source_id, or a place where the source was found."""
+    clip: str | None = None
+    """Of a named query: a clip_id."""
+    rule: str | None = None
+    """Of a named query: a rule that rejects clips."""
+    limit: int | None = None
+    """Of a named query: at most so many rows."""
     format: Literal["table", "csv", "json", "parquet"] = "table"
     """How to print the answer; parquet needs --output."""
     output: Path | None = None
     """Write the answer to this file instead of printing it."""
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The options that go to a named query; None where not given."""
+        return {name: getattr(self, name) for name in ("split", "identity", "source", "clip", "rule", "limit")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,37 +66,70 @@ def main(arguments: list[str] | None = None) -> int:
     query = tyro.cli(Query, args=arguments, prog="python -m manifests", description=Query.__doc__)
     try:
         db = connect(query.dataset)
-        if not query.sql:
-            for title, sql in _SUMMARY.items():
-                print(f"{title}\n{db.sql(sql)}")
-            return 0
-        _answer(db, query)
+        db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables
+        if query.list:
+            _print_list(query.query)
+        elif query.query:
+            _answer(db, query)
+        else:
+            _refuse_parameters(query, "the summary")
+            print_summary(db, Dataset(query.dataset.expanduser()))
     except (ValueError, OSError, duckdb.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _print_list(name: str) -> None:
+    if name:
+        print(find_query(name).text, end="")
+        return
+    console = make_console()
+    width = max(map(len, named_queries()))
+    for query in named_queries().values():
+        options = " ".join(f"--{p}" if p in query.required else f"[--{p}]" for p in query.parameters)
+        console.print(f"{query.name:{width}}  {options}", style="bold", soft_wrap=True)
+        console.print(f"{'':{width}}  {query.title}", soft_wrap=True)
+
+
 def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
     """Print the answer, or write it to the output file, in the format that was asked for."""
-    if query.format == "table":
-        relation = db.sql(query.sql)
-        if relation is None:
-            return
-        if query.output is None:
-            relation.show(max_rows=1000, max_width=10_000)
-        else:
-            query.output.write_text(f"{relation}\n")
-        return
-    if query.output is None and query.format == "parquet":
+    sql, values = query.query, None
+    if is_name(query.query):
+        named = find_query(query.query)
+        sql, values = named.text, named.bind(query.parameters)
+    else:
+        _refuse_parameters(query, "SQL")
+        check_reads_only(sql)
+    if query.format == "parquet" and query.output is None:
         raise ValueError("--format parquet needs --output FILE")
+    if query.output is not None and query.output.resolve().is_relative_to(query.dataset.expanduser().resolve()):
+        raise ValueError(f"--output {query.output} is inside the data set: name a file elsewhere")
+    if query.format == "table":
+        _answer_table(db.sql(sql, params=values), query.output)
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = query.output or Path(folder) / "answer"
         options = {"csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true", "parquet": "FORMAT parquet"}
         target = str(path).replace("'", "''")
-        db.execute(f"COPY ({query.sql.rstrip().rstrip(';')}) TO '{target}' ({options[query.format]})")
+        inner = sql.rstrip().rstrip(";")
+        db.execute(f"COPY ({inner}\n) TO '{target}' ({options[query.format]})", values)
         if query.output is None:
-            sys.stdout.write(path.read_text())
+            with open(path, encoding="utf-8") as file:
+                shutil.copyfileobj(file, sys.stdout)
+
+
+def _answer_table(relation: duckdb.DuckDBPyRelation, output: Path | None) -> None:
+    if output is None:
+        relation.show(max_rows=1000, max_width=10_000)
+    else:
+        output.write_text(f"{relation}\n")
+
+
+def _refuse_parameters(query: Query, what: str) -> None:
+    for name, value in query.parameters.items():
+        if value is not None:
+            raise ValueError(f"--{name} is for named queries (--list shows them); {what} takes none")
 
 
 if __name__ == "__main__":

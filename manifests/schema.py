@@ -1,4 +1,4 @@
-"""Arrow schemas of the six tables of a data set and of the ledger of finished units of work.
+"""Arrow schemas of the six tables of a data set, of the ledger of finished units of work, and of what was forgotten.
 
 Conventions: units are part of a name (`_s _px _deg _fps _bytes`); frame ranges are half-open; presentation time stamps
 (PTS, in the stream's time base) stand beside frame indices; unknown is NULL, never a sentinel. Angles: yaw + = the face
@@ -43,6 +43,7 @@ SOURCES = pa.schema(
         ("spans", pa.list_(_SPAN)),  # the pieces that are scanned apart
         ("licence", pa.string()),
         ("attribution", pa.string()),
+        ("consent", pa.string()),  # as the source list states it: a form's number, "release", "public figure", ...
         ("provenance", pa.map_(pa.string(), pa.string())),  # every further column of the source list
     ]
 )
@@ -147,10 +148,12 @@ CLIP_MEASURES = [
     ("identity_similarity", pa.float32()),  # smallest cosine to the clip's mean embedding
     ("quality", pa.float32()),  # of the optional quality model, mean
     ("embedding", _EMBEDDING),  # mean identity embedding, unit length
+    ("face_hashes", pa.list_(pa.uint64())),  # of the aligned face at regular times, two words each; NULL: not made
     ("staged_bytes", pa.int64()),
     ("analyser", pa.string()),
     ("licence", pa.string()),
     ("attribution", pa.string()),
+    ("consent", pa.string()),
     ("provenance", pa.map_(pa.string(), pa.string())),
 ]
 
@@ -158,7 +161,10 @@ CLIP_DECISIONS = [
     ("decision", pa.string()),  # keep | reject; NULL until select has run
     ("failed_rules", _TEXTS),
     ("identity_id", pa.string()),
+    ("duplicate_of", pa.string()),  # clip_id of the kept clip that shows the same footage; NULL: no copy
     ("split", pa.string()),  # train | val | test, kept clips only
+    ("split_group", pa.string()),  # clips that share persons, sources or footage; a group is in one split
+    ("weight", pa.float64()),  # how often to draw a kept clip, 1 on average in its split
 ]
 
 CLIP_PLACES = [
@@ -208,6 +214,7 @@ SHARDS = pa.schema(
         ("size_bytes", pa.int64()),
         ("sha256", pa.string()),
         ("plan_hash", pa.string()),  # of the plan row that this file is a pure function of
+        ("licences", _TEXTS),  # of the sources of its clips, sorted; "" stands for a source that names none
     ]
 )
 
@@ -236,6 +243,32 @@ UNITS = pa.schema(
     ]
 )
 
+TOMBSTONES = pa.schema(
+    [
+        ("tombstone_id", pa.string()),  # 16 hex digits over what it refuses
+        ("kind", pa.string()),  # source: the whole content | clip: one face in a part of it | face: in any source
+        ("request", pa.string()),  # which call of `forget` left it
+        ("forgotten_at", pa.string()),  # UTC, ISO 8601
+        ("asked_by", pa.string()),  # source | identity | face | where
+        ("content_sha256", pa.string()),  # of the source; NULL for a face
+        ("source_id", pa.string()),
+        ("clip_id", pa.string()),  # of the clip that was removed
+        ("start_s", pa.float64()),  # what overlaps this time and this square of the source is refused
+        ("end_s", pa.float64()),
+        ("crop_center_x_px", pa.float64()),
+        ("crop_center_y_px", pa.float64()),
+        ("crop_size_px", pa.float64()),
+        (
+            "split",
+            pa.string(),
+        ),  # where it was packed, and the room that the plan of the shards gave it: others stay put
+        ("planned_bytes", pa.int64()),
+        ("embedding", _EMBEDDING),  # only of a face, and only when asked to keep it
+        ("analyser", pa.string()),
+        ("min_similarity", pa.float64()),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "sources": SOURCES,
     "tracks": TRACKS,
@@ -244,6 +277,7 @@ TABLES: dict[str, pa.Schema] = {
     "shards": SHARDS,
     "failures": FAILURES,
     "units": UNITS,
+    "tombstones": TOMBSTONES,
 }
 
 

@@ -1,9 +1,14 @@
-"""Where the files of a data set are, and how its tables are read and replaced without a half-written state."""
+"""Where the files of a data set are, and how its tables are read and replaced without a half-written state.
+
+A table is one Parquet file that is replaced as a whole (a rename is the one atomic step that every file system has);
+`frames`, too large for that, is any number of files that are added and rewritten one by one. Writers sort rows by their
+keys; row groups are small enough that a reader skips what it does not look for and holds little at a time.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,16 +67,73 @@ def remove_temporary_files(dataset: Dataset) -> None:
             path.unlink()
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write one Parquet file atomically, with the schema version in its metadata."""
+def write_parquet(path: Path, rows: pa.Table | Iterable[pa.Table]) -> None:
+    """Write one Parquet file atomically, with the schema version in its metadata.
+
+    `rows`: a table, or tables of one schema one after the other, of which no more than a row group is held in memory.
+    The file is the same bytes however the rows are cut into tables.
+    """
+    tables = iter([rows] if isinstance(rows, pa.Table) else rows)
+    first = next(tables)
+    schema = first.schema.with_metadata({**(first.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {**(table.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
+        with pq.ParquetWriter(temporary, schema, **options) as writer:
+            for group in _row_groups(first, tables, row_group_rows(schema)):
+                writer.write_table(group.cast(schema), row_group_size=max(len(group), 1))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def row_group_rows(schema: pa.Schema) -> int:
+    """Rows of a row group: few where a row holds lists (an embedding, offsets of frames, candidates), else many."""
+    return 2**15 if any(pa.types.is_nested(field.type) for field in schema) else 2**18
+
+
+def _row_groups(first: pa.Table, others: Iterator[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """The rows of all tables in pieces of `num_rows`; the last may be smaller, and is empty where there are no rows."""
+    pending = first
+    while True:
+        while len(pending) < num_rows and (more := next(others, None)) is not None:
+            pending = pa.concat_tables([pending, more])
+        yield pending.slice(0, num_rows).combine_chunks()
+        pending = pending.slice(num_rows)
+        if not len(pending) and (more := next(others, None)) is None:
+            return
+        elif not len(pending):
+            pending = more
+
+
+def _encodings(schema: pa.Schema) -> dict[str, object]:
+    """Options of the Parquet writer: texts by dictionary, whole numbers by differences, measurements by byte planes."""
+    dictionary, encoding = [], {}
+    for name, kind in _leaves(schema):
+        if pa.types.is_string(kind):
+            dictionary.append(name)
+        elif pa.types.is_signed_integer(kind):  # unsigned ones are hashes: no order, no small differences
+            encoding[name] = "DELTA_BINARY_PACKED"
+        elif pa.types.is_floating(kind):
+            encoding[name] = "BYTE_STREAM_SPLIT"
+    return {"use_dictionary": dictionary, "column_encoding": encoding}
+
+
+def _leaves(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[tuple[str, pa.DataType]]:
+    """Path and type of every Parquet column: `clip_id`, `embedding.list.element`, `provenance.key_value.key`."""
+    for field in fields:
+        name, kind = prefix + field.name, field.type
+        if pa.types.is_struct(kind):
+            yield from _leaves(kind, f"{name}.")
+        elif pa.types.is_map(kind):
+            yield from _leaves(
+                [kind.key_field.with_name("key"), kind.item_field.with_name("value")], f"{name}.key_value."
+            )
+        elif pa.types.is_list(kind):
+            yield from _leaves([kind.value_field.with_name("element")], f"{name}.list.")
+        else:
+            yield name, kind
 
 
 def read_parquet(files: Iterable[Path], name: str, columns: list[str] | None = None) -> pa.Table:
@@ -83,14 +145,22 @@ def read_parquet(files: Iterable[Path], name: str, columns: list[str] | None = N
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
     parts = [schema.empty_table()]
     for file in files:
-        check_version(file)
-        present = set(pq.read_schema(file).names)
+        present = set(check_version(file).names)
         part = pq.read_table(file, columns=[c for c in schema.names if c in present])
-        for field in schema:
-            if field.name not in present:
-                part = part.append_column(field, pa.nulls(len(part), field.type))
-        parts.append(part.select(schema.names).cast(schema))
+        parts.append(_conform(part, schema))
     return pa.concat_tables(parts)
+
+
+def as_of_today(rows: pa.Table, name: str) -> pa.Table:
+    """Rows of a file of table `name` with today's schema: columns that the file lacks are NULL."""
+    return _conform(rows, TABLES[name])
+
+
+def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name not in rows.schema.names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(schema.names).cast(schema)
 
 
 def read_table(dataset: Dataset, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -98,16 +168,23 @@ def read_table(dataset: Dataset, name: str, columns: list[str] | None = None) ->
     return read_parquet(dataset.table_files(name), name, columns)
 
 
-def replace_table(dataset: Dataset, name: str, table: pa.Table) -> None:
-    """Make `table` the only content of table `name`, in one atomic step (one file holds it)."""
-    assert set(table.schema.names) == set(TABLES[name].names), f"{name}: {table.schema.names}"
-    write_parquet(dataset.table_folder(name) / f"{name}.parquet", table)
+def replace_table(dataset: Dataset, name: str, rows: pa.Table | Iterable[pa.Table]) -> None:
+    """Make `rows` the only content of table `name`, in one atomic step (one file holds it)."""
+    write_parquet(dataset.table_folder(name) / f"{name}.parquet", _checked(rows, name))
 
 
-def check_version(file: Path) -> None:
-    """Raise ValueError when `file` is from a newer schema than this code knows."""
-    written = int((pq.read_schema(file).metadata or {}).get(_VERSION_KEY, b"0"))
+def _checked(rows: pa.Table | Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
+    for table in [rows] if isinstance(rows, pa.Table) else rows:
+        assert set(table.schema.names) == set(TABLES[name].names), f"{name}: {table.schema.names}"
+        yield table
+
+
+def check_version(file: Path) -> pa.Schema:
+    """The Arrow schema of `file`; ValueError when it is from a newer version than this code knows."""
+    schema = pq.read_schema(file)
+    written = int((schema.metadata or {}).get(_VERSION_KEY, b"0"))
     if written > SCHEMA_VERSION:
         raise ValueError(
             f"{file} has schema version {written}, this program knows up to {SCHEMA_VERSION}: use a newer checkout"
         )
+    return schema

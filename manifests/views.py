@@ -7,18 +7,30 @@ db.sql("SELECT decision, count(*) FROM clips GROUP BY ALL")
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from manifests.schema import TABLES
 from manifests.store import Dataset, check_version
 
+MEMORY_LIMIT = "3GB"  # of DuckDB's buffers; with Python and what it does not count, a process stays below 4 GB
 
-def connect(folder: str | Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB connection with one view a table: sources tracks clips frames shards failures units.
 
-    Files written by an older schema lack later columns; those read as NULL.
+def connect(
+    folder: str | Path, *, memory_limit: str = MEMORY_LIMIT, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection with one view a table: sources, tracks, clips, frames, shards, failures, ...
+
+    Files written by an older schema lack later columns; those read as NULL. The view `files` tells the manifests' own
+    files: table, path, num_rows, size_bytes. The views hold to the files that are there now: connect again after a run.
+
+    Args:
+        memory_limit: beyond it queries spill to the system's folder for temporary files.
+        threads: default: the cores that this process may use.
 
     Raises:
         ValueError: `folder` holds no manifests, or they are newer than this program.
@@ -26,20 +38,82 @@ def connect(folder: str | Path) -> duckdb.DuckDBPyConnection:
     dataset = Dataset(Path(folder).expanduser())
     if not (dataset.root / "manifests").is_dir():
         raise ValueError(f"no data set at {dataset.root}: expected a folder with manifests/ in it")
-    db = duckdb.connect()
+    spill = Path(tempfile.gettempdir()) / f"duckdb-{os.getpid()}"  # else DuckDB takes .tmp in the working folder
+    db = duckdb.connect(
+        config={
+            "memory_limit": memory_limit,
+            "threads": threads or num_cores(),
+            "temp_directory": str(spill),
+        }
+    )
+    db.execute("SET parquet_metadata_cache = true")
     for name in TABLES:
         create_view(db, dataset, name)
+    _create_view_of_files(db, dataset)
     return db
 
 
+def num_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def create_view(db: duckdb.DuckDBPyConnection, dataset: Dataset, name: str) -> None:
-    """Create (or replace) the view of one table, with every column of today's schema."""
-    schema = TABLES[name]
-    db.register(f"_empty_{name}", schema.empty_table())
-    query = f"SELECT * FROM _empty_{name}"
-    if files := dataset.table_files(name):
-        for file in files:
-            check_version(file)
-        paths = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
-        query += f" UNION ALL BY NAME SELECT * FROM read_parquet([{paths}], union_by_name = true)"
-    db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+    """Create (or replace) the view of one table, with exactly the columns of today's schema.
+
+    Files that have today's schema are read in one go; those of each other schema apart, cast to today's types.
+    """
+    types = _duckdb_types(db, TABLES[name])
+    groups: list[tuple[pa.Schema, list[Path]]] = []
+    for file in dataset.table_files(name):
+        schema = check_version(file)
+        same = next((files for known, files in groups if known.equals(schema)), None)
+        if same is None:
+            groups.append((schema, [file]))
+        else:
+            same.append(file)
+    selects = [_select(schema, files, types, TABLES[name]) for schema, files in groups]
+    empty = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in types.items())
+    db.execute(f"CREATE OR REPLACE VIEW {name} AS {' UNION ALL '.join(selects) or f'SELECT {empty} WHERE false'}")
+
+
+def _select(schema: pa.Schema, files: list[Path], types: dict[str, str], today: pa.Schema) -> str:
+    columns = []
+    for name, kind in types.items():
+        if name not in schema.names:
+            columns.append(f'NULL::{kind} AS "{name}"')
+        elif schema.field(name).type == today.field(name).type:
+            columns.append(f'"{name}"')
+        else:
+            columns.append(f'"{name}"::{kind} AS "{name}"')
+    paths = ", ".join(_quoted(file) for file in files)
+    return f"SELECT {', '.join(columns)} FROM read_parquet([{paths}])"
+
+
+def _duckdb_types(db: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
+    """The DuckDB type of every column of an Arrow schema."""
+    db.register("_schema", schema.empty_table())
+    types = {row[0]: row[1] for row in db.execute("DESCRIBE _schema").fetchall()}
+    db.unregister("_schema")
+    return types
+
+
+def _create_view_of_files(db: duckdb.DuckDBPyConnection, dataset: Dataset) -> None:
+    rows = ["(NULL::VARCHAR, NULL::VARCHAR, NULL::BIGINT)"]
+    paths = []
+    for name in TABLES:
+        for file in dataset.table_files(name):
+            rows.append(f"('{name}', {_quoted(file)}, {file.stat().st_size})")
+            paths.append(_quoted(file))
+    counts = "SELECT NULL AS file_name, 0 AS num_rows WHERE false"
+    if paths:
+        counts = f"SELECT file_name, num_rows FROM parquet_file_metadata([{', '.join(paths)}])"
+    db.execute(
+        f"""CREATE OR REPLACE VIEW files AS
+            SELECT name AS "table", path, num_rows::BIGINT AS num_rows, size_bytes
+            FROM (VALUES {", ".join(rows)}) AS files (name, path, size_bytes) JOIN ({counts}) ON path = file_name"""
+    )
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"

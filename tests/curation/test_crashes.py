@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image
 
 from curation import crop, pipeline, scan
+from curation.forget import Request, forget
 from curation.recipe import PackOptions, Recipe, SelectOptions
+from curation.removal import journal_file
 from manifests.schema import TABLES
 from manifests.store import Dataset, read_table
 from model.faces import AnalyserInfo, Detections, Landmarks
@@ -81,6 +84,11 @@ def sources(tmp_path, monkeypatch, without_ray, make_face68) -> list[str]:
 
 def run_until(sources: list[str], output: Path, recipe: Recipe, last_change: int | None) -> int:
     """A run that dies before change number `last_change`; returns how many changes there were until then."""
+    return until(lambda: pipeline.run(sources, output, recipe), last_change)
+
+
+def until(act: Callable[[], object], last_change: int | None) -> int:
+    """Does `act` until it dies before change number `last_change`; returns how many changes there were."""
     num_changes = 0
     process = next(_processes)
 
@@ -100,7 +108,7 @@ def run_until(sources: list[str], output: Path, recipe: Recipe, last_change: int
         patch.setattr(Path, "unlink", deadly(Path.unlink))
         patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
         try:
-            pipeline.run(sources, output, recipe)
+            act()
         except Died:
             assert last_change is not None
     return num_changes
@@ -109,9 +117,11 @@ def run_until(sources: list[str], output: Path, recipe: Recipe, last_change: int
 def content_of(folder: Path) -> dict[str, object]:
     dataset = Dataset(folder)
     tables = {name: read_table(dataset, name).to_pylist() for name in TABLES if name != "units"}
+    for row in tables["tombstones"]:
+        row["forgotten_at"] = None
     tables["frames"].sort(key=lambda row: (row["clip_id"], row["frame"]))
     tables["unit names"] = sorted((u["stage"], u["unit"]) for u in read_table(dataset, "units").to_pylist())
-    shards = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(dataset.shards.iterdir())}
+    shards = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(dataset.shards.glob("*"))}
     return tables | {"shard files": shards}
 
 
@@ -176,3 +186,94 @@ def test_other_crops_may_die_anywhere(sources, tmp_path, step):
         assert content_of(output) == wanted, f"died before change {change}"
         assert files_left(output) == [], f"died before change {change}"
         shutil.rmtree(output)
+
+
+def forget_until(output: Path, request: Request, last_change: int | None) -> int:
+    return until(lambda: forget(Dataset(output), request), last_change)
+
+
+def clips_in_shards(folder: Path) -> set[str]:
+    found = set()
+    for path in Dataset(folder).shards.glob("*.tar"):
+        with tarfile.open(path) as archive:
+            found |= {name.rsplit("_", 1)[0] for name in archive.getnames()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("what", "then"),
+    [
+        ("source", "run"),
+        ("identity", "forget"),
+        pytest.param("source", "forget", marks=pytest.mark.slow),
+        pytest.param("identity", "run", marks=pytest.mark.slow),
+    ],
+)
+def test_forget_may_die_anywhere(sources, tmp_path, what, then):
+    """The same command again, or any other, ends in the same state."""
+    run_until(sources, tmp_path / "first", RECIPE, None)
+    clips = read_table(Dataset(tmp_path / "first"), "clips").to_pylist()
+    target = next(c for c in clips if c["shard"] == "train-000000.tar")
+    requests = {
+        "source": Request(sources=(target["source_id"],)),
+        "identity": Request(identities=(target["identity_id"],), keep_face=True),
+    }
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    num_changes = forget_until(tmp_path / "second", requests[what], None)
+    second = content_of(tmp_path / "second")
+    assert target["clip_id"] not in clips_in_shards(tmp_path / "second")
+    assert 0 < len(second["clips"]) < len(clips)
+    assert num_changes > 8
+    if then == "run":
+        run_until(sources, tmp_path / "second", RECIPE, None)
+        second = content_of(tmp_path / "second")
+        assert target["clip_id"] not in clips_in_shards(tmp_path / "second"), "it does not come back"
+    for change in range(num_changes):
+        output = tmp_path / f"died{change}"
+        shutil.copytree(tmp_path / "first", output)
+        forget_until(output, requests[what], change)
+        if then == "forget" or not (journal_file(Dataset(output)).exists() or read_tombstones(output)):
+            forget_until(output, requests[what], None)
+        if then == "run":
+            run_until(sources, output, RECIPE, None)
+        assert content_of(output) == second, f"died before change {change}"
+        assert files_left(output) == [], f"died before change {change}"
+        assert not journal_file(Dataset(output)).exists()
+        shutil.rmtree(output)
+
+
+def read_tombstones(folder: Path) -> list[dict]:
+    return read_table(Dataset(folder), "tombstones").to_pylist()
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("second_recipe", [False, True])
+def test_forget_after_a_run_that_died(sources, tmp_path, second_recipe, step):
+    """Whatever a run had come to, what is forgotten then is nowhere after the run has been finished."""
+    recipe = replace(RECIPE, crop=replace(RECIPE.crop, jpeg_quality=80)) if second_recipe else RECIPE
+    run_until(sources, tmp_path / "whole", RECIPE, None)
+    wanted = {c["clip_id"] for c in content_of(tmp_path / "whole")["clips"]}
+    (source,) = (s for s in content_of(tmp_path / "whole")["sources"] if s["uris"][0].endswith("1.png"))
+    gone = {c for c in wanted if c.startswith(source["source_id"])}
+    shutil.copytree(tmp_path / "whole", tmp_path / "counted")
+    num_changes = run_until(sources, tmp_path / ("counted" if second_recipe else "fresh"), recipe, None)
+    num_found = 0
+    for change in range(0, num_changes, step):
+        output = tmp_path / f"died{change}"
+        if second_recipe:
+            shutil.copytree(tmp_path / "whole", output)
+        run_until(sources, output, recipe, change)
+        if not Dataset(output).recipe_file.exists():
+            continue
+        is_found = forget(Dataset(output), Request(sources=(source["source_id"],)))
+        if is_found:
+            num_found += 1
+            text = " ".join(map(str, output.rglob("*"))) + str([content_of(output)[t] for t in ("clips", "tracks")])
+            assert not any(clip_id in text for clip_id in gone), f"died before change {change}"
+            assert not clips_in_shards(output) & gone, f"died before change {change}"
+        run_until(sources, output, recipe, None)
+        left = clips_in_shards(output)
+        assert left == (wanted - gone if is_found else wanted), f"died before change {change}"
+        assert files_left(output) == [], f"died before change {change}"
+        shutil.rmtree(output)
+    assert num_found > num_changes / step / 2

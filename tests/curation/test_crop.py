@@ -86,7 +86,7 @@ def cropped(tmp_path, monkeypatch, make_face68):
         }  # fmt: skip
         unit = {
             "name": "unit", "uri": str(path), "source_id": "source", "kind": "video", "width_px": SIDE,
-            "height_px": SIDE, "candidates": [candidate], "licence": "CC0", "attribution": "Jane",
+            "height_px": SIDE, "candidates": [candidate], "licence": "CC0", "attribution": "Jane", "consent": "form 7",
             "provenance": {"show": "one"},
         }  # fmt: skip
         stage = CropStage(Recipe(crop=CropOptions(**options)), tmp_path / "staged")
@@ -163,7 +163,8 @@ def test_video_that_ends_early_repeats_its_last_frame(cropped):
 
 def test_columns_of_the_source_reach_the_clip(cropped):
     row, _, _ = cropped(RATES["25 fps"])
-    assert (row["licence"], row["attribution"], row["provenance"]) == ("CC0", "Jane", {"show": "one"})
+    assert (row["licence"], row["attribution"], row["consent"]) == ("CC0", "Jane", "form 7")
+    assert row["provenance"] == {"show": "one"}
     assert (row["clip_id"], row["source_id"], row["track_id"], row["unit"]) == ("clip", "source", "track", "unit")
 
 

@@ -29,18 +29,20 @@ def test_says_where_to_look(demo_run):
     folder, text = demo_run
     assert "3 kept of 5 candidates" in text
     assert "broken.mp4" in text
-    for line in text.splitlines():
-        if line.startswith("look at it: "):
-            assert cv2.imread(line.removeprefix("look at it: ")) is not None
-    assert text.count("look at it: ") == 2
+    (page,) = (line.removeprefix("look at it: ") for line in text.splitlines() if line.startswith("look at it: "))
+    assert Path(page) == folder / "report" / "index.html"
+    strips = list((folder / "report" / "strips").iterdir())
+    assert len(strips) == 5
+    assert all(cv2.imread(str(strip)) is not None for strip in strips)
     assert f"python -m manifests {folder}" in text
 
 
 def test_decisions(demo_dataset, rows_of):
     clips = by_name(rows_of, demo_dataset)
     assert {name: clip["failed_rules"] for name, clip in clips.items()} == {
-        "sway": [], "zoom": [], "cut": [], "blurred": ["blurred"], "far_away": ["face_too_small"],
+        "sway": [], "zoom": [], "cut": [], "blurred": ["blurred", "duplicate"], "far_away": ["face_too_small"],
     }  # fmt: skip
+    assert clips["blurred"]["duplicate_of"] == clips["sway"]["clip_id"]
     assert (clips["cut"]["start_frame"], clips["cut"]["end_frame"]) == (0, 55), "exact to the frame"
     assert (clips["sway"]["start_frame"], clips["sway"]["end_frame"]) == (0, 75)
     kept = [clips[name] for name in ("sway", "zoom", "cut")]

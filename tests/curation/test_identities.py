@@ -1,10 +1,10 @@
-"""Who is the same person, and splits that share nobody."""
+"""Who is the same person, under names that stay."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from curation.identities import assign_splits, cluster_identities
+from curation.identities import cluster_identities, keep_names, name_identity
 
 
 def people(num_people: int, num_clips: int, noise: float) -> tuple[list[str], np.ndarray, list[int]]:
@@ -23,7 +23,7 @@ def test_clips_of_a_person_are_one_identity():
     for one in range(40):
         for other in range(one):
             assert (identities[ids[one]] == identities[ids[other]]) == (who[one] == who[other])
-    assert identities["clip008"] == "id_clip001", "named after the first of its clips"
+    assert identities["clip008"] == name_identity("clip001"), "named after the first of its clips"
 
 
 def test_order_of_clips_does_not_matter():
@@ -35,43 +35,41 @@ def test_order_of_clips_does_not_matter():
 
 def test_few_clips():
     assert cluster_identities([], np.zeros((0, 128), np.float32), 0.5) == {}
-    assert cluster_identities(["a"], np.ones((1, 4), np.float32), 0.5) == {"a": "id_a"}
+    assert cluster_identities(["a"], np.ones((1, 4), np.float32), 0.5) == {"a": name_identity("a")}
 
 
-def test_splits_share_no_identity_and_no_source():
-    chance = np.random.default_rng(1)
-    clip_ids = [f"c{k:04d}" for k in range(1500)]
-    groups = [(f"source{chance.integers(600)}", f"id{chance.integers(600)}") for _ in clip_ids]
-    splits = assign_splits(groups, clip_ids, 0, 0.2, 0.2)
-    assert set(splits) == set(clip_ids)
-    by_key: dict[str, set[str]] = {}
-    for clip_id, keys in zip(clip_ids, groups, strict=True):
-        for key in keys:
-            by_key.setdefault(key, set()).add(splits[clip_id])
-    assert all(len(found) == 1 for found in by_key.values())
+def test_growing_keeps_old_names():
+    """Clips that come first by name join old people and make new ones; nobody is renamed."""
+    ids, embeddings, who = people(num_people=7, num_clips=40, noise=0.4)
+    ids = [i.replace("clip", "a_new" if k % 3 == 0 else "clip") for k, i in enumerate(ids)]
+    old = [k for k in range(40) if k % 3 and who[k] < 5]
+    before = cluster_identities([ids[k] for k in old], embeddings[old], 0.5)
+    after = cluster_identities(ids, embeddings, 0.5, before)
+    assert {i: after[i] for i in before} == before
+    assert cluster_identities(ids, embeddings, 0.5)[ids[old[0]]] != before[ids[old[0]]], "the test would see renaming"
+    assert cluster_identities(ids, embeddings, 0.5, after) == after
+    assert len(set(after.values())) == 7
 
 
-def test_shares_are_met():
-    clip_ids = [f"c{k:05d}" for k in range(20000)]
-    groups = [(f"source{k}",) for k in range(20000)]
-    splits = list(assign_splits(groups, clip_ids, 0, 0.05, 0.02).values())
-    assert abs(splits.count("val") / 20000 - 0.05) < 0.006
-    assert abs(splits.count("test") / 20000 - 0.02) < 0.004
-    assert set(assign_splits(groups, clip_ids, 0, 0.0, 0.0).values()) == {"train"}
+def test_when_two_identities_become_one_the_larger_one_gives_the_name():
+    before = {"a": "id_few", "b": "id_many", "c": "id_many"}
+    assert keep_names([["a", "b", "c"]], before) == dict.fromkeys("abc", "id_many")
+    tie = {"a": "id_z", "b": "id_y"}
+    assert keep_names([["a", "b"]], tie) == dict.fromkeys("ab", "id_y")
 
 
-def test_splits_depend_on_the_seed_and_on_nothing_else():
-    clip_ids = [f"c{k}" for k in range(300)]
-    groups = [(f"s{k // 2}", f"i{k // 3}") for k in range(300)]
-    splits = assign_splits(groups, clip_ids, 0, 0.2, 0.2)
-    backwards = assign_splits(groups[::-1], clip_ids[::-1], 0, 0.2, 0.2)
-    assert backwards == splits
-    assert assign_splits(groups, clip_ids, 1, 0.2, 0.2) != splits
+def test_when_an_identity_is_divided_the_larger_part_keeps_the_name():
+    name = name_identity("a")
+    before = dict.fromkeys("abc", name)
+    assert keep_names([["a"], ["b", "c"]], before) == {"a": f"{name}_2", "b": name, "c": name}, (
+        "the name that `a` would get is in use"
+    )
+    assert keep_names([["a"], ["b"]], dict.fromkeys("ab", "id_old")) == {"a": "id_old", "b": name_identity("b")}
 
 
-def test_a_new_clip_leaves_the_others_where_they_are():
-    clip_ids = [f"c{k}" for k in range(200)]
-    groups = [(f"s{k}",) for k in range(200)]
-    splits = assign_splits(groups, clip_ids, 0, 0.2, 0.2)
-    more = assign_splits([*groups, ("s_new",)], [*clip_ids, "c_new"], 0, 0.2, 0.2)
-    assert {k: v for k, v in more.items() if k != "c_new"} == splits
+def test_names_never_come_back_for_somebody_else():
+    """`b` was named after `a`, which is gone; a new person that starts with `a` gets another name."""
+    before = {"b": name_identity("a"), "c": name_identity("a")}
+    names = keep_names([["a"], ["b", "c"]], before)
+    assert names["b"] == names["c"] == name_identity("a")
+    assert names["a"] == f"{name_identity('a')}_2"

@@ -113,7 +113,7 @@ def test_another_run_is_writing(tmp_path, video, capsys):
         assert "another run is writing to" in error_of(capsys, "select", "--output", out)
 
 
-@pytest.mark.parametrize("command", ["select", "sheets"])
+@pytest.mark.parametrize("command", ["select", "review"])
 def test_no_data_set(tmp_path, capsys, command):
     option = ["--output"] if command == "select" else []
     line = error_of(capsys, command, *option, tmp_path / "nowhere")

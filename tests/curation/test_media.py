@@ -116,6 +116,30 @@ def test_kept_clips_show_one_face(run):
             assert (heights[1:] < heights[0] / 4).all(), place
 
 
+def test_no_two_people_are_one_identity(run):
+    """Four stills and a video show the same man; all other files and all faces of one picture different people."""
+    files: dict[str, set[str]] = {}
+    for clip in run.clips:
+        files.setdefault(clip["identity_id"], set()).add(run.name[clip["source_id"]])
+    assert [sorted(names) for names in files.values() if len(names) > 1] == [["i11", "i12", "i13", "i14", "m08"]]
+    for name in ("i10", "i11", "i23", "i29"):
+        in_picture = [clip["identity_id"] for clip in run.clips if run.name[clip["source_id"]] == name]
+        assert len(set(in_picture)) == len(in_picture) > 1, name
+
+
+def test_no_clip_is_taken_for_a_copy(run):
+    """Every file shows footage of its own; v22 shows one man in one shot in two clips."""
+    assert [clip["clip_id"] for clip in run.clips if clip["duplicate_of"] is not None] == []
+    assert all(len(clip["face_hashes"]) >= 2 for clip in run.clips)
+
+
+def test_weights_are_one_on_average(run):
+    for split in {clip["split"] for clip in run.kept}:
+        weights = [clip["weight"] for clip in run.kept if clip["split"] == split]
+        assert abs(np.mean(weights) - 1) < 1e-9
+        assert 0.25 <= min(weights) <= max(weights) <= 4
+
+
 def test_pixels_are_square(run):
     """The packed picture of v02 (SAR 15:16) is the displayed one's, decoded here without the project's reader."""
     source = run.sources["v02"]
@@ -228,7 +252,7 @@ def test_select_is_quick_and_reads_no_video(run, tmp_path, monkeypatch):
     assert main(["select", "--output", str(copy), "--select.max-yaw-deg", "12"]) == 0
     assert time.perf_counter() - start < 5
     after = read_table(Dataset(copy), "clips").to_pylist()
-    decided = ("decision", "failed_rules", "split", "identity_id")
+    decided = ("decision", "failed_rules", "split", "split_group", "identity_id", "weight")
     measured = [{k: v for k, v in clip.items() if k not in decided} for clip in after]
     before = {clip["clip_id"]: clip for clip in run.clips}
     assert measured == [{k: v for k, v in before[c["clip_id"]].items() if k not in decided} for c in after]

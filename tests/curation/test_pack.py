@@ -95,7 +95,7 @@ class World:
                 start, size = clip["label_offsets"][frame], clip["label_sizes"][frame]
                 assert json.loads(content[start : start + size]) == {
                     "clip_id": clip["clip_id"], "frame": frame, "identity": clip["identity_id"],
-                    "split": clip["split"],
+                    "split": clip["split"], "licence": clip["licence"], "attribution": None, "consent": None,
                 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_more_inputs_are_added(made, run_here, rows_of, tmp_path):
     assert "2 done before" in shown
     after = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
     assert len(after) == 5
-    places = {"shard", "frame_offsets", "frame_sizes", "label_offsets", "label_sizes", "split", "identity_id"}
+    places = {"shard", "frame_offsets", "frame_sizes", "label_offsets", "label_sizes", "weight"}
     for clip_id, clip in before.items():
         assert {k: v for k, v in clip.items() if k not in places} == {
             k: v for k, v in after[clip_id].items() if k not in places

@@ -38,7 +38,10 @@ CASES = [  # rule, options, a clip that passes, a clip that fails
     ("damaged_frames", {"max_corrupt_fraction": 0.1}, {"num_corrupt": 1, "num_frames": 10},
      {"num_corrupt": 2, "num_frames": 10}),
     ("no_licence", {"require_licence": True}, {"licence": "CC-BY"}, {"licence": ""}),
+    ("licence_not_allowed", {"licences": ("CC0", "Bob's")}, {"licence": "bob's "}, {"licence": "CC-BY"}),
+    ("no_consent", {"require_consent": True}, {"consent": "form 7"}, {"consent": None}),
     ("still", {"stills": False}, {"kind": "video"}, {"kind": "still"}),
+    ("duplicate", {"duplicates": False}, {"duplicate_of": None}, {"duplicate_of": "another"}),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from curation.identities import name_identity
 from curation.recipe import Recipe, SelectOptions
 from curation.select import decide, rule_costs, select
 from curation.summary import print_costs, print_summary
@@ -51,7 +52,7 @@ def test_decisions_keep_all_failed_rules(dataset):
         ("c", "reject", ["yaw", "blurred"]),
         ("d", "keep", []),
     ]
-    assert [r["identity_id"] for r in rows] == ["id_a", "id_b", "id_a", None]
+    assert [r["identity_id"] for r in rows] == [name_identity("a"), name_identity("b"), name_identity("a"), None]
     assert [r["split"] is None for r in rows] == [False, True, True, False]
 
 
@@ -61,7 +62,7 @@ def test_only_decisions_change(dataset):
     assert [r["decision"] for r in after] == ["keep", "keep", "reject", "keep"]
     for row in after:
         changed = {name for name, value in row.items() if value != before[row["clip_id"]][name]}
-        assert changed <= {"decision", "failed_rules", "identity_id", "split"}
+        assert changed <= {"decision", "failed_rules", "identity_id", "split", "split_group", "weight"}
 
 
 def test_corrected_licence_reaches_the_clips(dataset):
@@ -79,7 +80,7 @@ def test_corrected_licence_reaches_the_clips(dataset):
 
 def test_similarity_of_a_person_is_an_option(dataset):
     strict = decide(dataset, Recipe(select=SelectOptions(identity_similarity=0.99)), 0.4)
-    assert strict["identity_id"].to_pylist() == ["id_a", "id_b", "id_c", None]
+    assert strict["identity_id"].to_pylist() == [*map(name_identity, "abc"), None]
 
 
 def test_selecting_again_changes_nothing(dataset):

@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.__main__ import main
+from manifests.query import named_queries
+from manifests.schema import make_table
+from manifests.store import replace_table
 
 QUERY = "SELECT clip_id, split, duration_s, failed_rules FROM clips ORDER BY clip_id"
 
@@ -23,10 +26,36 @@ def test_process(dataset):
 
 
 def test_summary(dataset, capfd):
+    (dataset.shards).mkdir()
+    (dataset.shards / "train-000000.tar").write_bytes(b"x" * 1500)
     assert main([str(dataset.root)]) == 0
     shown = capfd.readouterr().out
-    for word in ("why clips were rejected", "blurred", "empty_file", "unknown", "1.5"):
-        assert word in shown
+    assert "\x1b" not in shown, "no colours in a pipe"
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if line.split()}
+    assert lines["sources"] == ["sources", "1", "usable", "of", "2,", "1.5", "min", "of", "video"]
+    assert lines["clips"] == ["clips", "1", "kept", "of", "3,", "2.0", "s"]
+    assert lines["frames"][1] == "50"
+    assert lines["train"][:4] == ["train", "1", "100.0%", "50"]
+    assert lines["yaw"] == ["yaw", "2", "6.0", "s", "66.7%", "1", "6.0", "s"]
+    assert lines["blurred"][1:2] + lines["blurred"][-3:-2] == ["1", "0"]
+    assert "empty_file" in lines["video"] or "empty_file" in shown
+    assert lines["unknown"][:3] == ["unknown", "1", "1"]
+    assert lines["shards/"] == ["shards/", "1", "1.5", "kB"]
+    assert "LEAK" not in shown
+
+
+def test_summary_names_leaks_and_what_more_there_is(dataset, capfd):
+    rows = [
+        {"clip_id": f"c{k}", "decision": "keep", "split": split, "identity_id": "id_a", "duration_s": 1.0}
+        for k, split in enumerate(("train", "test"))
+    ]
+    rows += [{"clip_id": f"r{k}", "decision": "reject", "failed_rules": [f"rule[{k}]"]} for k in range(10)]
+    replace_table(dataset, "clips", make_table("clips", rows))
+    assert main([str(dataset.root)]) == 0
+    shown = capfd.readouterr().out
+    assert "LEAK: identity in two splits" in shown
+    assert "rule[3]" in shown, "brackets are no markup"
+    assert f"... and 2 more: python -m manifests {dataset.root} rejections" in shown
 
 
 def test_table(dataset, capfd):
@@ -59,6 +88,95 @@ def test_answer_goes_to_a_file(dataset, tmp_path, capfd, format):
     assert main([str(dataset.root), QUERY, "--format", format, "--output", str(path)]) == 0
     assert "a_2" in path.read_text()
     assert capfd.readouterr().out == ""
+
+
+def test_list(dataset, capfd):
+    assert main([str(dataset.root), "--list"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == list(named_queries())
+    assert lines[1].strip() == next(iter(named_queries().values())).title
+    assert "frames_of_clip        --clip" in lines
+    assert main([str(dataset.root), "rejections", "--list"]) == 0
+    shown = capfd.readouterr().out
+    assert shown.startswith("-- Why clips were rejected")
+    assert "FROM clips" in shown
+
+
+@pytest.mark.parametrize(("split", "share"), [(None, 1.0), ("train", 1.0), ("val", None)])
+def test_named_query(dataset, capfd, split, share):
+    options = ["--split", split] if split else []
+    assert main([str(dataset.root), "attributions", *options, "--format", "json"]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    assert [row["num_clips"] for row in rows] == ([share] if share else [])
+
+
+def test_named_query_goes_to_a_file(dataset, tmp_path):
+    path = tmp_path / "answer.parquet"
+    command = [str(dataset.root), "rejections_only_rule", "--rule", "yaw", "--limit", "5"]
+    assert main([*command, "--format", "parquet", "--output", str(path)]) == 0
+    assert pq.read_table(path)["clip_id"].to_pylist() == ["a_2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pose_covrage"], "no query is called 'pose_covrage'; did you mean pose_coverage"),
+        (["clips"], 'clips is a view, not a query: try "FROM clips LIMIT 10"'),
+        (["rejections", "--split", "val"], "query rejections has no --split; it takes no option"),
+        (["identities", "--clip", "a"], "query identities has no --clip; it takes --split, --limit"),
+        (["clips_of_identity"], "query clips_of_identity needs --identity"),
+        (["FROM clips", "--split", "val"], "--split is for named queries"),
+        (["--limit", "3"], "--limit is for named queries"),
+        (["nothing_like_this_at_all", "--list"], "--list shows all"),
+    ],
+)
+def test_wrong_use_is_explained(dataset, capfd, arguments, words):
+    assert main([str(dataset.root), *arguments]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+
+
+@pytest.mark.parametrize("format", ["table", "csv"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{victim}'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{victim}'",
+        "SELECT 1; COPY (SELECT 1) TO '{victim}'",
+        "SELECT 1) TO '{victim}'; COPY (SELECT 1",
+        "ATTACH '{victim}.db'",
+        "CREATE TABLE clips AS SELECT 1",
+        "",
+        "-- nothing",
+    ],
+)
+def test_sql_cannot_write(dataset, capfd, sql, format):
+    victim = dataset.table_folder("clips") / "clips.parquet"
+    before = victim.read_bytes()
+    files = set(dataset.root.rglob("*"))
+    status = main([str(dataset.root), sql.format(victim=str(victim).replace("'", "''")), "--format", format])
+    assert status == (2 if sql else 0), "no SQL is the summary"
+    assert victim.read_bytes() == before
+    assert set(dataset.root.rglob("*")) == files
+
+
+def test_output_does_not_go_into_the_data_set(dataset, capfd):
+    victim = dataset.table_folder("clips") / "clips.parquet"
+    before = victim.read_bytes()
+    assert main([str(dataset.root), QUERY, "--format", "parquet", "--output", str(victim)]) == 2
+    assert "is inside the data set" in capfd.readouterr().err
+    assert victim.read_bytes() == before
+
+
+def test_query_sees_no_variables_of_the_program(dataset, capfd):
+    assert main([str(dataset.root), "SELECT * FROM query"]) == 2
+    assert "query" in capfd.readouterr().err
+
+
+def test_trailing_comment(dataset, capfd):
+    assert main([str(dataset.root), "SELECT 1 AS n -- one", "--format", "csv"]) == 0
+    assert capfd.readouterr().out == "n\n1\n"
 
 
 @pytest.mark.parametrize("format", ["table", "csv"])

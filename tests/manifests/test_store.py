@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +16,7 @@ from manifests.store import (
     read_table,
     remove_temporary_files,
     replace_table,
+    row_group_rows,
     write_bytes_atomically,
     write_parquet,
 )
@@ -64,16 +68,69 @@ def test_file_of_a_newer_schema_is_refused(dataset, monkeypatch):
 def test_failed_write_leaves_what_was_there(dataset, monkeypatch):
     before = read_table(dataset, "sources")
 
-    def fill_the_disk(table, path, **_):
-        path.write_bytes(b"PAR1 half of a table")
+    def fill_the_disk(writer, *_, **__):
+        assert Path(writer.where).is_file(), "the temporary file"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", fill_the_disk)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
         replace_table(dataset, "sources", make_table("sources", []))
     monkeypatch.undo()
     assert read_table(dataset, "sources") == before
     assert [p.name for p in dataset.table_folder("sources").iterdir()] == ["sources.parquet"]
+
+
+def test_table_in_pieces_is_the_same_file(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "row_group_rows", lambda schema: 100)
+    rows = make_table(
+        "frames", [{"clip_id": f"c{k // 30:03d}", "frame": k % 30, "yaw_deg": k / 7} for k in range(1050)]
+    )
+    write_parquet(tmp_path / "whole.parquet", rows)
+    cuts = [0, 1, 99, 100, 100, 500, 777, 1050]
+    pieces = (rows.slice(a, b - a) for a, b in pairwise(cuts))
+    write_parquet(tmp_path / "pieces.parquet", pieces)
+    assert (tmp_path / "pieces.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    metadata = pq.read_metadata(tmp_path / "pieces.parquet")
+    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [100] * 10 + [50]
+    assert pq.read_table(tmp_path / "pieces.parquet").replace_schema_metadata() == rows
+    replace_table(dataset, "frames", iter([rows, rows]))
+    assert len(read_table(dataset, "frames")) == 2100
+
+
+def test_clips_of_one_row_group_are_found_without_the_others(tmp_path):
+    """Small row groups of sorted rows: their smallest and largest clip tell a reader which to skip."""
+    rows = make_table("frames", [{"clip_id": f"{k:04x}", "frame": 0} for k in range(1000)])
+    many = pa.concat_tables([rows] * 300).sort_by("clip_id")
+    write_parquet(tmp_path / "frames.parquet", many)
+    metadata = pq.read_metadata(tmp_path / "frames.parquet")
+    ranges = [metadata.row_group(k).column(0).statistics for k in range(metadata.num_row_groups)]
+    assert [(s.min, s.max) for s in ranges] == [("0000", "0369"), ("0369", "03e7")]
+    assert row_group_rows(TABLES["clips"]) < row_group_rows(TABLES["frames"])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_column_has_the_encoding_of_its_type(name, dataset):
+    """A path that Parquet does not know would leave a column without, silently."""
+    replace_table(dataset, name, make_table(name, []))
+    metadata = pq.read_metadata(dataset.table_files(name)[0])
+    paths = {metadata.schema.column(k).path for k in range(metadata.num_columns)}
+    options = store._encodings(TABLES[name])
+    assert set(options["use_dictionary"]) | set(options["column_encoding"]) <= paths
+    plain = paths - set(options["use_dictionary"]) - set(options["column_encoding"])
+    assert plain <= {"is_variable_fps", "has_audio", "is_repeat", "is_corrupt", "face_hashes.list.element"}
+
+
+def test_rows_that_fail_half_way_leave_what_was_there(dataset):
+    before = dataset.table_files("clips")[0].read_bytes()
+
+    def rows():
+        yield make_table("clips", [{"clip_id": "new"}])
+        raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        replace_table(dataset, "clips", rows())
+    assert dataset.table_files("clips")[0].read_bytes() == before
+    assert [p.name for p in dataset.table_folder("clips").iterdir()] == ["clips.parquet"]
 
 
 def test_bytes_are_replaced_in_one_step(tmp_path, monkeypatch):

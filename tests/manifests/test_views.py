@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from manifests import store
 from manifests.schema import SCHEMA_VERSION, TABLES, make_table
-from manifests.store import replace_table, write_parquet
+from manifests.store import Dataset, replace_table, write_parquet
 from manifests.views import connect
 
 
@@ -34,6 +37,49 @@ def test_columns_that_a_file_lacks_are_null(dataset):
     write_parquet(dataset.table_folder("clips") / "older.parquet", older)
     db = connect(dataset.root)
     assert db.execute("SELECT motion, quality FROM clips WHERE clip_id = 'old'").fetchall() == [(0.5, None)]
+
+
+def test_files_of_several_ages_together(dataset):
+    """One with a narrower type, one with a column that nobody knows any more, one of today."""
+    rows = make_table("frames", [{"clip_id": "a", "frame": 1, "time_s": 0.5}])
+    folder = dataset.table_folder("frames")
+    narrow = rows.select(["clip_id", "time_s"]).append_column("frame", rows["frame"].cast("int8"))
+    write_parquet(folder / "narrow.parquet", narrow)
+    write_parquet(folder / "other.parquet", rows.append_column("colour", [["red"]]))
+    write_parquet(folder / "today.parquet", rows)
+    db = connect(dataset.root)
+    relation = db.sql("SELECT * FROM frames")
+    assert relation.columns == TABLES["frames"].names
+    types = dict(zip(relation.columns, map(str, relation.types), strict=True))
+    assert (types["frame"], types["time_s"], types["quality"]) == ("INTEGER", "DOUBLE", "FLOAT")
+    assert db.execute("SELECT clip_id, frame, time_s, yaw_deg FROM frames").fetchall() == [("a", 1, 0.5, None)] * 3
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_columns_added_later_are_null_in_any_table(tmp_path, name):
+    """A data set whose files have the first column only still opens, and reads by DuckDB and by Arrow."""
+    made = Dataset(tmp_path)
+    first = TABLES[name].names[0]
+    write_parquet(made.table_folder(name) / "old.parquet", make_table(name, [{first: "x"}]).select([first]))
+    row = connect(tmp_path).execute(f"SELECT * FROM {name}").fetchall()[0]
+    assert row == ("x", *[None] * (len(TABLES[name]) - 1))
+    assert list(store.read_table(made, name).to_pylist()[0].values()) == list(row)
+
+
+def test_view_of_files(dataset):
+    rows = connect(dataset.root).execute('SELECT "table", path, num_rows, size_bytes FROM files ORDER BY 1').fetchall()
+    expected = [(name, dataset.table_folder(name) / f"{name}.parquet") for name in ("clips", "sources")]
+    assert rows == [(name, str(path), n, path.stat().st_size) for (name, path), n in zip(expected, (3, 2), strict=True)]
+
+
+def test_memory_and_threads_are_bounded(dataset):
+    db = connect(dataset.root, memory_limit="100MB", threads=1)
+    settings = dict(db.execute("SELECT name, value FROM duckdb_settings()").fetchall())
+    assert settings["memory_limit"] == "95.3 MiB"
+    assert settings["threads"] == "1"
+    assert Path(settings["temp_directory"]).parent == Path(tempfile.gettempdir()), "not .tmp in the working folder"
+    default = connect(dataset.root).execute("SELECT value FROM duckdb_settings() WHERE name = 'memory_limit'")
+    assert default.fetchall() == [("2.7 GiB",)]
 
 
 def test_no_data_set_is_an_error(tmp_path):

@@ -1,0 +1,324 @@
+"""forget: find everything of a source, a person or a photograph, show it, and take it out of the data set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from curation import tombstones
+from curation.lock import only_run
+from curation.recipe import Recipe, recipe_of
+from curation.removal import Removal, plan_shards_without, remove, settle
+from curation.stills import read_still
+from curation.summary import print_removal
+from manifests.schema import CLIPS
+from manifests.store import Dataset, read_table
+from manifests.views import connect
+from model.faces import load_analyser, same_person_similarity
+
+_OF_SOURCES = ("source_id", "content_sha256", "uris", "licence", "attribution", "consent", "provenance")
+_PLACE = ("start_s", "end_s", "crop_center_x_px", "crop_center_y_px", "crop_size_px")
+_OF_CLIPS = (
+    *("clip_id", "source_id", *_PLACE, "duration_s", "num_frames", "staged_bytes", "decision", "split", "shard"),
+    *("identity_id", "licence", "attribution", "consent"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What to forget; exactly one of the first four."""
+
+    sources: tuple[str, ...] = ()
+    """URIs, file names or source_ids."""
+    identities: tuple[str, ...] = ()
+    face: Path | None = None
+    """A photograph with one face."""
+    where: str = ""
+    """SQL condition."""
+    min_similarity: float | None = None
+    """For `face`: least cosine of two embeddings of one person; None: as the recipe's identities."""
+    keep_face: bool = False
+    """Keep the embedding, so that new material of the same person is refused."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("sources", "identities", "face", "where") if getattr(self, name)]
+        if len(given) != 1:
+            named = " and ".join(f"--{name}" for name in ("source", "identity", "face", "where"))
+            raise ValueError(f"say what to forget by exactly one of {named}, got {len(given)} of them")
+        if self.keep_face and not (self.identities or self.face):
+            raise ValueError("--keep-face-to-refuse needs one person: use it with --identity or --face")
+
+    @property
+    def kind(self) -> str:
+        return "source" if self.sources else "identity" if self.identities else "face" if self.face else "where"
+
+
+@dataclass(kw_only=True, slots=True)
+class Found:
+    """What a request touches."""
+
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `sources` that go as a whole."""
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `clips`, and candidates that are not cropped yet, with their source_id."""
+    similarities: dict[str, float] = field(default_factory=dict)
+    """Of clips to the photograph."""
+    face: np.ndarray | None = None
+    """float32 [D]: to be refused from now on."""
+    notes: list[str] = field(default_factory=list)
+
+
+def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask: Any = None) -> bool:
+    """Find what `request` names, show it, and remove it when `ask()` says so; whether anything was there.
+
+    Raises:
+        ValueError: the request names nothing that can be looked for, or another command is at work.
+    """
+    recipe = recipe_of(dataset.root)
+    with only_run(dataset) as was_finished:
+        settle(dataset, recipe)
+        found = find(dataset, recipe, request)
+        if not found.sources and not found.clips and found.face is None:
+            for note in found.notes:
+                print(note)
+            print("nothing more to forget" if was_finished else "nothing in the data set matches")
+            return was_finished
+        removal = plan_removal(dataset, recipe, request, found)
+        print_removal(dataset, removal, found)
+        if is_dry_run:
+            print("dry run: nothing was changed")
+        elif ask is not None and not ask():
+            print("nothing was changed")
+        else:
+            remove(dataset, removal)
+            print(
+                f"removed; `python -m curation verify {dataset.root}` checks what is left. Pages, cards and copies that"
+            )
+            print("were written to other places still show it: make them again")
+    return True
+
+
+def plan_removal(dataset: Dataset, recipe: Recipe, request: Request, found: Found) -> Removal:
+    """The steps that take out what was found."""
+    contents = dict(
+        zip(*read_table(dataset, "sources", ["source_id", "content_sha256"]).to_pydict().values(), strict=True)
+    )
+    stones = [tombstones.source_tombstone(row) for row in found.sources]
+    stones += [tombstones.clip_tombstone(clip, contents.get(clip["source_id"])) for clip in found.clips]
+    if found.face is not None:
+        similarity = _min_similarity(recipe, request)
+        stones.append(tombstones.face_tombstone(found.face, _analyser_name(dataset, recipe), similarity))
+    name = sha256("\n".join(sorted(row["tombstone_id"] for row in stones)).encode()).hexdigest()[:16]
+    marks = {
+        "request": name,
+        "asked_by": request.kind,
+        "forgotten_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    clip_ids = sorted(clip["clip_id"] for clip in found.clips)
+    return Removal(
+        request=name,
+        sources=[{"source_id": row["source_id"], "uris": row["uris"]} for row in found.sources],
+        clips=clip_ids,
+        tombstones=[row | marks for row in stones],
+        **plan_shards_without(dataset, recipe, set(clip_ids)),
+    )
+
+
+def find(dataset: Dataset, recipe: Recipe, request: Request) -> Found:
+    """Look for what `request` names in the manifests."""
+    db = connect(dataset.root)
+    # of tracks and not cropped yet, so that no other table has them; a run may have ended there
+    db.execute(
+        "CREATE TEMP VIEW uncropped AS"
+        " SELECT source_id, c.* FROM (SELECT source_id, unnest(candidates) AS c FROM tracks)"
+        " WHERE c.clip_id NOT IN (SELECT clip_id FROM clips)"
+    )
+    if request.sources:
+        found = _whole_sources(db, _named_sources(db, request.sources))
+    elif request.where:
+        found = _find_where(db, request.where)
+    elif request.identities:
+        found = _find_identities(db, request)
+    else:
+        found = _find_face(db, recipe, request)
+    found.notes += _what_stays(db, found)
+    return found
+
+
+def _what_stays(db: duckdb.DuckDBPyConnection, found: Found) -> list[str]:
+    """Notes on copies of the footage that goes, as select found them, and on sources of which only a row stays."""
+    db.register("gone", pa.table({"clip_id": pa.array([clip["clip_id"] for clip in found.clips], pa.string())}))
+    db.register("whole", pa.table({"source_id": pa.array([row["source_id"] for row in found.sources], pa.string())}))
+    copies = db.execute(
+        "SELECT DISTINCT source_id FROM clips ANTI JOIN gone USING (clip_id) WHERE clip_id IN (SELECT duplicate_of FROM"
+        " clips SEMI JOIN gone USING (clip_id)) OR duplicate_of IN (SELECT clip_id FROM gone) ORDER BY 1"
+    ).fetchall()
+    empty = db.execute(
+        "SELECT DISTINCT source_id FROM clips SEMI JOIN gone USING (clip_id) ANTI JOIN whole USING (source_id)"
+        " WHERE source_id NOT IN (SELECT source_id FROM clips ANTI JOIN gone USING (clip_id)) ORDER BY 1"
+    ).fetchall()
+    notes = []
+    for ids, text in (
+        (copies, "the same footage is in {} other sources and stays"),
+        (empty, "{} sources have no other clip; the rows that tell their places and formats stay"),
+    ):
+        if ids:
+            names = " ".join(source_id for (source_id,) in ids)
+            notes.append(f"{text.format(len(ids))}; to remove that too: --source {names}")
+    return notes
+
+
+def _rows(db: duckdb.DuckDBPyConnection, view: str, column: str, values: Iterable[str]) -> list[dict[str, Any]]:
+    """Rows of `clips`, `uncropped` or `sources` of which `column` is one of `values`."""
+    names = {"clips": _OF_CLIPS, "sources": _OF_SOURCES, "uncropped": ("clip_id", "source_id", *_PLACE)}[view]
+    db.register("wanted", pa.table({column: pa.array(sorted(set(values)), pa.string())}))
+    found = db.sql(f"SELECT {', '.join(names)} FROM {view} SEMI JOIN wanted USING ({column}) ORDER BY {names[0]}")
+    return found.to_arrow_table().to_pylist()
+
+
+def _named_sources(db: duckdb.DuckDBPyConnection, names: tuple[str, ...]) -> list[str]:
+    """source_ids of the sources that are called so."""
+    found = []
+    for name in names:
+        place = str(Path(name).expanduser().absolute())
+        matches = db.execute(
+            "SELECT source_id, uris[1] FROM sources WHERE $name IN (source_id, content_sha256)"
+            " OR list_has_any(uris, [$name, $place])",
+            {"name": name, "place": place},
+        ).fetchall()
+        if not matches and "/" not in name:
+            matches = db.execute(
+                "SELECT source_id, uris[1] FROM sources"
+                " WHERE list_contains(list_transform(uris, lambda uri: split_part(uri, '/', -1)), ?)",
+                [name],
+            ).fetchall()
+            if len(matches) > 1:
+                places = ", ".join(uri for _, uri in matches)
+                raise ValueError(f"{name} names {len(matches)} sources: {places}; give one URI or source_id")
+        found += [source_id for source_id, _ in matches]
+    return found
+
+
+def _whole_sources(db: duckdb.DuckDBPyConnection, source_ids: list[str]) -> Found:
+    return Found(
+        sources=_rows(db, "sources", "source_id", source_ids),
+        clips=_rows(db, "clips", "source_id", source_ids) + _rows(db, "uncropped", "source_id", source_ids),
+    )
+
+
+def _find_identities(db: duckdb.DuckDBPyConnection, request: Request) -> Found:
+    found = Found(clips=_rows(db, "clips", "identity_id", request.identities))
+    if unknown := sorted(set(request.identities) - {clip["identity_id"] for clip in found.clips}):
+        found.notes.append(f"no clip has the identity {', '.join(unknown)}")
+    if request.keep_face:
+        embeddings = db.execute(
+            "SELECT embedding FROM clips WHERE list_contains(?, identity_id) AND embedding IS NOT NULL",
+            [list(request.identities)],
+        ).fetchall()
+        if embeddings:
+            mean = np.mean(np.array([e for (e,) in embeddings], np.float32), axis=0)
+            found.face = mean / max(float(np.linalg.norm(mean)), 1e-9)
+    return found
+
+
+def _find_where(db: duckdb.DuckDBPyConnection, condition: str) -> Found:
+    """A condition over provenance alone means whole sources; any other means clips."""
+    try:
+        ids = db.execute(
+            f"SELECT source_id FROM (SELECT {', '.join(_OF_SOURCES)} FROM sources) AS sources WHERE ({condition}\n)"
+        ).fetchall()
+        return _whole_sources(db, [source_id for (source_id,) in ids])
+    except duckdb.BinderException:
+        pass
+    except duckdb.Error as error:
+        raise ValueError(f"--where {condition!r} is no SQL condition: {error}") from error
+    try:
+        ids = db.execute(f"SELECT clip_id FROM clips WHERE ({condition}\n)").fetchall()
+    except duckdb.Error as error:
+        raise ValueError(
+            f"--where {condition!r} is no condition over sources ({', '.join(_OF_SOURCES)}) or clips"
+            f" ({', '.join(CLIPS.names)}): {error}"
+        ) from error
+    return Found(clips=_rows(db, "clips", "clip_id", [clip_id for (clip_id,) in ids]))
+
+
+def _find_face(db: duckdb.DuckDBPyConnection, recipe: Recipe, request: Request) -> Found:
+    assert request.face is not None
+    face = embed_photo(request.face, recipe)
+    least = _min_similarity(recipe, request)
+    similarities = dict(
+        db.execute(
+            "SELECT clip_id, list_inner_product(embedding, $face::FLOAT[]) AS similarity FROM"
+            " (SELECT clip_id, embedding FROM clips UNION ALL SELECT clip_id, embedding FROM uncropped)"
+            " WHERE embedding IS NOT NULL ORDER BY similarity DESC, clip_id",
+            {"face": face.tolist()},
+        ).fetchall()
+    )
+    mine = {clip_id: value for clip_id, value in similarities.items() if value >= least}
+    clips = _rows(db, "clips", "clip_id", mine) + _rows(db, "uncropped", "clip_id", mine)
+    found = Found(
+        clips=sorted(clips, key=lambda clip: (-mine[clip["clip_id"]], clip["clip_id"])),
+        similarities=mine,
+        face=face if request.keep_face else None,
+    )
+    nearest = max((value for value in similarities.values() if value < least), default=None)
+    if nearest is not None:
+        found.notes.append(f"the most similar clip that stays: {nearest:.2f} (clips go from {least:.2f} on)")
+    people = sorted({clip["identity_id"] for clip in clips if clip.get("identity_id")})
+    for person in people:
+        others = sum(clip["clip_id"] not in mine for clip in _rows(db, "clips", "identity_id", [person]))
+        if others:
+            found.notes.append(
+                f"{others} more clips of {person} are less similar to the photograph and stay;"
+                f" --identity {person} removes them too"
+            )
+    return found
+
+
+def embed_photo(path: Path, recipe: Recipe) -> np.ndarray:
+    """float32 [D]: the embedding of the one face in a photograph, by the data set's own analyser.
+
+    Raises:
+        ValueError: it cannot be read, or shows no face or several.
+    """
+    try:
+        picture = read_still(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a photograph: {error}") from error
+    analyser = load_analyser(recipe.faces)
+    faces = analyser.detect([picture])[0]
+    if len(faces) != 1:
+        raise ValueError(f"{path} shows {len(faces)} faces, expected one: cut it to the face of the person")
+    return analyser.embed(picture, analyser.landmarks(picture, faces).points5)[0]
+
+
+def _min_similarity(recipe: Recipe, request: Request) -> float:
+    for value in (request.min_similarity, recipe.select.identity_similarity):
+        if value is not None:
+            return value
+    return same_person_similarity(recipe.faces)
+
+
+def _analyser_name(dataset: Dataset, recipe: Recipe) -> str:
+    names = read_table(dataset, "tracks", ["analyser"])["analyser"].drop_null()
+    return names[0].as_py() if len(names) else load_analyser(recipe.faces).info.name
+
+
+def ask_on_terminal() -> bool:
+    """Ask before anything is removed.
+
+    Raises:
+        ValueError: there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise ValueError("nobody can be asked here: add --yes to remove this, or --dry-run only to see it")
+    return input("remove all this? [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,265 @@
+"""Takes clips and whole sources out of a data set: shards, tables, staged files and reports.
+
+What is to be done is worked out once and written to a journal; every step after that may be repeated, so that a removal
+that dies at any moment is finished by whatever command comes next. Shards without any of the clips are not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curation import index, pack, tombstones
+from curation.recipe import Recipe, recipe_of
+from curation.units import Ledger, commit_unit
+from manifests.schema import CLIP_PLACES, TABLES, make_table
+from manifests.store import Dataset, as_of_today, check_version, read_table, write_bytes_atomically, write_parquet
+from manifests.views import connect
+
+_PLACES = tuple(name for name, _ in CLIP_PLACES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """All that a removal does; plain enough for the journal."""
+
+    request: str
+    """Names the call of `forget` in its tombstones."""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """source_id and uris of the sources that go as a whole."""
+    clips: list[str] = field(default_factory=list)
+    """Ids of all clips that go, those of whole sources too."""
+    rewritten: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the plan of the shards that are written again, without the clips."""
+    removed: list[str] = field(default_factory=list)
+    """Shards of which nothing is left."""
+    discarded: list[str] = field(default_factory=list)
+    """Shards that an interrupted run left half-replaced; nobody can say what is in them, the next run makes them."""
+    tombstones: list[dict[str, Any]] = field(default_factory=list)
+    """Rows that keep all this from coming back."""
+
+
+def journal_file(dataset: Dataset) -> Path:
+    """There from the moment a removal is decided until its last step is done."""
+    return dataset.root / "forget.json"
+
+
+def settle(dataset: Dataset, recipe: Recipe) -> None:
+    """Bring what interrupted runs have finished into the manifests and drop the rest, so that there is one place to
+    look for anything."""
+    (dataset.root / "manifests").mkdir(exist_ok=True)  # a run may have ended before its first table
+    refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
+    for stage in ("index", "scan", "crop"):
+        ledger = Ledger(dataset, stage, recipe.stage_hash(stage))
+        for folder in dataset.staging.glob(f"{stage}-*"):
+            if folder != ledger.folder:
+                shutil.rmtree(folder)
+        ledger.absorb({"sources": partial(index.merge_sources, refused=refused)} if stage == "index" else None)
+    ledger = Ledger(dataset, "pack", recipe.stage_hash("pack"))
+    if ledger.folder.is_dir():
+        plan = pack.plan_shards(read_table(dataset, "clips"), recipe, read_table(dataset, "tombstones"))
+        committed = set(ledger.staged_units())
+        written = {shard["shard"] for shard in pack.finished_shards(dataset, plan)}
+        if all(shard["plan_hash"] in committed or shard["shard"] in written for shard in plan):
+            pack.publish(dataset, plan, ledger.folder)
+    for folder in dataset.staging.glob("pack-*"):
+        shutil.rmtree(folder)
+
+
+def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) -> dict[str, list]:
+    """`rewritten`, `removed` and `discarded` of a removal of these clips."""
+    db = connect(dataset.root)
+    db.register("gone", pa.table({"clip_id": pa.array(sorted(clip_ids), pa.string())}))
+    held = dict(db.execute("SELECT shard, count(*) FROM clips WHERE shard IS NOT NULL GROUP BY shard").fetchall())
+    shards = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
+    on_disk = {path.name for path in dataset.shards.glob("*.tar")}
+    whole = {n for n, row in shards.items() if n in on_disk and held.get(n) == row["num_clips"]}
+    touched = db.execute("SELECT DISTINCT shard FROM clips SEMI JOIN gone USING (clip_id)").fetchall()
+    affected = sorted({name for (name,) in touched} & whole)
+    rewritten, removed = [], []
+    for name in affected:
+        query = f"SELECT {', '.join(pack.OF_CLIPS)} FROM clips ANTI JOIN gone USING (clip_id) WHERE shard = $shard"
+        members = db.sql(f"{query} ORDER BY frame_offsets[1]", params={"shard": name}).to_arrow_table().to_pylist()
+        if members:
+            rewritten.append(pack.plan_row(name, shards[name]["split"], members, recipe))
+        else:
+            removed.append(name)
+    discarded = sorted((set(shards) | on_disk | set(held)) - whole)
+    return {"rewritten": rewritten, "removed": removed, "discarded": discarded}
+
+
+def remove(dataset: Dataset, removal: Removal) -> None:
+    """Do it. From its first step on, any command that takes the data set's lock finishes it."""
+    write_bytes_atomically(journal_file(dataset), json.dumps(asdict(removal)).encode())
+    _carry_out(dataset, removal)
+
+
+def finish_removal(dataset: Dataset) -> bool:
+    """Finish a removal that was interrupted; whether there was one. The caller holds the lock."""
+    journal = journal_file(dataset)
+    if not journal.exists():
+        return False
+    print(f"finishing the removal that {journal} says was begun", file=sys.stderr)
+    _carry_out(dataset, Removal(**json.loads(journal.read_bytes())))
+    return True
+
+
+def _carry_out(dataset: Dataset, removal: Removal) -> None:
+    """Every step may have been done before, in part or in full."""
+    tombstones.add_tombstones(dataset, removal.tombstones)
+    folder = dataset.staging / f"forget-{removal.request}"
+    _write_shards(dataset, removal, folder)
+    _remove_staged(dataset, removal)
+    if dataset.report.exists():
+        shutil.rmtree(dataset.report)
+    for shard in removal.rewritten:
+        staged = folder / f"{shard['plan_hash']}.tar"
+        if staged.is_file():
+            os.replace(staged, dataset.shards / shard["shard"])
+    for name in removal.removed + removal.discarded:
+        (dataset.shards / name).unlink(missing_ok=True)
+    _rewrite_tables(dataset, removal, folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    if dataset.staging.is_dir() and not any(dataset.staging.iterdir()):
+        dataset.staging.rmdir()
+    journal_file(dataset).unlink(missing_ok=True)
+
+
+def _write_shards(dataset: Dataset, removal: Removal, folder: Path) -> None:
+    """Put the new shards into `folder`, all of them before the first is moved: they are copied from the old ones."""
+    unwritten = [shard for shard in removal.rewritten if not (folder / f"{shard['plan_hash']}.json").is_file()]
+    if not unwritten:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+    names = [shard["shard"] for shard in removal.rewritten]
+    places = pack.current_places(dataset, names)
+    stage = pack.PackStage(recipe_of(dataset.root), folder)
+    for shard in unwritten:
+        clips = []
+        for clip in shard["clips"]:
+            name, ranges = places[clip["clip_id"]]
+            clips.append(clip | {"staged": None, "shard": str(dataset.shards / name), "ranges": ranges})
+        unit = {"name": shard["plan_hash"], "shard": shard["shard"], "split": shard["split"], "clips": clips}
+        commit_unit(folder, "pack", unit, stage.process(unit), 0.0, "")
+
+
+def _remove_staged(dataset: Dataset, removal: Removal) -> None:
+    """Cropped pictures that wait in staging/, finished or not."""
+    whole, clips = {source["source_id"] for source in removal.sources}, set(removal.clips)
+    for folder in sorted(dataset.staging.glob("crop-*/*/")):
+        if folder.name.rsplit("-", 1)[0] in whole:
+            shutil.rmtree(folder)
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.name.endswith(".tmp") or path.stem in clips:
+                path.unlink()
+
+
+def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Path) -> None:
+    gone = pa.array(removal.clips, pa.string())
+    whole = pa.array([source["source_id"] for source in removal.sources], pa.string())
+    touched = sorted({row["source_id"] for row in removal.tombstones if row["kind"] == "clip"})
+    _rewrite(dataset, "frames", lambda table: _without(table, "clip_id", gone))
+    _rewrite(dataset, "tracks", lambda table: _strip_tracks(_without(table, "source_id", whole), touched, removal))
+    _rewrite(dataset, "failures", lambda table: _strip_failures(table, removal))
+    _rewrite(dataset, "units", lambda table: _without(table, "source_id", whole))
+    _rewrite(dataset, "sources", lambda table: _without(table, "source_id", whole))
+    commits = [json.loads((folder / f"{s['plan_hash']}.json").read_bytes())["rows"] for s in removal.rewritten]
+    places = {place["clip_id"]: place for commit in commits for place in commit["places"]}
+    _rewrite(dataset, "clips", lambda table: _replace_places(_without(table, "clip_id", gone), places, removal))
+    rows = {row["shard"]: row for commit in commits for row in commit["shards"]}
+    _rewrite(dataset, "shards", lambda table: _replace_shards(table, rows, removal))
+
+
+def _rewrite(dataset: Dataset, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Write anew the files of a table that `change` changes, some rows at a time; nothing of a dropped row stays."""
+    for file in dataset.table_files(name):
+        num_rows, is_changed = 0, False
+        for old in _row_groups(file, name):
+            new = change(old)
+            num_rows += len(new)
+            is_changed = is_changed or (new is not old and not new.equals(old))
+        if not num_rows and name == "frames":
+            file.unlink()
+        elif is_changed:
+            write_parquet(file, map(change, _row_groups(file, name)))
+
+
+def _row_groups(file: Path, name: str) -> Iterator[pa.Table]:
+    """The rows of one file in its row groups, with today's columns; at least one table."""
+    parquet = pq.ParquetFile(file)
+    check_version(file)
+    for number in range(parquet.num_row_groups):
+        yield as_of_today(parquet.read_row_group(number), name)
+    if not parquet.num_row_groups:
+        yield TABLES[name].empty_table()
+
+
+def _without(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    is_gone = pc.is_in(table[column], values)
+    return table.filter(pc.invert(is_gone)) if pc.any(is_gone).as_py() else table
+
+
+def _strip_tracks(table: pa.Table, source_ids: list[str], removal: Removal) -> pa.Table:
+    """Without the candidates that became the clips; a track of which no other candidate is left goes with them."""
+    is_touched = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
+    if not pc.any(is_touched).as_py():
+        return table
+    rows = tombstones.strip_tracks(table.filter(is_touched).to_pylist(), lambda c: c["clip_id"] in set(removal.clips))
+    others = table.filter(pc.invert(is_touched))
+    return pa.concat_tables([others, make_table("tracks", rows)]).sort_by("track_id")
+
+
+def _strip_failures(table: pa.Table, removal: Removal) -> pa.Table:
+    """Without those of the sources, and without those that name a clip."""
+    whole = {source["source_id"] for source in removal.sources}
+    uris = {uri for source in removal.sources for uri in source["uris"]}
+    clips = set(removal.clips)
+    words = [set(re.findall(r"\w+", message or "")) for message in table["message"].to_pylist()]
+    columns = table.select(["source_id", "uri"]).to_pylist()
+    keep = [
+        row["source_id"] not in whole and row["uri"] not in uris and not said & clips
+        for row, said in zip(columns, words, strict=True)
+    ]
+    return table if all(keep) else table.filter(pa.array(keep))
+
+
+def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal: Removal) -> pa.Table:
+    """With the places in the new shards, none in discarded ones, and no clip said to be a copy of one that is gone."""
+    moved = [shard["shard"] for shard in removal.rewritten]
+    is_changed = pc.is_in(table["shard"], pa.array(moved + removal.discarded, pa.string()))
+    if "duplicate_of" in table.column_names:
+        is_copy = pc.is_in(table["duplicate_of"], pa.array(removal.clips, pa.string()))
+        is_changed = pc.or_(is_changed, is_copy)
+    if not pc.any(is_changed).as_py():
+        return table
+    rows = table.filter(is_changed).to_pylist()
+    for row in rows:
+        if row["clip_id"] in places:
+            row |= places[row["clip_id"]]
+        elif row["shard"] in removal.discarded:
+            row |= dict.fromkeys(_PLACES)
+        if row.get("duplicate_of") in set(removal.clips):
+            row["duplicate_of"] = None
+    others = table.filter(pc.invert(is_changed))
+    return pa.concat_tables([others, make_table("clips", rows)]).sort_by("clip_id")
+
+
+def _replace_shards(table: pa.Table, rows: dict[str, dict[str, Any]], removal: Removal) -> pa.Table:
+    table = _without(table, "shard", pa.array(removal.removed + removal.discarded, pa.string()))
+    return make_table("shards", [rows.get(row["shard"], row) for row in table.to_pylist()])

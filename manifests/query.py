@@ -1,0 +1,120 @@
+"""The named queries: one documented .sql file each, in queries/.
+
+import manifests.views, manifests.query
+db = manifests.views.connect("~/dataset")
+manifests.query.ask(db, "pose_coverage", split="train")
+
+A file begins with comment lines: what the query tells (its first line is the title in lists), then `Parameters:` and
+`Columns:` with a name and a meaning on each line. A parameter is `$name` in the SQL; NULL where it is not given, unless
+its meaning begins with "(required)".
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import duckdb
+
+from manifests.schema import TABLES
+
+_FOLDER = Path(__file__).resolve().parent / "queries"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedQuery:
+    """A query with its documentation."""
+
+    name: str
+    title: str
+    parameters: dict[str, str]
+    columns: dict[str, str]
+    text: str
+    """The whole file."""
+
+    @property
+    def required(self) -> list[str]:
+        """Parameters that have no default."""
+        return [name for name, meaning in self.parameters.items() if meaning.startswith("(required)")]
+
+    def bind(self, values: dict[str, object]) -> dict[str, object]:
+        """A value for every parameter, from those that are not None in `values`.
+
+        Raises:
+            ValueError: a required one is missing, or the query has no such parameter.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        if unknown := sorted(set(given) - set(self.parameters)):
+            takes = ", ".join(f"--{name}" for name in self.parameters) or "no option"
+            raise ValueError(f"query {self.name} has no --{unknown[0]}; it takes {takes}")
+        if missing := [name for name in self.required if name not in given]:
+            raise ValueError(f"query {self.name} needs --{missing[0]}: {self.parameters[missing[0]]}")
+        return {name: given.get(name) for name in self.parameters}
+
+
+@cache
+def named_queries() -> dict[str, NamedQuery]:
+    """All named queries, by name."""
+    return {path.stem: _parse(path.stem, path.read_text()) for path in sorted(_FOLDER.glob("*.sql"))}
+
+
+def find_query(name: str) -> NamedQuery:
+    """The query of this name.
+
+    Raises:
+        ValueError: there is none; the message has the names that look like it.
+    """
+    queries = named_queries()
+    if name in queries:
+        return queries[name]
+    if name in (*TABLES, "files"):
+        raise ValueError(f'{name} is a view, not a query: try "FROM {name} LIMIT 10"')
+    near = difflib.get_close_matches(name, queries, n=3, cutoff=0.5) or [q for q in queries if name in q]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"no query is called {name!r}{hint} --list shows all")
+
+
+def ask(db: duckdb.DuckDBPyConnection, name: str, **parameters: object) -> duckdb.DuckDBPyRelation:
+    """The answer of a named query on a connection of `manifests.views.connect`."""
+    query = find_query(name)
+    return db.sql(query.text, params=query.bind(parameters))
+
+
+def check_reads_only(sql: str) -> None:
+    """Raise ValueError unless `sql` is one statement that only reads (SELECT, FROM, DESCRIBE, SUMMARIZE, ...)."""
+    statements = duckdb.extract_statements(sql)
+    kinds = [statement.type.name for statement in statements]
+    if kinds != ["SELECT"]:
+        raise ValueError(
+            f"expected one query that only reads (SELECT, FROM, DESCRIBE, ...), got {' and '.join(kinds) or 'none'};"
+            " to write an answer to a file: --format and --output"
+        )
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can only be the name of a query."""
+    return re.fullmatch(r"[\w-]+", text) is not None
+
+
+def _parse(name: str, text: str) -> NamedQuery:
+    title, section = [], "title"
+    sections: dict[str, dict[str, str]] = {"Parameters": {}, "Columns": {}}
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        words = line[2:].strip()
+        if words.removesuffix(":") in sections:
+            section = words.removesuffix(":")
+        elif section == "title" and words:
+            title.append(words)
+        elif words:
+            key, _, meaning = words.partition(" ")
+            sections[section][key] = meaning.strip()
+    assert title, f"{name}.sql has no title"
+    assert sections["Columns"], f"{name}.sql names no columns"
+    return NamedQuery(
+        name=name, title=" ".join(title), parameters=sections["Parameters"], columns=sections["Columns"], text=text
+    )

@@ -1,0 +1,332 @@
+"""The page in a real browser: what a user clicks, sees and types."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import math
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from curation.__main__ import main
+from curation.recipe import SelectOptions, load_recipe, recipe_of
+from curation.review import build
+from curation.rules import RULES, failed_rules_sql
+from curation.select import rule_costs
+from manifests.store import Dataset, read_table, replace_table
+
+HOSTILE = """/x/<img src=x onerror=alert(1)>"'&amp;.mp4"""
+
+
+def _clips_of(dataset: Dataset) -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect()
+    db.register("clips", read_table(dataset, "clips"))
+    return db
+
+
+def _survivors(db: duckdb.DuckDBPyConnection, options: SelectOptions) -> tuple[int, float]:
+    """Clips and hours that pass all rules, by the statement that decides."""
+    passed = f"len({failed_rules_sql(options)}) = 0"
+    return db.execute(f"SELECT count(*), coalesce(sum(duration_s), 0) / 3600 FROM clips WHERE {passed}").fetchone()
+
+
+def _costs(dataset: Dataset, options: SelectOptions) -> dict[str, tuple[int, int]]:
+    return {row["rule"]: (row["clips_alone"], row["clips_only"]) for row in rule_costs(dataset, options)}
+
+
+def _shown_costs(page: Any, rule: str) -> tuple[int, int]:
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    text = page.locator(".rule", has=page.locator(f"[data-rule={rule}]")).locator(".costs").inner_text()
+    return (0, 0) if text == "rejects none" else tuple(int(word.strip(",")) for word in text.split()[1::3])
+
+
+def _with_gaps(measured: Path, folder: Path) -> Dataset:
+    """A copy of the data set in which every third measure is unknown, and some are not numbers."""
+    shutil.copytree(measured, folder)
+    dataset = Dataset(folder)
+    clips = read_table(dataset, "clips")
+    for number, name in enumerate(("sharpness", "motion", "presence_p10", "upscale_factor", "quality", "kind")):
+        values = clips[name].to_pylist()
+        for k in range(number, len(values), 3):
+            values[k] = None
+        if pa.types.is_floating(clips.schema.field(name).type):
+            values[1 + number] = math.nan
+        field = clips.schema.field(name)
+        clips = clips.set_column(clips.schema.get_field_index(name), field, pa.array(values, field.type))
+    replace_table(dataset, "clips", clips)
+    return dataset
+
+
+def test_sliders_count_what_select_would_keep(measured: Path, tmp_path: Path, visit: Callable[..., Any]) -> None:
+    """Every rule with a threshold, at and around measured values, with unknown values and such that are no numbers."""
+    dataset = _with_gaps(measured, tmp_path / "gaps")
+    seen, db = visit(dataset.root), _clips_of(dataset)
+    page = seen.page
+    page.click("#tab-thresholds")
+    options = recipe_of(dataset.root).select
+    assert seen.count("#survivors") == _survivors(db, options)[0]
+    clips = read_table(dataset, "clips")
+    counts = set()
+    rules = [r for r in RULES if "<= {value}" in r.condition or ">= {value}" in r.condition]
+    assert len(rules) >= 22
+    for rule in rules:
+        column = next((n for n in clips.column_names if n != "kind" and n in rule.condition.split()), "duration_s")
+        values = sorted(v for v in clips[column].to_pylist() if v is not None and v == v) or [0.5]
+        for threshold in (values[len(values) // 3], values[-len(values) // 4] + 1e-7, 1e-05):
+            page.fill(f"input[type=number][data-rule={rule.name}]", repr(float(threshold)))
+            changed = replace(options, **{rule.option: float(threshold)})
+            expected = _survivors(db, changed)[0]
+            assert seen.count("#survivors") == expected, (rule.name, threshold)
+            counts.add(expected)
+        assert _shown_costs(page, rule.name) == _costs(dataset, changed)[rule.name]
+        page.uncheck(f"input[type=checkbox][data-rule={rule.name}]")
+        assert seen.count("#survivors") == _survivors(db, replace(options, **{rule.option: None}))[0]
+        if page.is_enabled("#reset-thresholds"):
+            page.click("#reset-thresholds")
+    assert len(counts) > 20
+
+
+def test_switches_choices_and_several_sliders_at_once(measured: Path, visit: Callable[..., Any]) -> None:
+    seen, db = visit(measured), _clips_of(Dataset(measured))
+    page = seen.page
+    page.click("#tab-thresholds")
+    options = recipe_of(measured).select
+    page.check("[data-rule=no_licence]")
+    options = replace(options, require_licence=True)
+    assert seen.count("#survivors") == _survivors(db, options)[0]
+    page.fill("input[type=number][data-rule=blurred]", "0.12")
+    page.fill("input[type=number][data-rule=yaw]", "25.5")
+    page.uncheck("input[type=checkbox][data-rule=face_covered]")
+    page.check("input[value='cc0-1.0']")
+    options = replace(options, min_sharpness=0.12, max_yaw_deg=25.5, min_presence=None, licences=("cc0-1.0",))
+    num, hours = _survivors(db, options)
+    assert seen.count("#survivors") == num > 0
+    assert page.inner_text("#surviving-hours") == f"{hours * 60:.1f} min"
+    lines = page.inner_text("#recipe-lines").splitlines()
+    assert lines[0] == "[select]"
+    assert set(lines[1:]) == {
+        *("require_licence = true", "min_sharpness = 0.12", "max_yaw_deg = 25.5", 'min_presence = "none"'),
+        'licences = ["cc0-1.0"]',
+    }
+    page.click("#show-changes")
+    survives = f"len({failed_rules_sql(options)}) = 0"
+    changes = db.execute(f"SELECT count(*) FROM clips WHERE (decision = 'keep') <> ({survives})").fetchone()
+    num_changed = changes[0]
+    assert seen.count("#clip-count") == num_changed > 0
+
+
+def test_the_printed_lines_and_command_do_what_the_sliders_showed(
+    demo_copy: Path, tmp_path: Path, visit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line, word for word, and the recipe lines, as TOML, give the thresholds that were set."""
+    seen = visit(demo_copy)
+    page = seen.page
+    page.click("#tab-thresholds")
+    page.fill("input[type=number][data-rule=face_too_small]", "90")
+    page.fill("input[type=number][data-rule=blurred]", "0.0125")
+    page.uncheck("input[type=checkbox][data-rule=upscaled]")
+    page.uncheck("[data-rule=still]")
+    shown = seen.count("#survivors")
+    expected = {"min_face_px": 90.0, "min_sharpness": 0.0125, "max_upscale": None, "stills": False}
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(page.inner_text("#recipe-lines"))
+    options = load_recipe(str(recipe)).select
+    assert {name: getattr(options, name) for name in expected} == expected
+    words = page.inner_text("#command").replace("\\\n", " ").split()
+    assert words[:3] == ["python", "-m", "curation"]
+    assert main(words[3:]) == 0
+    capsys.readouterr()
+    decided = recipe_of(demo_copy).select
+    defaults = load_recipe("default").select
+    changed = {f.name for f in fields(SelectOptions) if getattr(decided, f.name) != getattr(defaults, f.name)}
+    assert {name: getattr(decided, name) for name in changed} == expected
+    decisions = read_table(Dataset(demo_copy), "clips")["decision"].to_pylist()
+    assert decisions.count("keep") == shown
+
+
+def test_filters_order_and_search(measured: Path, visit: Callable[..., Any]) -> None:
+    rows = read_table(Dataset(measured), "clips").to_pylist()
+    seen = visit(measured)
+    page = seen.page
+    page.click("#tab-clips")
+    assert seen.count("#clip-count") == len(rows)
+    assert page.locator(".card").count() < 60  # only what is in sight
+    page.select_option("[data-filter=decision]", "reject")
+    rejected = [row for row in rows if row["decision"] == "reject"]
+    assert seen.count("#clip-count") == len(rejected)
+    page.select_option("[data-filter=rule]", "blurred")
+    assert seen.count("#clip-count") == sum("blurred" in row["failed_rules"] for row in rows)
+    page.check("#only-rule")
+    assert seen.count("#clip-count") == sum(row["failed_rules"] == ["blurred"] for row in rows) > 0
+    page.click("#reset-filters")
+    page.select_option("[data-filter=licence]", label=f"not stated ({sum(not row['licence'] for row in rows)})")
+    assert seen.count("#clip-count") == sum(not row["licence"] for row in rows)
+    page.fill("#search", "INTERVIEW_000007")
+    seen.wait_for_count("#clip-count", 0)
+    assert page.is_visible("#nothing")
+    page.click("#reset-filters")
+    page.fill("#search", "channel_007 cc-by")
+    num_found = sum(row["licence"] == "cc-by-4.0" and row["attribution"] == "Channel 7" for row in rows)
+    seen.wait_for_count("#clip-count", num_found)
+    page.click("#reset-filters")
+    page.click("#add-range")
+    page.select_option("#ranges select", "yaw_deg")
+    page.fill("#ranges input >> nth=0", "-5")
+    page.fill("#ranges input >> nth=1", "5")
+    seen.wait_for_count("#clip-count", sum(-5 <= row["yaw_deg"] <= 5 for row in rows))
+    page.click("#reset-filters")
+    page.select_option("#sort", "sharpness")
+    page.click("#direction")
+    sharpest = max(rows, key=lambda row: row["sharpness"])
+    page.locator(".card").first.click()
+    assert sharpest["clip_id"] in page.inner_text("#detail")
+    assert page.url.endswith(f"#clip={sharpest['clip_id']}")
+
+
+def test_pictures_play_under_the_pointer_and_keys_move(demo_dataset: Path, visit: Callable[..., Any]) -> None:
+    seen = visit(demo_dataset)
+    page = seen.page
+    page.click("#tab-clips")
+    player = page.locator(".card .player").first
+    page.wait_for_load_state("networkidle")
+    resting = player.get_attribute("data-frame")
+    page.mouse.move(5, 400)
+    page.locator(".card").first.hover()
+    frames, pictures = set(), set()
+    for _ in range(12):
+        frames.add(player.get_attribute("data-frame"))
+        pictures.add(player.screenshot())
+        page.wait_for_timeout(60)
+    assert len(frames) >= 4
+    assert len(pictures) >= 4
+    page.mouse.move(5, 400)
+    assert player.get_attribute("data-frame") == resting
+    page.locator(".card").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.index") == "1"
+    page.keyboard.press("End")
+    last = page.evaluate("document.activeElement.dataset.index")
+    assert int(last) == seen.count("#clip-count") - 1
+    page.keyboard.press("Enter")
+    first_title = page.inner_text("#detail h2")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#detail h2") != first_title
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#detail")
+    assert page.evaluate("document.activeElement.dataset.index") == last
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.focus("#tab-clips")
+    page.keyboard.press("ArrowRight")
+    assert page.is_visible("#thresholds")
+
+
+def test_a_clip_tells_its_rules_and_where_it_is_from(demo_dataset: Path, visit: Callable[..., Any]) -> None:
+    row = next(r for r in read_table(Dataset(demo_dataset), "clips").to_pylist() if "blurred" in r["failed_rules"])
+    build_of = visit(demo_dataset)
+    page = build_of.page
+    page.click("#tab-clips")
+    page.select_option("[data-filter=rule]", "blurred")
+    page.locator(".card").first.click()
+    failed = [line.split("\t")[0] for line in page.locator("#detail tr.failed").all_inner_texts()]
+    assert failed == [name.replace("_", " ") for name in row["failed_rules"]]
+    text = page.inner_text("#detail")
+    assert row["source_id"] in text
+    assert "blurred.mp4" in page.inner_text("#detail .places")
+    assert page.get_attribute("#detail .places a", "href").startswith("file:///")
+    threshold = recipe_of(demo_dataset).select.min_sharpness
+    assert f"≥ {threshold}" in page.inner_text("#detail tr.failed >> nth=-1") or f"≥ {threshold}" in text
+
+
+def test_identities_and_copies(measured: Path, visit: Callable[..., Any]) -> None:
+    rows = read_table(Dataset(measured), "clips").to_pylist()
+    people: dict[str, list[str]] = {}
+    for row in rows:
+        people.setdefault(row["identity_id"], []).append(row["clip_id"])
+    seen = visit(measured)
+    page = seen.page
+    page.click("#tab-identities")
+    assert seen.count("#identity-count") == len(people)
+    largest = max(people.values(), key=len)
+    assert f"of {len(largest)} clips kept" in page.locator(".identity").first.inner_text()
+    page.fill("#least-clips", "3")
+    assert seen.count("#identity-count") == sum(len(clips) >= 3 for clips in people.values())
+    page.locator(".identity .title").first.click()
+    assert seen.count("#clip-count") == len(largest)
+    page.click("#tab-duplicates")
+    copies = [row for row in rows if row["duplicate_of"]]
+    assert page.inner_text("#duplicates .toolbar strong").startswith(f"{len(copies)} copies of")
+    first = page.locator(".copies").first
+    assert first.locator(".copy").count() >= 2
+    assert first.locator(".tag", has_text="best copy").count() == 1
+    first.locator(".copy .thumb").nth(1).click()
+    assert "Same footage" in page.inner_text("#detail")
+
+
+def test_texts_of_sources_are_only_ever_shown(demo_copy: Path, visit: Callable[..., Any]) -> None:
+    dataset = Dataset(demo_copy)
+    breaking = "</script><script>window.broken = 1</script><!--"
+    sources = read_table(dataset, "sources")
+    uris = [[HOSTILE, f"javascript:window.broken=1//{breaking}"] for _ in range(len(sources))]
+    sources = sources.set_column(sources.schema.get_field_index("uris"), sources.schema.field("uris"), [uris])
+    replace_table(dataset, "sources", sources)
+    clips = read_table(dataset, "clips")
+    for name in ("licence", "attribution", "identity_id"):
+        field = clips.schema.field(name)
+        clips = clips.set_column(clips.schema.get_field_index(name), field, [[f"{name}{breaking}"] * len(clips)])
+    provenance = [[(f"<b>{breaking}", "<svg onload=alert(2)>")]] * len(clips)
+    field = clips.schema.field("provenance")
+    clips = clips.set_column(clips.schema.get_field_index("provenance"), field, [pa.array(provenance, field.type)])
+    replace_table(dataset, "clips", clips)
+    seen = visit(demo_copy)
+    page = seen.page
+    for tab in ("overview", "clips", "thresholds", "identities", "duplicates"):
+        page.click(f"#tab-{tab}")
+    page.click("#tab-clips")
+    assert page.locator(".card .title").first.inner_text() == HOSTILE.rsplit("/", 1)[-1]
+    page.locator(".card").first.click()
+    assert HOSTILE in page.inner_text("#detail")
+    assert "<svg onload=alert(2)>" in page.inner_text("#detail")
+    assert page.evaluate("window.broken") is None
+    assert page.locator("img, b, body script:not(:last-of-type), iframe").count() == 0
+    assert page.locator("a[href^='javascript']").count() == 0
+    page.locator("#detail").get_by_text("Filter by this identity").click()
+    assert seen.count("#clip-count") == len(clips)
+
+
+def test_nothing_leaves_the_page(demo_dataset: Path, tmp_path: Path, visit: Callable[..., Any]) -> None:
+    """From a file and from a web server: only its own pictures are asked for, and they are there."""
+    from_file = visit(demo_dataset)
+    from_file.page.click("#tab-clips")
+    from_file.page.wait_for_load_state("networkidle")
+    assert all(url.startswith(("file://", "data:")) for url in from_file.requests)
+    strips = {url.rsplit("/", 1)[-1] for url in from_file.requests if "/strips/" in url}
+    assert len(strips) == from_file.count("#clip-count")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    folder = build(Dataset(demo_dataset), tmp_path / "served").parent
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    served = visit(f"{address}/index.html")
+    served.page.click("#tab-clips")
+    served.page.wait_for_load_state("networkidle")
+    assert {url.rsplit("/", 1)[-1] for url in served.requests if "/strips/" in url} == strips
+    assert all(url.startswith((f"{address}/", "data:")) for url in served.requests)
+    blocked = "fetch('https://example.org/').then(() => 'sent', () => 'refused')"
+    assert served.page.evaluate(blocked) == "refused"
+    assert any("Content Security Policy" in text for text in served.problems)
+    served.problems.clear()
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,295 @@
+"""forget on a data set of real people: found in each of the four ways, gone from every file, and not coming back."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from curation.__main__ import main
+from curation.forget import Request, forget
+from curation.recipe import PackOptions, Recipe, SelectOptions
+from curation.verify import verify
+from manifests.schema import TABLES, make_table
+from manifests.store import Dataset, read_table, replace_table
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = Recipe(pack=PackOptions(shard_bytes=250_000), select=SelectOptions(val_share=0.2, test_share=0.2))
+FILES = ("images/i02", "images/i03", "images/i10", "images/i11", "images/i12", "images/i13", "images/i16", "images/i21",
+         "videos/v08")  # fmt: skip
+ONE_MAN = {"i11": 1, "i12": 1, "i13": 1}
+"""Sources that show the same man, and how many clips of each are of him; i11 shows another one beside him."""
+
+
+class People:
+    """A data set, the list that it is made from, and what is in it by the short names of its sources."""
+
+    def __init__(self, folder: Path, listing: Path) -> None:
+        self.folder, self.listing = folder, listing
+        self.dataset = Dataset(folder)
+
+    def rows(self, table: str) -> list[dict]:
+        return read_table(self.dataset, table).to_pylist()
+
+    def source(self, short: str) -> dict:
+        return next(row for row in self.rows("sources") if Path(row["uris"][0]).name.startswith(short))
+
+    def clips(self, short: str) -> list[dict]:
+        source_id = self.source(short)["source_id"]
+        return [clip for clip in self.rows("clips") if clip["source_id"] == source_id]
+
+    def shards(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.dataset.shards.iterdir())}
+
+    def copy(self, folder: Path) -> People:
+        shutil.copytree(self.folder, folder)
+        return People(folder, self.listing)
+
+
+@pytest.fixture(scope="module")
+def made(media, run_here, tmp_path_factory) -> People:
+    folder = tmp_path_factory.mktemp("people")
+    rows = []
+    for start in FILES:
+        (path,) = media.glob(f"{start}_*")
+        shutil.copy(path, folder / path.name)
+        licence = "unknown" if "i03" in start or "v08" in start else "CC-BY-4.0"
+        rows.append({"uri": path.name, "licence": licence, "consent": "", "show": start})
+    listing = folder / "list.csv"
+    with open(listing, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    run_here([str(listing)], folder / "dataset", RECIPE)
+    people = People(folder / "dataset", listing)
+    assert len(people.shards()) >= 5
+    return people
+
+
+@pytest.fixture
+def people(made, tmp_path) -> People:
+    return made.copy(tmp_path / "dataset")
+
+
+def traces(folder: Path, clip_ids: set[str]) -> set[str]:
+    """Files other than tombstones in which a clip id stands, Parquet columns decoded."""
+    wanted = re.compile("|".join(f"{re.escape(clip_id)}(?![0-9])" for clip_id in sorted(clip_ids)).encode())
+    found = set()
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        text = path.read_bytes() + str(path).encode()
+        if path.suffix == ".parquet":
+            text += str(pq.read_table(path).to_pylist()).encode()
+        if wanted.search(text):
+            found.add(path.relative_to(folder).parts[-2])
+    return found - {"tombstones"}
+
+
+def gone_by(people: People, way: str) -> tuple[list[str], set[str]]:
+    """Arguments of the command, and ids of the clips that they mean."""
+    ids = {clip["clip_id"] for clip in people.clips("i03")}
+    if way == "source":
+        return ["--source", people.source("i03")["uris"][0]], ids
+    if way == "where":
+        return ["--where", "licence = 'unknown'"], ids | {clip["clip_id"] for clip in people.clips("v08")}
+    (face,) = people.listing.parent.glob("i13_*")
+    (his,) = {clip["identity_id"] for clip in people.clips("i13")}
+    him = {clip["clip_id"] for clip in people.rows("clips") if clip["identity_id"] == his}
+    return ["--identity", his] if way == "identity" else ["--face", str(face)], him
+
+
+@pytest.mark.parametrize("way", ["source", "identity", "face", "where"])
+def test_forgotten_in_each_way(people, run_here, way, capsys):
+    arguments, gone = gone_by(people, way)
+    if way in ("identity", "face"):
+        for short, count in ONE_MAN.items():
+            assert sum(clip["clip_id"] in gone for clip in people.clips(short)) == count
+    others = {clip["clip_id"] for clip in people.rows("clips")} - gone
+    affected = {clip["shard"] for clip in people.rows("clips") if clip["clip_id"] in gone} - {None}
+    embeddings = [clip["embedding"] for clip in people.rows("clips") if clip["clip_id"] in gone and clip["embedding"]]
+    before = people.shards()
+    assert main(["review", str(people.folder), "--no-open"]) == 0
+    assert 0 < len(affected) < len(before)
+    assert traces(people.folder, gone) >= {"clips", "tracks", "frames", "shards"}
+
+    capsys.readouterr()
+    assert main(["forget", str(people.folder), *arguments, "--yes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(clip_id in shown for clip_id in gone), "what goes is shown first"
+    assert not any(clip_id in shown for clip_id in others)
+    assert all(name in shown for name in affected)
+    assert ("2 sources have no other clip" in shown) == (way in ("identity", "face")), (
+        "of the one with two men one stays"
+    )
+
+    def check() -> None:
+        assert traces(people.folder, gone) == set()
+        assert {clip["clip_id"] for clip in people.rows("clips")} == others
+        left = people.shards()
+        assert {n: c for n, c in left.items() if n not in affected} == {
+            n: c for n, c in before.items() if n not in affected
+        }
+        known = [clip["embedding"] for clip in people.rows("clips")]
+        known += [candidate["embedding"] for track in people.rows("tracks") for candidate in track["candidates"]]
+        assert not any(embedding in known for embedding in embeddings)
+        assert all(row["embedding"] is None for row in people.rows("tombstones")), "nothing biometric is kept"
+        assert list(verify(people.dataset)) == []
+
+    check()
+    assert not people.dataset.report.exists(), "strips of pictures went with them"
+    if way in ("source", "where"):
+        uris = {Path(uri).name[:3] for row in people.rows("sources") for uri in row["uris"]}
+        assert uris == {Path(name).name for name in FILES} - ({"i03"} if way == "source" else {"i03", "v08"})
+    after = people.shards()
+    run_here([str(people.listing)], people.folder, RECIPE)
+    check()
+    assert people.shards() == after, "running again moves nothing"
+
+
+def test_of_two_men_side_by_side_one_stays_when_the_recipe_changes(people, run_here):
+    """The picture is scanned and cropped anew; the place in the picture tells the men apart."""
+    _, gone = gone_by(people, "identity")
+    (left,) = (clip["clip_id"] for clip in people.clips("i11") if clip["clip_id"] not in gone)
+    (first, *others) = (clip["clip_id"] for clip in people.clips("i10"))
+    condition = f"clip_id IN ('{first}') OR identity_id = '{people.clips('i13')[0]['identity_id']}'"
+    assert forget(people.dataset, Request(where=condition))
+    other = replace(RECIPE, scan=replace(RECIPE.scan, sample_fps=4.0), crop=replace(RECIPE.crop, scale=2.1))
+    run_here([str(people.listing)], people.folder, other)
+    assert [clip["clip_id"] for clip in people.clips("i11")] == [left]
+    assert [clip["clip_id"] for clip in people.clips("i10")] == others
+    assert people.clips("i13") == []
+    assert traces(people.folder, gone | {first}) == set()
+    assert list(verify(people.dataset)) == []
+
+
+def test_a_source_is_refused_under_any_name_and_licence(people, run_here, tmp_path):
+    source = people.source("i03")
+    forget(people.dataset, Request(sources=(Path(source["uris"][0]).name,)))
+    shutil.copy(source["uris"][0], tmp_path / "quite another name.jpg")
+    (tmp_path / "list.csv").write_text("uri,licence\nquite another name.jpg,CC0\n")
+    run_here([str(people.listing), str(tmp_path / "list.csv")], people.folder, RECIPE)
+    assert len(people.rows("sources")) == len(FILES) - 1
+    assert not {c["source_id"] for c in people.rows("clips") + people.rows("tracks")} & {source["source_id"]}
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_new_pictures_of_a_person_are_refused_only_when_the_face_is_kept(people, media, run_here, is_kept, tmp_path):
+    (photo,) = media.glob("images/i13_*")
+    (new,) = media.glob("images/i14_*")  # the same man, at another time
+    forget(people.dataset, Request(face=photo, keep_face=is_kept))
+    num_clips = len(people.rows("clips"))
+    run_here([str(people.listing), str(new)], people.folder, RECIPE)
+    assert len(people.rows("clips")) == num_clips + (0 if is_kept else 1)
+    (embedding,) = [row["embedding"] for row in people.rows("tombstones") if row["kind"] == "face"] or [None]
+    assert (embedding is not None) == is_kept
+    if is_kept:
+        assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
+        assert [d.what for d in verify(people.dataset)] == []
+
+
+def test_nothing_changes_without_a_yes(people, monkeypatch, capsys):
+    def content() -> dict:
+        return people.shards() | {name: people.rows(name) for name in TABLES}
+
+    before = content()
+    arguments = ["forget", str(people.folder), "--source", "i03_oil_painting_girl.jpg"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "dry run" in capsys.readouterr().out
+    assert main(arguments) == 2, "there is no terminal"
+    assert "--yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert main(arguments) == 0
+    assert content() == before
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert main(arguments) == 0
+    assert len(people.rows("sources")) == len(FILES) - 1
+    assert main(arguments) == 1, "there is nothing of it any more"
+    assert "nothing in the data set matches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--yes"], "exactly one of"),
+        (["--source", "a", "--where", "TRUE"], "exactly one of"),
+        (["--where", "sharpness <"], "no SQL condition"),
+        (["--where", "no_such_column = 1"], "no condition over sources"),
+        (["--where", "TRUE", "--keep-face-to-refuse"], "needs one person"),
+        (["--face", str(ROOT / "README.md")], "cannot be read as a photograph"),
+    ],
+)
+def test_says_what_is_wrong(people, arguments, words, capsys):
+    assert main(["forget", str(people.folder), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_photograph_of_several_people_is_no_reference(people, media, capsys):
+    (several,) = media.glob("images/i10_*")
+    assert main(["forget", str(people.folder), "--face", str(several)]) == 2
+    assert re.search(r"shows \d+ faces, expected one", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(made, run_here, tmp_path, num_kills):
+    """SIGKILL, then the same command again, or a run: the same state as without."""
+
+    def content(people: People) -> dict:
+        tables = {name: people.rows(name) for name in TABLES}
+        for row in tables["tombstones"]:
+            row["forgotten_at"] = None
+        return (
+            people.shards() | tables | {"files": sorted(str(p.relative_to(people.folder)) for p in folder_of(people))}
+        )
+
+    def folder_of(people: People) -> list[Path]:
+        return [p for p in people.folder.rglob("*") if p.is_file() and p.name != "metrics.jsonl"]
+
+    arguments, gone = gone_by(made, "where")
+    whole = made.copy(tmp_path / "whole")
+    command = [sys.executable, "-m", "curation", "forget", "", *arguments, "--yes"]
+    start = time.perf_counter()
+    subprocess.run([*command[:4], whole.folder, *command[5:]], cwd=ROOT, check=True, capture_output=True)
+    length_s = time.perf_counter() - start
+    wanted = {"forget": content(whole)}
+    run_here([str(whole.listing)], whole.folder, RECIPE)  # selects again: sampling weights follow what is left
+    wanted["run"] = content(whole)
+    chance = random.Random(time.time_ns())
+    for number in range(num_kills):
+        people = made.copy(tmp_path / f"killed{number}")
+        process = subprocess.Popen(
+            [*command[:4], people.folder, *command[5:]], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(length_s * chance.uniform(0.5, 1.0))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        then = "forget" if number % 2 or not people.rows("tombstones") else "run"
+        if then == "forget":
+            forget(people.dataset, Request(where=arguments[1]))
+        else:
+            run_here([str(people.listing)], people.folder, RECIPE)
+        assert content(people) == wanted[then], f"killed {number}"
+        assert traces(people.folder, gone) == set()
+        shutil.rmtree(people.folder)
+
+
+def test_copies_in_other_sources_are_pointed_out(people, capsys):
+    """They stay unless they are named; nothing then points at what is gone."""
+    best, copy = people.clips("i03")[0], people.clips("i16")[0]
+    rows = [row | ({"duplicate_of": best["clip_id"]} if row == copy else {}) for row in people.rows("clips")]
+    replace_table(people.dataset, "clips", make_table("clips", rows))
+    assert main(["forget", str(people.folder), "--source", best["source_id"], "--yes"]) == 0
+    assert f"--source {copy['source_id']}" in capsys.readouterr().out
+    assert traces(people.folder, {best["clip_id"]}) == set()
+    assert people.clips("i16")[0] == copy

@@ -2,11 +2,14 @@
 
 A folder holds `appearance_feature_extractor.pth`, `motion_extractor.pth`, `warping_module.pth`, `spade_generator.pth`
 and `stitching_retargeting_module.pth`, side by side or in `base_models/` and `retargeting_models/`; or one
-`.safetensors` file holds all seven networks, each under its own name and a dot.
+`.safetensors` file holds all seven networks, each under its own name and a dot. Networks of other sizes than the
+published ones have them in `model_config.json` beside the files, or in the metadata of the `.safetensors` file.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import tempfile
 import warnings
@@ -17,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from model.config import ModelConfig
 
 if TYPE_CHECKING:
     from model.networks import LivePortrait
@@ -37,6 +42,7 @@ RETARGETING_KEYS = {
 }
 SUBFOLDERS = ("", "base_models", "retargeting_models")
 NETWORKS = (*BASE_FILES, *RETARGETING_KEYS)
+CONFIG_FILE = "model_config.json"
 MAX_LISTED_KEYS = 4
 
 
@@ -154,6 +160,39 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
+def read_config(path: str | Path) -> ModelConfig:
+    """Sizes of the networks in a folder or file of weights; the published ones where it says nothing.
+
+    CheckpointError for sizes that cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        config_file = path / CONFIG_FILE
+        if not config_file.is_file():
+            files = sorted(path.glob("*.safetensors"))
+            return read_config(files[0]) if len(files) == 1 else ModelConfig()
+        text, where = config_file.read_text(errors="replace"), config_file
+    elif path.suffix == ".safetensors" and path.is_file():
+        text, where = _safetensors_metadata(path).get("model_config", "{}"), path
+    else:
+        return ModelConfig()
+    try:
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+        return ModelConfig(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: cannot be read as sizes of the networks ({error})") from error
+
+
+def _safetensors_metadata(file: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error
+
+
 def _read_file(file: Path) -> dict[str, State]:
     """Networks of one file."""
     if file.suffix == ".safetensors":
@@ -225,6 +264,7 @@ def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
     bit-identical weights, whatever device the networks were on.
     """
     path = Path(path)
+    config = json.dumps(dataclasses.asdict(portrait.config)) if portrait.config != ModelConfig() else ""
     states = {
         name: {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
         for name, network in portrait.networks().items()
@@ -233,7 +273,8 @@ def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
         from safetensors.torch import save_file
 
         tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-        _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+        metadata = {"format": "pt"} | ({"model_config": config} if config else {})
+        _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
         return
     if path.is_file():
         raise CheckpointError(f"{path}: is a file; expected a folder to write the released files into")
@@ -242,6 +283,10 @@ def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
         _write_atomically(path / file, lambda temporary, name=name: torch.save(states[name], temporary))
     small = {key: states[name] for name, key in RETARGETING_KEYS.items()}
     _write_atomically(path / RETARGETING_FILE, lambda temporary: torch.save(small, temporary))
+    if config:
+        _write_atomically(path / CONFIG_FILE, lambda temporary: Path(temporary).write_text(config))
+    else:
+        (path / CONFIG_FILE).unlink(missing_ok=True)  # of other networks that were here before
 
 
 def _write_atomically(path: Path, write: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.checkpoint import BASE_FILES, RETARGETING_FILE, NetworkDifference, load_checkpoint
+from model.checkpoint import BASE_FILES, RETARGETING_FILE, NetworkDifference, load_checkpoint, read_config
 from model.config import ModelConfig
 from model.networks import LivePortrait
 
@@ -91,7 +91,7 @@ def inspect_weights(path: str | Path, config: ModelConfig | None = None) -> Weig
 
     FileNotFoundError or CheckpointError (a ValueError) if the path holds nothing that can be read.
     """
-    config = config or ModelConfig()
+    config = config or read_config(path)
     checkpoint = load_checkpoint(path)
     flops = count_flops(config)
     with torch.device("meta"):

@@ -43,11 +43,13 @@ class LivePortrait(nn.Module):
     def from_pretrained(cls, path: str | Path, config: ModelConfig | None = None) -> LivePortrait:
         """Load a folder of released files or one `.safetensors`; all seven networks must be there and fit exactly.
 
+        config: sizes of the networks; None takes those that lie with the weights, else the published ones.
+
         Raises FileNotFoundError or ValueError (`model.checkpoint.CheckpointError`) with what is missing or differs.
         """
-        from model.checkpoint import load_checkpoint
+        from model.checkpoint import load_checkpoint, read_config
 
-        portrait = cls._on_meta(config)
+        portrait = cls._on_meta(config or read_config(path))
         states = load_checkpoint(path)
         states.require_match(portrait)
         for name, network in portrait.networks().items():

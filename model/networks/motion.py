@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
+from model.networks.blocks import without_autocast
 
 NORM_EPS = 1e-6
 
@@ -90,9 +91,11 @@ class MotionDetector(nn.Module):
         x = image
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
-        pooled = self.norm(x.mean(dim=(2, 3)))
         heads = ("pitch", "yaw", "roll", "t", "exp", "scale", "kp")
-        return {head: getattr(self, f"fc_{head}")(pooled) for head in heads}
+        # Key points and angles need more than 8 bits: under autocast the heads stay in the weights' own precision.
+        with without_autocast(x.device):
+            pooled = self.norm(x.mean(dim=(2, 3)).to(self.norm.weight.dtype))
+            return {head: getattr(self, f"fc_{head}")(pooled) for head in heads}
 
 
 class MotionExtractor(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import BASE_FILES, RETARGETING_FILE, CheckpointError, load_checkpoint
+from model.checkpoint import BASE_FILES, CONFIG_FILE, RETARGETING_FILE, CheckpointError, load_checkpoint
 from model.config import ModelConfig
 from model.keypoints import Motion
 from model.networks import AppearanceExtractor, LivePortrait
@@ -60,7 +60,7 @@ def test_saved_weights_reload_bit_identically(target: str, portrait, tmp_path) -
 
 
 def test_folder_has_the_released_layout(folder: Path) -> None:
-    assert {file.name for file in folder.iterdir()} == {*BASE_FILES.values(), RETARGETING_FILE}
+    assert {file.name for file in folder.iterdir()} == {*BASE_FILES.values(), RETARGETING_FILE, CONFIG_FILE}
     small = torch.load(folder / RETARGETING_FILE, weights_only=True)
     assert set(small) == {"retarget_shoulder", "retarget_mouth", "retarget_eye"}
 
@@ -103,6 +103,18 @@ def test_swapped_network_is_recognised(folder: Path) -> None:
 
 def test_other_size_lists_shapes(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"first\.conv\.weight is \[8, 3, 3, 3\], expected \[64, 3, 3, 3\]"):
+        LivePortrait.from_pretrained(folder, ModelConfig())
+
+
+def test_other_sizes_are_read_with_the_weights(folder: Path, portrait, tmp_path) -> None:
+    file = tmp_path / "all.safetensors"
+    portrait.save(file)
+    for path in (folder, file):
+        restored = LivePortrait.from_pretrained(path)
+        assert restored.config == TINY
+        assert torch.equal(restored.generator.fc.weight, portrait.generator.fc.weight)
+    (folder / CONFIG_FILE).write_text('{"image_size": 64, "sise": 3}')
+    with pytest.raises(CheckpointError, match=r"model_config\.json: cannot be read as sizes .*sise"):
         LivePortrait.from_pretrained(folder)
 
 
@@ -155,7 +167,7 @@ def test_failed_write_leaves_the_old_file(folder: Path, portrait, monkeypatch) -
     with pytest.raises(OSError, match="no space left"):
         portrait.save(folder)
     assert (folder / "motion_extractor.pth").read_bytes() == before
-    assert len(list(folder.iterdir())) == len(BASE_FILES) + 1
+    assert len(list(folder.iterdir())) == len(BASE_FILES) + 2
 
 
 def test_released_stitching_and_retargeting_reproduce(models: Path) -> None:

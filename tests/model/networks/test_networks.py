@@ -75,14 +75,23 @@ def assert_equal_within(got: Tensor, expected: np.ndarray, relative: float = 1e-
     assert error <= relative, f"max difference is {error:.2e} of the largest expected value"
 
 
-def assert_decoded(image: Tensor, golden: dict[str, np.ndarray]) -> None:
-    """G multiplies the last bits of W's flow, so that the published numbers themselves differ from a float64 evaluation
-    by up to 1.17e-4 in the bottom rows of one picture. All but 1 in 2000 values must keep to 1e-4."""
+def assert_decoded(image: Tensor, golden: dict[str, np.ndarray], relative: float) -> None:
+    """All values within `relative`, and all but 1 in 2000 within 1e-4.
+
+    G multiplies the last bits of W's flow: other kernels, equally right, move the bottom rows of one picture by up to
+    1.8e-4, and the published numbers themselves differ there by 1.17e-4 from a float64 evaluation.
+    """
     expected = golden["decoded_strided"]
-    assert_equal_within(image[:, :, ::4, ::4], expected, relative=3e-4)
+    assert_equal_within(image[:, :, ::4, ::4], expected, relative)
     error = np.abs(image[:, :, ::4, ::4].numpy() - expected)
     assert np.quantile(error, 0.9995) <= 1e-4 * expected.max()
     assert_equal_within(image.mean(dim=(2, 3)), golden["decoded_mean"])
+
+
+def runs_intel_kernels() -> bool:
+    """Whether MKL takes the kernels that made the golden values; with them W and G equal them bit for bit."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "GenuineIntel" in cpuinfo.read_text() and torch.get_num_threads() > 1
 
 
 @pytest.mark.parametrize("name", LivePortrait.NETWORKS)
@@ -115,7 +124,7 @@ def test_appearance_warping_generator_reproduce(portrait, inputs, golden) -> Non
 
     image = portrait.generator(warped.feature)
     assert image.shape == (2, 3, 512, 512)
-    assert_decoded(image, golden)
+    assert_decoded(image, golden, relative=1e-4 if runs_intel_kernels() else 3e-4)
 
 
 def test_optimised_path_reproduces(portrait, inputs, golden) -> None:
@@ -130,7 +139,7 @@ def test_optimised_path_reproduces(portrait, inputs, golden) -> None:
     assert_equal_within(warped.occlusion, golden["warp_occlusion"])
     assert_equal_within(warped.deformation[:, ::4, ::4, ::4], golden["warp_deformation_strided"])
     image = engine.decode(volume, inputs["kp_source"], inputs["kp_driving"])
-    assert_decoded(image, golden)
+    assert_decoded(image, golden, relative=3e-4)
 
 
 def test_stitching_and_retargeting_reproduce(portrait, inputs, golden) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -140,52 +139,44 @@ def test_uploads_go_with_the_server(engine, analyser, media: Path) -> None:
     assert not folder.exists()
 
 
-def test_in_a_browser(server: PageServer, media: Path, tmp_path: Path) -> None:
+def test_in_a_browser(browser, server: PageServer, media: Path, tmp_path: Path) -> None:
     """Upload, move a slider, see another picture; animate, see a video."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs an installed Chromium")
-    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
-    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        page = browser.new_page(viewport={"width": 1280, "height": 820})
-        problems: list[str] = []
-        hosts: set[str] = set()
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "://" in request.url[:9] else None)
-        page.goto(server.url)
-        page.wait_for_selector("#notice:not([hidden])")
-        assert "UNTRAINED" in page.inner_text("#notice")
-        assert page.is_disabled("#yaw")
-        page.set_input_files("#portrait", media / STILL)
-        page.wait_for_selector('#stage[data-edits="1"]', timeout=30_000)
-        before = page.locator("#result").screenshot()
-        page.fill("#yaw", "20")
-        page.fill("#smile", "1.3")
-        page.wait_for_selector('#stage[data-edits="3"]', timeout=30_000)
-        assert page.locator("#result").screenshot() != before
-        assert page.inner_text(".slider:first-child output") == "20"
-        page.set_input_files("#driving", media / TALK)
-        page.fill("#seconds", "0.5")
-        page.click("#animate")
-        page.wait_for_selector("video#result", timeout=60_000)
-        assert page.inner_text("#status") == "Done."
-        video = page.locator("#result")
-        assert (
-            video.evaluate(
-                "v => new Promise(r => v.readyState ? r(v.videoWidth) : v.onloadedmetadata = () => r(v.videoWidth))"
-            )
-            == 400
+    page = browser.new_page(viewport={"width": 1280, "height": 820})
+    problems: list[str] = []
+    hosts: set[str] = set()
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "://" in request.url[:9] else None)
+    page.goto(server.url)
+    page.wait_for_selector("#notice:not([hidden])")
+    assert "UNTRAINED" in page.inner_text("#notice")
+    assert page.is_disabled("#yaw")
+    page.set_input_files("#portrait", media / STILL)
+    page.wait_for_selector('#stage[data-edits="1"]', timeout=30_000)
+    before = page.locator("#result").screenshot()
+    page.fill("#yaw", "20")
+    page.fill("#smile", "1.3")
+    page.wait_for_selector('#stage[data-edits="3"]', timeout=30_000)
+    assert page.locator("#result").screenshot() != before
+    assert page.inner_text(".slider:first-child output") == "20"
+    page.set_input_files("#driving", media / TALK)
+    page.fill("#seconds", "0.5")
+    page.click("#animate")
+    page.wait_for_selector("video#result", timeout=60_000)
+    assert page.inner_text("#status") == "Done."
+    video = page.locator("#result")
+    assert (
+        video.evaluate(
+            "v => new Promise(r => v.readyState ? r(v.videoWidth) : v.onloadedmetadata = () => r(v.videoWidth))"
         )
-        screenshot = tmp_path / "page.png"
-        page.screenshot(path=screenshot)
-        assert Image.open(screenshot).size == (1280, 820)
-        page.set_input_files("#portrait", media / "images/i31_cup_of_coffee.png")
-        page.wait_for_selector("#status.bad")
-        assert "no face" in page.inner_text("#status")
-        browser.close()
+        == 400
+    )
+    screenshot = tmp_path / "page.png"
+    page.screenshot(path=screenshot)
+    assert Image.open(screenshot).size == (1280, 820)
+    page.set_input_files("#portrait", media / "images/i31_cup_of_coffee.png")
+    page.wait_for_selector("#status.bad")
+    assert "no face" in page.inner_text("#status")
+    page.close()
     assert problems == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     assert hosts == {server.url.split("/")[2]}

@@ -1,0 +1,160 @@
+"""Missing, truncated, flipped and foreign shards: a clear error or a counted, named skip, as the configuration says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from training.data import make_loader
+from training.data.clips import open_index
+from training.data.storage import DatasetStorage
+
+
+@pytest.fixture
+def damaged(coded_dataset: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(coded_dataset, tmp_path / "dataset"))
+
+
+def take(folder: Path, config, num: int, **options):
+    loader = make_loader(str(folder), config=config(**options), batch_size=6, seed=1)
+    return loader, list(itertools.islice(loader, num))
+
+
+def overwrite(folder: Path, index, clip: int, frame: int, *, member: str, data: bytes, at: int = 0) -> None:
+    place = index.place(clip, frame)
+    with open(folder / "shards" / place.shard, "r+b") as file:
+        file.seek(getattr(place, member)[0] + at)
+        file.write(data)
+
+
+READERS = ("pread", "webdataset")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_missing_shard_is_told_and_its_clips_are_replaced(damaged, config, assert_pictures_match, caplog, reader):
+    (damaged / "shards" / "train-000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 shards are damaged: .*train-000001\.tar is missing"):
+        take(damaged, config, 1, on_damage="fail", reader=reader)
+    with caplog.at_level(logging.WARNING):
+        loader, batches = take(damaged, config, 20, reader=reader)
+    assert "6 clips will be replaced by others" in caplog.text
+    names = {name for batch in batches for name in batch.source.clip_ids}
+    assert names <= {f"c{k:02d}_0" for k in (0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17)}
+    for batch in batches:
+        assert_pictures_match(batch)
+    if reader == "pread":
+        assert loader.num_skipped == sum(batch.num_skipped for batch in batches) > 20
+        assert all("lies in a damaged shard" in name for name in loader.skipped)
+        assert caplog.text.count("skipped: train-000001.tar: clip c06_0") == 1
+
+
+def test_undamaged_samples_stay_what_they_were(damaged, coded_dataset, config):
+    (damaged / "shards" / "train-000001.tar").unlink()
+    whole, rest = (take(folder, config, 12)[1] for folder in (coded_dataset, damaged))
+    lost = {f"c{k:02d}_0" for k in range(6, 12)}
+    num_equal = 0
+    for a, b in zip(whole, rest, strict=True):
+        for row, clip_id in enumerate(a.source.clip_ids):
+            if clip_id not in lost:
+                assert (b.source.clip_ids[row], b.source.frames[row]) == (clip_id, a.source.frames[row])
+                num_equal += 1
+    assert num_equal > 30
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_of_a_truncated_shard_the_clips_before_the_cut_are_used(damaged, config, assert_pictures_match, reader):
+    path = damaged / "shards" / "train-000000.tar"
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.truncate(size // 2)
+    with pytest.raises(ValueError, match=rf"train-000000\.tar has {size // 2} bytes, the manifests say {size}"):
+        take(damaged, config, 1, on_damage="fail", reader=reader)
+    _, batches = take(damaged, config, 25, reader=reader)
+    for batch in batches:
+        assert_pictures_match(batch)
+    names = {name for batch in batches for name in batch.source.clip_ids}
+    assert {"c00_0", "c01_0", "c02_0"} <= names
+    assert "c05_0" not in names
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("member", "data", "at", "reason"),
+    [
+        ("jpeg", b"\0\0\0\0", 0, "the JPEG does not decode"),
+        ("jpeg", b"\xff\xd9\xff\xd9", 700, "the JPEG does not decode"),
+        ("label", b"?", 0, "the label cannot be read: JSONDecodeError"),
+    ],
+)
+def test_flipped_bytes_are_skipped_counted_and_named(damaged, config, index_folder, reader, member, data, at, reason):
+    index = open_index(DatasetStorage(damaged), "train", folder=index_folder)
+    for frame in range(index.num_frames(3)):
+        overwrite(damaged, index, 3, frame, member=member, data=data, at=at)
+    loader, batches = take(damaged, config, 20, reader=reader)
+    assert "c03_0" not in {name for batch in batches for name in batch.source.clip_ids}
+    assert loader.num_skipped == sum(loader.skipped.values()) == sum(batch.num_skipped for batch in batches) > 3
+    for name in loader.skipped:
+        assert name.startswith("train-000000.tar: frame ")
+        assert f"of clip c03_0: {reason}" in name
+    with pytest.raises(ValueError, match=rf"damaged sample: train-000000\.tar: frame \d+ of clip c03_0: {reason}"):
+        take(damaged, config, 20, reader=reader, on_damage="fail")
+
+
+def test_shards_of_another_data_set_are_an_error(damaged, write_dataset, tmp_path, config):
+    other = write_dataset(tmp_path / "other", prefix="d")
+    for shard in (other / "shards").iterdir():
+        shutil.copy(shard, damaged / "shards" / shard.name)  # the same sizes, but other clips
+    with pytest.raises(ValueError, match=r"the bytes there are frame \d+ of clip d\d\d_0") as failure:
+        take(damaged, config, 1)
+    assert "Are these the shards of another data set?" in str(failure.value)
+    with pytest.raises(ValueError, match="pread"):
+        take(damaged, config, 1, reader="webdataset")
+    (damaged / "shards" / "train-000000.tar").write_bytes(b"")
+    (damaged / "shards" / "train-000001.tar").write_bytes(b"x" * 10)
+    (damaged / "shards" / "train-000002.tar").unlink()
+    with pytest.raises(ValueError, match=r"3 of 3 shards are damaged.*manifests of another data set"):
+        take(damaged, config, 1)
+
+
+def test_pictures_of_another_size_are_damage(damaged, write_dataset, config, index_folder):
+    index = open_index(DatasetStorage(damaged), "train", folder=index_folder)
+    place = index.place(3, 0)
+    data = (damaged / "shards" / place.shard).read_bytes()[slice(*place.jpeg)]
+    size_at = data.index(b"\xff\xc0") + 5
+    for frame in range(index.num_frames(3)):
+        overwrite(damaged, index, 3, frame, member="jpeg", data=b"\0\x20\0\x20", at=size_at)
+    loader, _ = take(damaged, config, 10)
+    assert all("the picture is 32 x 32, expected 64 x 64" in name for name in loader.skipped)
+    assert loader.num_skipped > 0
+
+
+def test_what_is_no_data_set_is_told(coded_dataset, tmp_path, config):
+    with pytest.raises(ValueError, match=r"no data set at .*nowhere.*python -m curation run"):
+        take(tmp_path / "nowhere", config, 1)
+    with pytest.raises(ValueError, match=r"no packed clips in split 'val'; it has train \(18 clips\)"):
+        make_loader(str(coded_dataset), config=config(), batch_size=2, seed=1, split="val")
+
+
+def test_changed_manifests_are_read_again(damaged, write_dataset, config, tmp_path):
+    assert take(damaged, config, 1)[1][0].source.clip_ids[0].startswith("c")
+    shutil.rmtree(damaged)
+    write_dataset(damaged, prefix="d")
+    assert take(damaged, config, 1)[1][0].source.clip_ids[0].startswith("d")
+
+
+def test_labels_without_values_are_unknown_not_damage(damaged, config, index_folder):
+    index = open_index(DatasetStorage(damaged), "train", folder=index_folder)
+    place = index.place(0, 0)
+    with open(damaged / "shards" / place.shard, "rb") as file:
+        file.seek(place.label[0])
+        assert json.loads(file.read(place.label[1] - place.label[0]))["roll_deg"] == 0
+    _, batches = take(damaged, config, 12)
+    rolls = [batch.source.pose[r, 2] for batch in batches for r, c in enumerate(batch.source.clip_ids) if c == "c01_0"]
+    assert rolls
+    assert all(roll.isnan() for roll in rolls)

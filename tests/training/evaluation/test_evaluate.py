@@ -1,0 +1,177 @@
+"""A tiny network without trained weights, on a small data set, the whole way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from model.animation.progress import ignore
+from model.faces import FacesConfig
+from training.__main__ import main
+from training.evaluation.catalogue import METRICS
+from training.evaluation.evaluate import Evaluate, evaluate
+from training.evaluation.fingerprint import weights_hash
+from training.evaluation.results import to_json
+from training.evaluation.selection import select_clips
+from training.export import load_portrait
+
+
+def test_sections_and_counts(evaluation) -> None:
+    results, _ = evaluation
+    assert list(results["sections"]) == ["self", "cross_relative", "control", "shoulders"]
+    assert results["data"] == {
+        "name": "people",
+        "recipe_hash": "0badcafe",
+        "split": "test",
+        "held_out_share": None,
+        "num_clips": 2,
+        "num_stills": 1,
+        "num_identities": 3,
+    }
+    itself, cross = results["sections"]["self"], results["sections"]["cross_relative"]
+    assert [(row["clip_id"], row["num_frames"]) for row in itself["clips"]] == [("aa_0", 6), ("bb_0", 5)]
+    assert [(row["clip_id"], row["num_frames"]) for row in cross["clips"]] == [("aa_0", 7), ("bb_0", 6)]
+    assert all(row["source_clip_id"] != row["clip_id"] for row in cross["clips"])
+    assert results["sections"]["control"]["num_sources"] == 3
+    assert results["sections"]["shoulders"]["num_pairs"] == 2
+    assert results["options"]["compare_size_px"] == 128  # the tiny network's output
+
+
+def test_figures_of_copying_the_source_equal_those_of_numpy(evaluation, options: Evaluate) -> None:
+    section = evaluation[0]["sections"]["self"]
+    selection = select_clips(options.data, "test")
+    means = []
+    for clip, row in zip(selection.videos, section["clips"], strict=True):
+        frames, _ = selection.read(clip, list(range(clip.num_frames)))
+        small = [
+            cv2.resize(frame, (128, 128), interpolation=cv2.INTER_AREA).astype(np.float64) / 255 for frame in frames
+        ]
+        expected = np.mean([np.abs(frame - small[0]).mean() for frame in small[1:]])
+        assert row["copy_source"]["l1"] == pytest.approx(expected, abs=1e-6)
+        means.append(expected)
+    assert section["aggregate"]["l1"]["copy_source"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert section["aggregate"]["l1"]["result"] > 2 * np.mean(means)  # the network is untrained
+    assert section["aggregate"]["csim"] == {"missing": section["aggregate"]["aed"]["missing"]}
+    assert section["clips"][0]["copy_source"]["csim"] > 0.8  # the same person
+    assert section["aggregate"]["face_found"]["result"] == 0
+    assert section["aggregate"]["jitter_driving"]["result"] > 0
+
+
+def test_what_cannot_be_measured_is_missing_with_a_reason_and_without_a_number(evaluation) -> None:
+    results, _ = evaluation
+    aggregate = results["sections"]["self"]["aggregate"]
+    for key, words in (("lpips", "--lpips-backbone"), ("fid", "--fid-network"), ("gaze", "eyeballs")):
+        assert list(aggregate[key]) == ["missing"]
+        assert words in aggregate[key]["missing"]
+        assert not any(key in row["result"] for row in results["sections"]["self"]["clips"])
+    listed = {(row["section"], row["metric"]) for row in results["missing"]}
+    assert {("self", "lpips"), ("self", "fid"), ("cross_relative", "fid"), ("self", "gaze")} <= listed
+    assert set(aggregate) == {key for key, metric in METRICS.items() if "self" in metric.parts}
+
+
+def test_control_and_shoulders_show_what_the_small_networks_do(evaluation) -> None:
+    results, pictures = evaluation
+    control = results["sections"]["control"]["aggregate"]
+    assert control["eye_rest"]["result"] > 1e-4
+    assert control["lip_rest"]["result"] > 1e-4
+    assert "missing" in control["eye_control"]  # random networks make no faces
+    assert [len(sweep.pictures) for sweep in pictures["control"]] == [4] * 6
+    shoulders = results["sections"]["shoulders"]["aggregate"]
+    ratio = shoulders["shoulders_stitched"]["result"] / shoulders["shoulders_plain"]["result"]
+    assert shoulders["shoulders_ratio"]["result"] == pytest.approx(ratio, rel=1e-3)
+    assert abs(ratio - 1) > 1e-4
+
+
+def test_weights_are_named_by_their_content(evaluation, weights: Path, tmp_path: Path) -> None:
+    results, _ = evaluation
+    portrait = load_portrait(weights)
+    assert results["weights"]["sha256"] == weights_hash(portrait)
+    portrait.save(tmp_path / "one.safetensors")
+    assert weights_hash(load_portrait(tmp_path / "one.safetensors")) == results["weights"]["sha256"]
+    next(portrait.stitching.parameters()).data.view(-1)[0] += 1
+    assert weights_hash(portrait) != results["weights"]["sha256"]
+
+
+def test_the_same_figures_in_other_batches(evaluation, options: Evaluate) -> None:
+    again, _ = evaluate(dataclasses.replace(options, parts=("self",), metrics=("l1", "jitter"), batch_size=3), ignore)
+    before = evaluation[0]["sections"]["self"]["aggregate"]
+    assert set(again["sections"]["self"]["aggregate"]) == {"l1", "face_l1", "jitter", "jitter_driving", "face_found"}
+    for key in ("l1", "face_l1"):
+        assert again["sections"]["self"]["aggregate"][key]["result"] == pytest.approx(before[key]["result"], abs=2e-6)
+    assert again["sections"]["self"]["aggregate"]["jitter_driving"] == before["jitter_driving"]
+    same, _ = evaluate(dataclasses.replace(options, parts=("self",), metrics=("l1", "jitter"), batch_size=3), ignore)
+    assert to_json(same) == to_json(again)
+
+
+def test_without_an_analyser_pictures_are_still_compared(options: Evaluate, tmp_path: Path, monkeypatch) -> None:
+    from model.faces import weights as face_weights
+
+    def offline(*_):
+        raise face_weights.WeightsError("cannot be fetched")
+
+    monkeypatch.setattr(face_weights, "fetch_weights", offline)
+    monkeypatch.setenv("PORTRAIT_WEIGHTS", str(tmp_path))
+    blind = dataclasses.replace(
+        options, parts=("self", "control"), metrics=("l1", "csim", "control"), faces=FacesConfig()
+    )
+    results, _ = evaluate(blind, ignore)
+    aggregate = results["sections"]["self"]["aggregate"]
+    assert math.isfinite(aggregate["l1"]["result"])
+    assert "cannot be fetched" in aggregate["csim"]["missing"]
+    assert "cannot be fetched" in results["sections"]["control"]["missing"]
+    assert results["analyser"] is None
+
+
+def test_one_person_alone_has_no_cross_reenactment(options: Evaluate, monkeypatch) -> None:
+    from training.evaluation import control, reenactment
+
+    for module in (control, reenactment):
+        monkeypatch.setattr(module, "source_for", lambda *_: None)
+    alone, _ = evaluate(
+        dataclasses.replace(options, parts=("cross", "shoulders"), metrics=("aed", "shoulders")), ignore
+    )
+    for name in ("cross_relative", "shoulders"):
+        assert "one identity only" in alone["sections"][name]["missing"]
+
+
+def test_mistakes_are_one_line(options: Evaluate, tmp_path: Path) -> None:
+    for change, words in (
+        ({"weights": tmp_path / "none"}, "none"),
+        ({"weights": tmp_path}, "no LivePortrait weights|no weights|not a run"),
+        ({"split": "train"}, r"'train'.*test \(3 clips\)"),
+        ({"data": str(tmp_path)}, "no data set"),
+        ({"metrics": ("l2",)}, "unknown l2; expected all"),
+        ({"lpips_backbone": tmp_path / "none.pth"}, "no such file"),
+        ({"fid_network": tmp_path / "none.pt"}, "no such file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            evaluate(dataclasses.replace(options, **change), ignore)
+    with pytest.raises(ValueError, match="max_frames"):
+        dataclasses.replace(options, max_frames=0)
+    with pytest.raises(ValueError, match="give --held-out-share"):
+        evaluate(dataclasses.replace(options, split="held_out"), ignore)
+
+
+def test_the_command(options: Evaluate, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "--weights", str(options.weights), "--data", options.data, "--parts", "self"]
+    command += ["--metrics", "l1", "lpips", "--max-frames", "3", "--num-strips", "1"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "self-reenactment: 6/6 frames" in said.err
+    assert "MISSING" in said.out
+    written = json.loads((tmp_path / "evaluation/tiny-test/evaluation.json").read_text())
+    assert list(written["sections"]["self"]["aggregate"]) == ["l1", "face_l1", "lpips"]
+    assert (written["weights"]["name"], written["weights"]["checkpoint"]) == ("tiny", None)
+    assert (tmp_path / "evaluation/tiny-test/index.html").stat().st_size > 5000
+    assert main([*command, "--split", "val"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    assert "test (3 clips)" in said

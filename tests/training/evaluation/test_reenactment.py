@@ -1,0 +1,68 @@
+"""Models whose figures are known beforehand: one that returns the driving frames, and one that never moves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from model.animation.progress import ignore
+from training.evaluation.evaluate import Evaluate, evaluate
+from training.evaluation.pixels import MAX_PSNR_DB
+from training.evaluation.reenactment import Carrier, spread
+
+
+def test_a_model_that_returns_the_driving_frames_is_perfect(options: Evaluate, monkeypatch) -> None:
+    monkeypatch.setattr(Carrier, "render", lambda self, frames: frames.copy())
+    wanted = dataclasses.replace(options, parts=("self", "cross"), cross=("absolute",), batch_size=4)
+    results, pictures = evaluate(wanted, ignore)
+    itself = {key: entry.get("result") for key, entry in results["sections"]["self"]["aggregate"].items()}
+    perfect = {"l1": 0, "face_l1": 0, "psnr": MAX_PSNR_DB, "face_psnr": MAX_PSNR_DB, "face_found": 100}
+    perfect |= {"aed": 0, "apd": 0, "pose_angle": 0, "eye_error": 0, "lip_error": 0}
+    for key, value in perfect.items():
+        assert itself[key] == pytest.approx(value, abs=1e-5), key
+    for key in ("ssim", "face_ssim", "csim"):
+        assert itself[key] == pytest.approx(1, abs=1e-5), key
+    assert itself["jitter"] == itself["jitter_driving"] > 0
+    cross = results["sections"]["cross_absolute"]["aggregate"]
+    assert cross["aed"]["result"] == pytest.approx(0, abs=1e-5)
+    assert cross["aed"]["copy_source"] > 0.5  # the other person's face holds still
+    assert cross["csim"]["result"] < 0.999  # it is the driving person that is seen
+    assert cross["csim"]["copy_source"] is None
+    assert [frame for frame, _ in pictures["self"][0].pictures] == [1, 2, 3, 4, 5, 6]
+    shown = pictures["self"][0].pictures[3][1]
+    assert shown["driving"] == shown["result"]
+    assert simplejpeg.decode_jpeg(shown["difference"]).max() == 0
+
+
+def test_a_model_that_never_moves_has_the_figures_of_copying(options: Evaluate, monkeypatch) -> None:
+    original = Carrier.__init__
+
+    def remember(self, engine, source, *rest) -> None:
+        original(self, engine, source, *rest)
+        self.source = source
+
+    monkeypatch.setattr(Carrier, "__init__", remember)
+    monkeypatch.setattr(Carrier, "render", lambda self, frames: np.repeat(self.source, len(frames), axis=0))
+    results, _ = evaluate(dataclasses.replace(options, parts=("self", "cross"), max_frames=4), ignore)
+    for name in ("self", "cross_relative"):
+        compared = []
+        for key, entry in results["sections"][name]["aggregate"].items():
+            if entry.get("copy_source") is not None:
+                assert entry["result"] == pytest.approx(entry["copy_source"], abs=1e-5), (name, key)
+                compared.append(key)
+        assert {"aed", "apd", "pose_angle", "face_found"} <= set(compared)
+    itself = results["sections"]["self"]
+    assert itself["num_frames"] == 8  # four of each clip, after the source
+    assert itself["aggregate"]["jitter"]["result"] == 0
+    assert itself["aggregate"]["lip_error"]["result"] >= 0
+    assert results["sections"]["cross_relative"]["aggregate"]["csim"]["result"] == pytest.approx(1, abs=1e-5)
+
+
+def test_frames_are_spread_evenly() -> None:
+    assert spread(1, 7, 6) == [1, 2, 3, 4, 5, 6]
+    assert spread(0, 101, 3) == [0, 50, 100]
+    assert spread(0, 2, 6) == [0, 1]
+    assert spread(1, 1, 6) == []

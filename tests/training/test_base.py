@@ -1,0 +1,242 @@
+"""Stage I: every part learns, each discriminator by its own region, and the options change speed, not results."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.networks import LivePortrait
+from training.base import BaseRecipe, BaseStage, face_boxes
+from training.base_losses import BaseLosses, Conventions
+from training.base_model import BaseModel, recompute_blocks
+from training.data import PreparedBatch
+from training.distributed import Process
+from training.loop import Progress, seeded_generator
+from training.losses import RELEASED_SLOTS
+from training.recipe import load_recipe
+
+SCRIPT = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))
+PROGRESS = Progress(images=100, step=25, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def batch() -> PreparedBatch:
+    return SCRIPT["make_batch"](2, 32)
+
+
+@pytest.fixture
+def recipe(quick_recipe: Path) -> BaseRecipe:
+    return load_recipe(BaseRecipe, "base", str(quick_recipe))
+
+
+def with_losses(recipe: BaseRecipe, **weights: object) -> BaseRecipe:
+    return dataclasses.replace(recipe, losses=dataclasses.replace(recipe.losses, **weights))
+
+
+def step(stage: BaseStage, batch: PreparedBatch, progress: Progress = PROGRESS) -> dict[str, float]:
+    told = stage.training_step(batch, progress, seeded_generator(torch.device("cpu"), 1))
+    return {name: value.item() for name, value in told.items()}
+
+
+def test_all_terms_reach_every_parameter(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    """With all losses on, one step moves every parameter of F, M, W, G and of the three discriminators."""
+    full = with_losses(recipe, perceptual=1.0, identity=1.0, random_vgg19_width=0.1, pixel_face=1.0)
+    stage = BaseStage(full, Process(), allow_random_features=True)
+    networks = {**stage.model.networks(), "discriminators": stage.modules["discriminators"]}
+    before = {f"{n}.{k}": p.detach().clone() for n, m in networks.items() for k, p in m.named_parameters()}
+    told = step(stage, batch)
+    weights = [f.name for f in dataclasses.fields(BaseLosses) if f.type == "float" and getattr(full.losses, f.name)]
+    assert {name for name in weights if name != "random_vgg19_width"} <= set(told)
+    assert all(torch.tensor(value).isfinite() for value in told.values())
+    total = sum(getattr(full.losses, name) * value for name, value in told.items() if name in weights)
+    assert told["loss"] == pytest.approx(total, rel=1e-5)
+    for name, module in networks.items():
+        for key, parameter in module.named_parameters():
+            assert parameter.isfinite().all()
+            # The batch norm that follows takes these biases out: their gradient is rounding, or nothing.
+            if key.endswith(("conv.bias", "conv1.bias", "compress.bias")):
+                continue
+            assert not torch.equal(parameter, before[f"{name}.{key}"]), f"{name}.{key} did not move"
+
+
+def test_without_weights_of_feature_networks_it_says_what_to_do(recipe: BaseRecipe) -> None:
+    with pytest.raises(ValueError, match=r"VGG19 weights and got no path.*--allow-random-features"):
+        BaseStage(with_losses(recipe, perceptual=1.0), Process())
+
+
+def test_discriminators_learn_alone_first(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    stage = BaseStage(recipe, Process())
+    early = step(stage, batch, Progress(images=0, step=0, batch_size=2))
+    assert not {"adversarial", "feature_matching"} & set(early)
+    assert {"discriminator/global", "discriminator/face", "discriminator/lip"} <= set(early)
+    later = step(stage, batch, Progress(images=8, step=2, batch_size=2))
+    assert {"adversarial", "feature_matching"} <= set(later)
+
+
+def test_each_discriminator_sees_its_own_region(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    """The mouth of the real picture changes: the judgement of the lip region does, and that of a face without it."""
+    stage = BaseStage(recipe, Process())
+    bare, seen = stage.modules["discriminators"], {}
+    for region in bare.regions:
+        bare.of(region).register_forward_pre_hook(lambda _, inputs, region=region: seen.setdefault(region, inputs[0]))
+    step(stage, batch)
+    sizes = {region: tuple(pictures.shape) for region, pictures in seen.items()}
+    assert sizes == {"global": (4, 3, 64, 64), "face": (4, 3, 32, 32), "lip": (4, 3, 16, 16)}  # real, then made
+    assert torch.equal(seen["global"][:2], batch.driving.target)
+    from training.losses import crop_regions
+
+    crops = crop_regions(batch.driving.target, batch.driving.landmarks)
+    assert torch.allclose(seen["face"][:2], crops["face"], atol=1e-6)
+    assert torch.allclose(seen["lip"][:2], crops["lip"], atol=1e-6)
+
+
+def test_driving_keypoints_use_the_canonical_ones_of_the_source(batch: PreparedBatch) -> None:
+    portrait = LivePortrait.untrained(config=ModelConfig.tiny(32))
+    torch.nn.init.normal_(portrait.motion.detector.fc_kp.weight, std=1.0)  # canonical points that differ by picture
+    model = BaseModel(portrait).eval()
+    with torch.no_grad():
+        made = model(batch.source.image, batch.driving.image, batch.driving.image.flip(-1))
+    motion = made.driving
+    expected = motion.scale[:, :, None] * (made.source.kp @ motion.rotation + motion.exp)
+    expected = expected + (motion.t * torch.tensor([1.0, 1.0, 0.0]))[:, None]
+    assert torch.allclose(made.keypoints_driving, expected, atol=1e-6)
+    assert not torch.allclose(made.source.kp, motion.kp, atol=1e-3)
+    assert made.keypoints_transformed.shape == expected.shape
+
+
+def test_recomputed_blocks_give_the_same_gradients(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    states = []
+    for blocks in ((), ("up_1", "G_middle_0")):
+        compute = dataclasses.replace(recipe.compute, recompute=blocks)
+        stage = BaseStage(dataclasses.replace(recipe, compute=compute), Process())
+        step(stage, batch)
+        step(stage, batch)
+        states.append(stage.model.state_dict())
+    plain, recomputed = states
+    assert plain.keys() == recomputed.keys()
+    for name, value in plain.items():
+        assert torch.equal(value, recomputed[name]), name
+    with pytest.raises(ValueError, match="G has no block 'up_7'; it has G_middle_0, up_0, up_1"):
+        recompute_blocks(stage.model.generator, ("up_7",))
+
+
+def test_channels_last_changes_rounding_only(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    told = []
+    for channels_last in (False, True):
+        compute = dataclasses.replace(recipe.compute, channels_last=channels_last)
+        stage = BaseStage(dataclasses.replace(recipe, compute=compute), Process())
+        told.append(step(stage, batch))
+    assert stage.model.generator.fc.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in told[0].items():
+        assert told[1][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_balancer_gives_each_loss_its_share(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    """A loss a thousand times as large moves the picture no more: gradients of G stay the same."""
+    gradients = []
+    for _ in range(2):
+        stage = BaseStage(with_losses(recipe, balancer=True, adversarial=0.0, feature_matching=0.0), Process())
+        factor = 1000.0 if gradients else 1.0
+        terms = stage.criterion.picture_terms
+        stage.criterion.picture_terms = lambda *a, f=factor, t=terms: {k: f * v for k, v in t(*a).items()}
+        kept: list[torch.Tensor] = []
+        weight = stage.model.generator.fc.weight
+        stage.optimizers["networks"].register_step_pre_hook(lambda *_, w=weight, k=kept: k.append(w.grad.clone()))
+        step(stage, batch)
+        gradients.append(kept[0])
+        assert "balancer" in stage.modules
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-8)
+
+
+def test_conventions_of_given_weights() -> None:
+    """Weights that count pitch the other way: that sign changes, the others stay."""
+    torch.manual_seed(0)
+    labels = 15 * torch.randn(40, 3)
+    angles = labels * torch.tensor([-0.8, 1.0, 1.0]) + torch.randn(40, 3)
+    angles[:, 2] = torch.randn(40)  # roll says nothing
+    labels[3] = torch.nan
+    landmarks = torch.rand(40, 68, 2) - 0.5
+    keypoints = 3 + torch.rand(40, 21, 3)
+    guided = (36, 39, 37, 42, 45, 43, 48, 54, 51, 57)
+    slots = tuple(range(20, 10, -1))
+    keypoints[:, slots, :2] = landmarks[:, guided]
+    conventions = Conventions()
+    notes = conventions.measure(angles, labels, keypoints, landmarks, signs=True)
+    assert conventions.pose_signs.tolist() == [-1, 1, 1]
+    assert conventions.slots_tuple == slots
+    assert "pitch: correlation -1.00 with the labels, sign changed" in notes[0]
+    assert "too weak to tell" in notes[2]
+    restored = Conventions()
+    assert restored.slots_tuple == RELEASED_SLOTS
+    restored.load_state_dict(conventions.state_dict())
+    assert (restored.slots_tuple, restored.pose_signs.tolist()) == (slots, [-1, 1, 1])
+    kept = Conventions()
+    kept.measure(angles, labels, keypoints, landmarks, signs=False)
+    assert kept.pose_signs.tolist() == [1, 1, 1]
+
+
+def test_signs_apply_to_the_labels(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    stage = BaseStage(recipe, Process())
+    stage.conventions.pose_signs.copy_(torch.tensor([-1.0, 1.0, 1.0]))
+    flipped = step(stage, batch)["head_pose"]
+    signs = torch.tensor([-1.0, 1.0, 1.0])
+    mirrored = dataclasses.replace(
+        batch,
+        source=dataclasses.replace(batch.source, pose=batch.source.pose * signs),
+        driving=dataclasses.replace(batch.driving, pose=batch.driving.pose * signs),
+    )
+    assert step(BaseStage(recipe, Process()), mirrored)["head_pose"] == pytest.approx(flipped, rel=1e-6)
+    assert step(BaseStage(recipe, Process()), batch)["head_pose"] != pytest.approx(flipped, rel=1e-5)
+
+
+def test_figures_of_validation(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    stage = BaseStage(recipe, Process())
+    with torch.no_grad():
+        figures = stage.validate(batch)
+        same = stage.validate(dataclasses.replace(batch, source=batch.driving))
+        columns = stage.pictures(batch)
+    assert torch.allclose(figures["copy_l1"], (batch.source.target - batch.driving.target).abs().mean(dim=(1, 2, 3)))
+    assert same["copy_l1_face"].tolist() == [0, 0]
+    assert torch.allclose(figures["l1"], (columns["result"] - batch.driving.target).abs().mean(dim=(1, 2, 3)))
+    assert figures["pose_error_deg"].shape == (2,)
+    assert stage.model.training
+    assert not stage.ema.modules["motion"].training
+
+
+def test_face_boxes() -> None:
+    landmarks = torch.zeros(1, 68, 2)
+    landmarks[0, 0], landmarks[0, 1] = torch.tensor([-0.5, 0.0]), torch.tensor([0.5, 0.75])
+    box = face_boxes(landmarks, 8)[0]
+    assert box.nonzero().amin(dim=0).tolist() == [4, 2]  # y from 0, x from -0.5
+    assert box.nonzero().amax(dim=0).tolist() == [6, 5]
+    assert face_boxes(torch.full((1, 68, 2), torch.nan), 8).sum() == 0
+
+
+@pytest.mark.slow
+def test_full_size_step_on_one_pair() -> None:
+    """The published size: one forward and backward at batch 1, finite gradients for F, M, W, G."""
+    recipe = load_recipe(BaseRecipe, "base", "paper")
+    recipe = dataclasses.replace(
+        recipe,
+        batch_size=1,
+        compute=dataclasses.replace(recipe.compute, precision="float32", recompute=("up_1",)),
+        losses=dataclasses.replace(recipe.losses, identity=0.0, random_vgg19_width=0.25),
+    )
+    stage = BaseStage(recipe, Process(), allow_random_features=True)
+    gradients: dict[str, torch.Tensor] = {}
+    parameters = dict(stage.model.named_parameters())
+    stage.optimizers["networks"].register_step_pre_hook(
+        lambda *_: gradients.update({name: p.grad for name, p in parameters.items() if p.grad is not None})
+    )
+    told = step(stage, SCRIPT["make_batch"](1, 256), Progress(images=10**6, step=10**6, batch_size=1))
+    assert all(torch.tensor(value).isfinite() for value in told.values())
+    assert gradients.keys() == parameters.keys()
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+    zero = [name for name, gradient in gradients.items() if not gradient.any()]
+    assert not zero, f"parameters that nothing reaches: {zero}"

@@ -1,0 +1,214 @@
+"""Checkpoints: complete or absent, never a pickle, and the state comes back bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.base import BaseRecipe
+from training.checkpoints import CheckpointFolder, RunState, read_tensors, stage_tensors
+from training.ema import Ema
+from training.loop import Stage, take_step
+from training.losses import GradientBalancer
+
+RECIPE = BaseRecipe()
+
+
+class SmallStage(Stage):
+    """Two layers with batch norm, two optimisers, an average: everything that a checkpoint may hold."""
+
+    name = "base"
+
+    def __init__(self, seed: int = 0, width: int = 4) -> None:
+        torch.manual_seed(seed)
+        self.modules = {"net": nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width)), "other": nn.Linear(2, 2)}
+        self.modules["balancer"] = GradientBalancer({"pixel": 1.0})
+        self.optimizers = {
+            "networks": torch.optim.Adam(self.modules["net"].parameters(), fused=True),
+            "discriminators": torch.optim.Adam(self.modules["other"].parameters()),
+        }
+        self.ema = Ema({"net": self.modules["net"]}, half_life_images=10)
+
+    def work(self) -> None:
+        self.modules["net"](torch.randn(5, 3)).square().sum().backward()
+        self.modules["other"](torch.randn(5, 2)).sum().backward()
+        for optimizer in self.optimizers.values():
+            take_step(optimizer, 1.0)
+        self.ema.update(100, 10)
+
+
+def save(folder: CheckpointFolder, stage: Stage, images: int, *, is_best: bool = False) -> bool:
+    folder.save(stage, RECIPE, RunState(images=images, step=images // 8), is_best=is_best)
+    return folder.finish()
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    stage = SmallStage()
+    stage.work()
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    assert save(folder, stage, 80)
+    fresh = SmallStage(seed=1)
+    state = CheckpointFolder(tmp_path, keep_last=2, writes=False).restore(fresh, RECIPE)
+    assert state == RunState(images=80, step=10)
+    before, after = stage_tensors(stage), stage_tensors(fresh)
+    assert before.keys() == after.keys()
+    assert "optimizers.discriminators.0.exp_avg" in before
+    assert "ema.net.1.running_mean" in before
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype
+        assert torch.equal(value, after[name]), name
+
+
+def test_the_copy_is_of_the_moment_of_saving(tmp_path: Path) -> None:
+    stage = SmallStage()
+    stage.work()
+    wanted = {name: value.clone() for name, value in stage_tensors(stage).items()}
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    folder.save(stage, RECIPE, RunState(images=8))
+    with torch.no_grad():  # while it may still be writing
+        for parameter in stage.modules["net"].parameters():
+            parameter.fill_(777.0)
+    assert folder.finish()
+    saved = read_tensors(tmp_path / "checkpoints" / "images-0000000008")
+    assert all(torch.equal(saved[name], value) for name, value in wanted.items())
+
+
+def test_no_file_is_a_pickle(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    save(folder, SmallStage(), 8)
+    files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ""}
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "images-0000000008"
+
+
+def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    stage = SmallStage()
+    for images in (8, 16, 24, 32):
+        save(folder, stage, images, is_best=images == 16)
+    assert folder.names() == ["images-0000000016", "images-0000000024", "images-0000000032"]
+    assert folder.best_name() == "images-0000000016"
+    assert folder.newest_name() == "images-0000000032"
+
+
+def test_a_kill_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
+    """A process saves large checkpoints in a loop and is killed at many moments."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+import torch
+from training.base import BaseRecipe
+from training.checkpoints import CheckpointFolder, RunState
+from training.loop import Stage
+class Big(Stage):
+    name = "base"
+    modules = {{"net": torch.nn.Linear(1000, 1000)}}
+    optimizers = {{}}
+from pathlib import Path
+folder = CheckpointFolder(Path({str(tmp_path)!r}), keep_last=1, writes=True)
+start = int(sys.argv[1])
+for images in range(start, start + 1000):
+    Big.modules["net"].weight.data.fill_(images)
+    folder.save(Big(), BaseRecipe(), RunState(images=images)); folder.finish()
+    print(images, flush=True)
+"""
+    start = 1
+    for delay_s in (0.0, 0.007):
+        process = subprocess.Popen([sys.executable, "-c", script, str(start)], stdout=subprocess.PIPE, text=True)
+        done = [int(process.stdout.readline()) for _ in range(3)][-1]
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        done = max([done, *map(int, process.stdout.read().split())])
+        process.wait()
+        folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)  # what a resumed run does
+        name = folder.newest_name()
+        images = int(name.removeprefix("images-"))
+        assert images >= done
+        assert read_tensors(folder.root / name)["modules.net.weight"].unique().tolist() == [images]
+        assert not list(folder.root.glob(".partial-*"))
+        start = images + 1
+
+
+def test_a_pointer_that_is_gone_is_no_loss(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    save(folder, SmallStage(), 8)
+    save(folder, SmallStage(), 16)
+    (folder.root / "latest").unlink()
+    assert folder.newest_name() == "images-0000000016"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_loses_nothing_saved(tmp_path: Path, capsys, monkeypatch, number: int) -> None:
+    """EFBIG by a real limit of the operating system; ENOSPC raised where the file is written."""
+    stage = SmallStage()
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    assert save(folder, stage, 8)
+    wanted = read_tensors(folder.root / "images-0000000008")
+    stage.work()
+    if number == errno.EFBIG:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            assert not save(folder, stage, 16)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+            assert not save(folder, stage, 16)
+    said = capsys.readouterr().err
+    assert "checkpoint images-0000000016 could not be written" in said
+    assert os.strerror(number) in said
+    assert "images-0000000008 is kept" in said
+    assert folder.names() == ["images-0000000008"]
+    assert all(
+        torch.equal(value, wanted[name]) for name, value in read_tensors(folder.root / folder.newest_name()).items()
+    )
+    assert not list(folder.root.glob(".partial-*"))
+    assert save(folder, stage, 16)  # once there is room again
+
+
+def test_another_recipe_or_stage_is_refused(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    save(folder, SmallStage(), 8)
+    other = dataclasses.replace(RECIPE, seed=7, losses=dataclasses.replace(RECIPE.losses, pixel=2.0))
+    with pytest.raises(
+        ValueError, match=r"losses.pixel: 0.0 -> 2.0; seed: 0 -> 7\): use the same recipe.*--allow-other"
+    ):
+        folder.restore(SmallStage(), other)
+    assert folder.restore(SmallStage(), other, allow_other_recipe=True).images == 8
+    stage = SmallStage()
+    stage.name = "stitching"
+    with pytest.raises(ValueError, match="of stage 'base', not 'stitching': use another --output"):
+        folder.restore(stage, RECIPE)
+    with pytest.raises(ValueError, match=r"does not hold this stage's networks: .*size mismatch"):
+        folder.restore(SmallStage(width=5), RECIPE)
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    save(folder, SmallStage(), 8)
+    (weights,) = (folder.root / "images-0000000008").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"images-0000000008 cannot be read .*remove this folder"):
+        folder.restore(SmallStage(), RECIPE)
+    run = folder.root / "images-0000000008" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"version": 99}))
+    with pytest.raises(ValueError, match="version 99, this program knows up to 1"):
+        folder.restore(SmallStage(), RECIPE)
+    shutil.rmtree(folder.root / "images-0000000008")
+    assert folder.restore(SmallStage(), RECIPE) == RunState()

@@ -1,0 +1,139 @@
+"""Stage II on a small untrained base: what learns, what stays, and what the terms are."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.networks import LivePortrait
+from training.correction import masked_mean, mean_over_known
+from training.data import PreparedBatch, PreparedFrames
+from training.distributed import Process
+from training.loop import Progress
+from training.networks.landmarks import LandmarkNetwork
+from training.recipe import OptimizerOptions
+from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage
+from training.stitching import StitchingLosses, StitchingRecipe, StitchingStage
+
+TINY = ModelConfig.tiny(32)
+OPTIMIZER = OptimizerOptions(learning_rate=1e-2, ema_half_life_images=4)
+
+
+@pytest.fixture
+def batch(make_face68) -> PreparedBatch:
+    """Two pairs of noise pictures with a face's landmarks in the upper half."""
+    generator = torch.Generator().manual_seed(0)
+    face = torch.from_numpy(make_face68((256.0, 200.0), 160.0)).float() / 256 - 1
+
+    def frames() -> PreparedFrames:
+        target = torch.rand(2, 3, 64, 64, generator=generator)
+        return PreparedFrames(
+            image=torch.nn.functional.avg_pool2d(target, 2),
+            target=target,
+            landmarks=face.expand(2, 68, 2).clone(),
+            pose=torch.zeros(2, 3),
+            eyes=torch.full((2, 2), 0.3),
+            lip=torch.full((2, 1), 0.1),
+        )
+
+    return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(2, dtype=torch.bool))
+
+
+@pytest.fixture
+def portrait() -> LivePortrait:
+    """With a motion that depends on the picture more than an untrained M's does."""
+    portrait = LivePortrait.untrained(0, TINY)
+    with torch.no_grad():
+        portrait.motion.detector.fc_kp.weight.mul_(3)
+        portrait.motion.detector.fc_exp.weight.mul_(3)
+        portrait.motion.detector.fc_kp.bias.copy_(torch.linspace(-0.5, 0.5, 63))
+    return portrait
+
+
+def make_stage(name: str, portrait: LivePortrait):
+    if name == "stitching":
+        losses = StitchingLosses(shoulder=10.0, offset=0.01)
+        return StitchingStage(portrait, StitchingRecipe(model=TINY, optimizer=OPTIMIZER, losses=losses), Process())
+    recipe = RetargetingRecipe(model=TINY, optimizer=OPTIMIZER, losses=RetargetingLosses(offset=0.01))
+    return RetargetingStage(portrait, recipe, Process(), part=name, landmarks=LandmarkNetwork())
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("stitching", "stitching"), ("eyes", "retarget_eye"), ("lip", "retarget_lip")]
+)
+def test_only_its_network_learns(name: str, network: str, portrait, batch) -> None:
+    stage = make_stage(name, portrait)
+    last = getattr(portrait, network).mlp[-1]
+    assert not last.weight.any()
+    assert not last.bias.any()
+    first = getattr(portrait, network).mlp[0]
+    assert first.weight.any(), "only the last layer starts at zero"
+    before = {key: value.clone() for key, value in portrait.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        told = stage.training_step(batch, Progress(images=2 * step, step=step, batch_size=2), generator)
+        stage.ema.update(2 * step + 2, 2)
+        assert all(math.isfinite(value.item()) for value in told.values())
+        assert told["gradient_norm"] > 0
+    changed = {key.split(".")[0] for key, value in portrait.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {network}
+    assert all(p.grad is None for key, p in portrait.named_parameters() if not key.startswith(network))
+    assert not torch.equal(getattr(portrait, network).mlp[0].weight, before[f"{network}.mlp.0.weight"])
+
+
+def test_first_step_is_no_correction(portrait, batch) -> None:
+    told = make_stage("stitching", portrait).losses(batch, torch.Generator())[1]
+    assert told["offset"] == 0
+    kept = make_stage("stitching", portrait).validate(batch)
+    torch.testing.assert_close(kept["shoulder"], kept["shoulder_unstitched"])
+    torch.testing.assert_close(kept["motion_kept"], torch.ones(2))
+
+
+def test_stitching_quietens_the_shoulders(portrait, batch) -> None:
+    stage = make_stage("stitching", portrait)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(80):
+        stage.training_step(batch, Progress(images=2 * step, step=step, batch_size=2), generator)
+        stage.ema.update(2 * step + 2, 2)
+    figures = stage.validate(batch)
+    assert (figures["shoulder"] < 0.5 * figures["shoulder_unstitched"]).all()
+    assert figures["shoulder_unstitched"].min() > 0
+
+
+def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
+    batch.source.lip[1] = torch.nan
+    stage = make_stage("lip", portrait)
+    _, told = stage.losses(batch, torch.Generator().manual_seed(0))
+    terms, known, _ = stage._retarget(
+        batch.source, torch.rand(2, 1, generator=torch.Generator().manual_seed(0)) * 0.8, stage.training_networks
+    )
+    assert known.tolist() == [True, False]
+    torch.testing.assert_close(told["condition"], terms["condition"][0] / 2)
+    assert stage.validate(batch)["condition"].isnan().tolist() == [False, True]
+
+
+def test_pictures_have_a_column_each(portrait, batch) -> None:
+    assert list(make_stage("stitching", portrait).pictures(batch)) == [
+        *("source", "driving", "reconstructed", "unstitched", "stitched")
+    ]
+    columns = make_stage("eyes", portrait).pictures(batch)
+    assert list(columns) == ["source", "eyes 0.00", "eyes 0.20", "eyes 0.40"]
+    assert all(column.shape == (2, 3, 64, 64) for column in columns.values())
+
+
+def test_masked_mean_by_hand() -> None:
+    difference = torch.zeros(2, 3, 2, 2)
+    difference[0, :, 0, 0] = torch.tensor([1.0, -2.0, 3.0])
+    difference[0, :, 1, 1] = 100.0
+    mask = torch.zeros(2, 1, 2, 2)
+    mask[0, 0, 0, :] = torch.tensor([1.0, 0.5])
+    # (1 + 2 + 3) over 1.5 pixels of 3 channels; an empty mask is zero.
+    torch.testing.assert_close(masked_mean(difference, mask), torch.tensor([6 / 4.5, 0.0]))
+
+
+def test_mean_over_known_by_hand() -> None:
+    values = torch.tensor([1.0, torch.nan, 3.0])
+    assert mean_over_known(values, torch.tensor([True, False, True])) == pytest.approx(4 / 3)

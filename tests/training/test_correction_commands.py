@@ -1,0 +1,96 @@
+"""Stage II on the command line: from a base model to one export with all small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.networks import LivePortrait
+from training.__main__ import main
+from training.correction_commands import load_landmarks
+from training.export import load_portrait
+
+QUICK = (
+    *("--recipe", "tiny", "--batch-size", "2", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
+    *("--reports.validate-every-images", "0", "--device", "cpu"),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained base model on the disk; it moves, but means nothing."""
+    folder = tmp_path_factory.mktemp("base") / "weights"
+    LivePortrait.untrained(0, ModelConfig.tiny()).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def landmarks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "landmarks"
+    assert main(["landmarks", *QUICK, "--num-images", "8", "--data", str(dataset), "--output", str(output)]) == 0
+    return output
+
+
+def test_landmark_run_gives_a_frozen_network(landmarks: Path) -> None:
+    network = load_landmarks(landmarks)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert network(torch.rand(1, 3, 100, 100)).shape == (1, 68, 2)
+
+
+def test_retargeting_learns_resumes_and_exports(
+    base: Path, landmarks: Path, dataset: Path, tmp_path: Path, capsys
+) -> None:
+    runs = {}
+    for part, network in (("eyes", "retarget_eye"), ("lip", "retarget_lip")):
+        runs[network] = tmp_path / part
+        arguments = ["retargeting", "--part", part, *QUICK, "--data", str(dataset), "--init", str(base)]
+        arguments += ["--landmarks", str(landmarks), "--output", str(tmp_path / part)]
+        assert main([*arguments, "--num-images", "4"]) == 0
+        assert main([*arguments, "--num-images", "6"]) == 0
+        assert "4 images" in capsys.readouterr().err  # resumed
+        start, trained = LivePortrait.from_pretrained(base), load_portrait(tmp_path / part)
+        for name, module in trained.networks().items():
+            same = all(torch.equal(v, module.state_dict()[k]) for k, v in getattr(start, name).state_dict().items())
+            assert same == (name != network), name
+    merged = tmp_path / "merged"
+    assert main(["export", str(base), *map(str, runs.values()), "--output", str(merged)]) == 0
+    weights = LivePortrait.from_pretrained(merged)
+    for network, run in runs.items():
+        expected = getattr(load_portrait(run), network).state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in getattr(weights, network).state_dict().items())
+
+
+def test_stitching_needs_two_persons(base: Path, dataset: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["stitching", *QUICK, "--num-images", "4", "--data", str(dataset), "--init", str(base)]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "two persons" in error
+
+
+def test_stitching_on_real_people(base: Path, media_dataset: Path, tmp_path: Path) -> None:
+    arguments = ["stitching", *QUICK, "--num-images", "4", "--data", str(media_dataset), "--init", str(base)]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    trained = load_portrait(tmp_path / "run")
+    assert trained.stitching.mlp[-1].weight.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--init", "nowhere"], "--init nowhere does not exist"),
+        (["--landmarks", "nowhere"], "python -m training landmarks"),
+    ],
+)
+def test_what_is_missing_is_named(
+    arguments: list[str], words: str, base: Path, landmarks: Path, dataset: Path, tmp_path: Path, capsys
+) -> None:
+    given = {"--init": str(base), "--landmarks": str(landmarks)} | dict([arguments])
+    options = [item for pair in given.items() for item in pair]
+    command = ["retargeting", "--part", "lip", *QUICK, "--data", str(dataset), "--output", str(tmp_path / "run")]
+    assert main([*command, *options]) == 2
+    assert words in capsys.readouterr().err

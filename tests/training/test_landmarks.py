@@ -1,0 +1,94 @@
+"""The landmark network: its centres of mass, its varied pictures, and that it learns."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from training.data import PreparedBatch, PreparedFrames
+from training.distributed import Process
+from training.landmarks import LandmarkOptions, LandmarksRecipe, LandmarkStage, dotted, errors, vary
+from training.loop import Progress
+from training.networks.landmarks import LandmarkConfig, LandmarkNetwork, centres_of_mass
+from training.recipe import OptimizerOptions
+
+
+def test_centre_of_mass_of_a_peak_is_its_pixel() -> None:
+    maps = torch.zeros(1, 2, 4, 8)
+    maps[0, 0, 1, 6] = 100.0  # row 1 of 4, column 6 of 8
+    maps[0, 1, 2, 0] = maps[0, 1, 2, 1] = 100.0
+    expected = torch.tensor([[[13 / 8 - 1, 3 / 4 - 1], [2 / 8 - 1, 5 / 4 - 1]]])
+    torch.testing.assert_close(centres_of_mass(maps), expected)
+
+
+def test_any_picture_size_gives_landmarks_with_gradients() -> None:
+    network = LandmarkNetwork(LandmarkConfig(image_size=64, heatmap_size=16))
+    for size in (32, 64, 200):
+        picture = torch.rand(2, 3, size, size, requires_grad=True)
+        found = network(picture)
+        assert found.shape == (2, 68, 2)
+        assert found.abs().max() < 1
+        found.square().sum().backward()
+        assert picture.grad.abs().sum() > 0
+
+
+def test_varied_pictures_and_points_agree() -> None:
+    """A blob at each point is found at the varied point."""
+    torch.manual_seed(0)
+    points = torch.rand(6, 1, 2) * 0.8 - 0.4
+    y, x = torch.meshgrid(*[(2 * torch.arange(128) + 1) / 128 - 1] * 2, indexing="ij")
+    images = torch.exp(-((x - points[..., :1]) ** 2 + (y - points[..., 1:]) ** 2) / 0.004)[:, None].expand(
+        -1, 3, -1, -1
+    )
+    moved, expected = vary(images, points, LandmarkOptions(), torch.Generator().manual_seed(1))
+    weight = moved[:, 0] / moved[:, 0].sum(dim=(1, 2), keepdim=True)
+    found = torch.stack([(weight * x).sum(dim=(1, 2)), (weight * y).sum(dim=(1, 2))], dim=1)
+    torch.testing.assert_close(found, expected[:, 0], atol=2e-3, rtol=0)
+    assert (expected - points).abs().max() > 0.05
+
+
+def test_errors_by_hand(make_face68) -> None:
+    labels = torch.from_numpy(make_face68((0.0, 0.0), 1.0)).float()[None]
+    found = labels.clone()
+    found[0, 66, 1] += 0.032  # a tenth of the distance between the mouth's corners
+    told = errors(found, labels)
+    torch.testing.assert_close(told["position"], torch.tensor([0.032 / 136]))
+    torch.testing.assert_close(told["lip"], torch.tensor([0.1]), atol=1e-4, rtol=0)
+    assert told["eyes"] == 0
+
+
+def test_dots_land_on_their_pixels() -> None:
+    points = torch.full((1, 68, 2), 5.0)  # outside: not drawn
+    points[0, 0] = torch.tensor([-1 + 2 * 2.5 / 8, -1 + 2 * 4.5 / 8])
+    drawn = dotted(torch.zeros(1, 3, 8, 8), points)
+    assert drawn.nonzero().tolist() == [[0, 1, 4, 2]]
+
+
+def test_it_learns(make_face68) -> None:
+    """Faces as bright dots on black, at random places: the error falls to less than half of an untrained network's."""
+    face = torch.from_numpy(make_face68((0.0, 0.0), 1.0)).float()
+    recipe = LandmarksRecipe(
+        landmarks=LandmarkConfig(image_size=64, channels=(16, 16, 16), heatmap_size=32),
+        optimizer=OptimizerOptions(learning_rate=3e-3, ema_half_life_images=0),
+    )
+    stage = LandmarkStage(recipe, Process())
+    generator = torch.Generator().manual_seed(0)
+
+    def frames() -> PreparedFrames:
+        places = torch.rand(4, 1, 2, generator=generator) * 0.8 - 0.4
+        landmarks = face + places
+        target = dotted(torch.zeros(4, 3, 64, 64), landmarks)
+        target = functional.avg_pool2d(target, 3, stride=1, padding=1).clamp(max=1)
+        unused = torch.zeros(4, 3)
+        return PreparedFrames(
+            image=target, target=target, landmarks=landmarks, pose=unused, eyes=unused[:, :2], lip=unused[:, :1]
+        )
+
+    def batch() -> PreparedBatch:
+        return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(4, dtype=torch.bool))
+
+    held_out = batch()
+    before = stage.validate(held_out)["position"].mean()
+    for step in range(200):
+        stage.training_step(batch(), Progress(images=4 * step, step=step, batch_size=4), generator)
+    assert stage.validate(held_out)["position"].mean() < 0.5 * before

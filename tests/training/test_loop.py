@@ -1,0 +1,138 @@
+"""The loop as a user runs it: exact resume, other numbers of ranks, stopping, divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from training.checkpoints import CheckpointFolder, read_run, read_tensors
+from training.loop import due, take_step
+
+Run = Callable[..., str]
+
+
+def records(output: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
+    """Lines of metrics.jsonl by images; of the last of several runs where they overlap."""
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return {line["images"]: line for line in lines if line["kind"] == kind}
+
+
+def wait_for(condition: Callable[[], Any], process: Any, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def straight(dataset: Path, quick_recipe: Path, run_training: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 steps of 4 pairs on one rank, in one go."""
+    output = tmp_path_factory.mktemp("runs") / "straight"
+    run_training("base", "--recipe", quick_recipe, "--data", dataset, "--output", output)
+    return output
+
+
+def test_resume_after_sigkill_is_exact(
+    straight: Path, dataset: Path, quick_recipe: Path, training_process: Callable, run_training: Run, tmp_path: Path
+) -> None:
+    """10 steps, SIGKILL, and the same command again: losses and all weights and optimiser states, bit for bit."""
+    arguments = ("base", "--recipe", quick_recipe, "--data", dataset, "--output", tmp_path / "run")
+    process = training_process(*arguments)
+    wait_for((tmp_path / "run" / "checkpoints" / "latest").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    folder = CheckpointFolder(tmp_path / "run", keep_last=3, writes=False)
+    assert folder.newest_name() == "images-0000000040"
+    said = run_training(*arguments)
+    assert "resuming from" in said
+    assert "40 images" in said
+    expected, got = records(straight), records(tmp_path / "run")
+    assert sorted(expected) == list(range(4, 84, 4))
+    changing = {"time", "images_per_s", "data_wait_percent", "memory_gib"}
+    for images in range(44, 84, 4):
+        for name in expected[images].keys() - changing:
+            assert got[images][name] == expected[images][name], (images, name)
+    theirs, ours = (read_tensors(path / "checkpoints" / "images-0000000080") for path in (straight, tmp_path / "run"))
+    assert theirs.keys() == ours.keys()
+    assert {name.split(".")[0] for name in ours} == {"modules", "ema", "optimizers"}
+    different = [name for name, value in theirs.items() if not torch.equal(value, ours[name])]
+    assert not different
+
+
+def test_position_is_kept_on_two_ranks(
+    straight: Path, dataset: Path, quick_recipe: Path, run_training: Run, tmp_path: Path
+) -> None:
+    """From one rank's checkpoint, two ranks see the same pairs: the same losses but for the order of sums."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "images-0000000040").symlink_to(straight / "checkpoints" / "images-0000000040")
+    arguments = ("base", "--recipe", quick_recipe, "--data", dataset, "--output", tmp_path / "run")
+    run_training(*arguments, "--num-images", 48, ranks=2)
+    expected, got = records(straight), records(tmp_path / "run")
+    assert sorted(got) == [44, 48]
+    for images, relative in ((44, 1e-4), (48, 1e-2)):  # rounding grows from step to step, by Adam's quotient
+        for name in ("loss", "pixel", "head_pose", "guidance", "equivariance"):
+            assert got[images][name] == pytest.approx(expected[images][name], rel=relative), (images, name)
+    assert read_run(checkpoints / "images-0000000048")["state"]["step"] == 12
+
+
+def test_sigterm_saves_and_ends_well(
+    dataset: Path, quick_recipe: Path, training_process: Callable, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    process = training_process("base", "--recipe", quick_recipe, "--data", dataset, "--output", output)
+    wait_for(lambda: (output / "metrics.jsonl").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "stopped as asked; the same command continues" in said
+    name = CheckpointFolder(output, keep_last=3, writes=False).newest_name()
+    images = read_run(output / "checkpoints" / name)["state"]["images"]
+    assert images == max(records(output))
+    assert 0 < images < 80
+
+
+def test_a_run_that_diverges_stops_with_its_batch(
+    dataset: Path, quick_recipe: Path, run_training: Run, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "hot.toml"
+    recipe.write_text(quick_recipe.read_text().replace("learning_rate = 1e-3", "learning_rate = 1e30"))
+    said = run_training("base", "--recipe", recipe, "--data", dataset, "--output", tmp_path / "run", status=1)
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "became NaN or infinite after" in error
+    assert "Lower the learning rate" in error
+    (path,) = (tmp_path / "run").glob("nonfinite-*-rank0.safetensors")
+    assert str(path) in error
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("source.images").dtype == torch.uint8
+        labels = json.loads(file.metadata()["labels"])
+    assert labels["source.clip_ids"]
+    assert not all(math.isfinite(float(value)) for value in labels["losses"].values())
+    assert CheckpointFolder(tmp_path / "run", keep_last=1, writes=False).newest_name() is None
+
+
+def test_intervals() -> None:
+    assert [images for images in range(0, 41, 8) if due(20, images, 8)] == [0, 24, 40]
+    assert [images for images in range(0, 41, 8) if due(4, images, 8)] == [0, 8, 16, 24, 32, 40]
+
+
+def test_take_step_clips_all_gradients_together() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    norm = take_step(torch.optim.SGD(parameters, lr=1.0), 1.0)
+    assert norm.item() == 5.0
+    assert [round(p.item(), 4) for p in parameters] == [-0.6, -0.8]
+    assert all(p.grad is None for p in parameters)
+    parameters[0].grad = torch.tensor([3.0])
+    take_step(torch.optim.SGD(parameters, lr=1.0), 0.0)
+    assert parameters[0].item() == pytest.approx(-3.6)

@@ -1,0 +1,169 @@
+"""The command line: help that teaches, errors of one line and status 2, export."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import BASE_FILES, RETARGETING_FILE, load_checkpoint
+from model.networks import LivePortrait
+from training.__main__ import COMMANDS, main
+from training.export import load_portrait
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, quick_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run in this process, with pictures and validation."""
+    output = tmp_path_factory.mktemp("runs") / "base"
+    arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)]
+    arguments += ["--num-images", "16", "--reports.validate-every-images", "8", "--reports.pictures-every-images", "16"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    return output
+
+
+def test_a_run_leaves_what_the_readme_says(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints", "metrics.jsonl", "pictures", "recipe.toml", "tensorboard",
+    }  # fmt: skip
+    assert [path.name for path in sorted((run / "pictures").iterdir())] == [
+        "images-0000000000.png",
+        "images-0000000016.png",
+    ]
+    text = (run / "metrics.jsonl").read_text()
+    assert text.count('"kind": "validation"') == 3
+    assert '"copy_l1_face"' in text
+    assert (run / "checkpoints" / "best").exists()
+
+
+def test_export_has_the_released_files_and_the_averaged_weights(run: Path, tmp_path: Path, capsys) -> None:
+    assert main(["export", str(run), "--output", str(tmp_path / "weights"), "--checkpoint", "latest"]) == 0
+    assert "images-0000000016" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "weights").iterdir()}
+    assert names == {*BASE_FILES.values(), RETARGETING_FILE, "model_config.json"}
+    portrait = LivePortrait.from_pretrained(tmp_path / "weights")
+    direct = load_portrait(run, which="latest")
+    last = load_portrait(run, average=False, which="latest")
+    assert portrait.config.image_size == 32
+    for name, network in portrait.networks().items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, getattr(direct, name).state_dict()[key])
+    assert not torch.equal(direct.generator.fc.weight, last.generator.fc.weight)
+
+
+def test_exported_weights_inspect_and_start_a_finetuning(
+    run: Path, quick_recipe: Path, dataset: Path, tmp_path: Path, capsys
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    assert main(["export", str(run), "--output", str(weights)]) == 0
+    from model.__main__ import main as model_main
+
+    assert model_main(["inspect", str(weights)]) == 0
+    arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(tmp_path / "tuned")]
+    assert main([*arguments, "--init", str(weights), "--num-images", "4"]) == 0
+    said = capsys.readouterr().err
+    assert "pitch: correlation" in said
+    assert "guidance landmarks follow the key points" in said
+    start, tuned = load_portrait(weights), load_portrait(tmp_path / "tuned", average=False)
+    difference = (start.generator.fc.weight - tuned.generator.fc.weight).abs().max().item()
+    assert 0 < difference <= 1.1e-3  # one step of Adam at 1e-3
+
+
+def test_full_size_export_has_exactly_the_released_keys(reference: Path, tmp_path: Path) -> None:
+    """Names and shapes of the files that the export writes at the published size against the released ones."""
+    import json
+
+    portrait = LivePortrait.untrained()
+    portrait.save(tmp_path / "weights")
+    assert not (tmp_path / "weights" / "model_config.json").exists()
+    shapes = json.loads((reference / "state_dict_shapes.json").read_text())
+    for name, state in load_checkpoint(tmp_path / "weights").networks.items():
+        released = next(value for key, value in shapes.items() if released_name(key) == name)
+        assert {key: list(value.shape) for key, value in state.items()} == {k: list(v) for k, v in released.items()}
+
+
+def released_name(key: str) -> str:
+    """Our name of a network of the reference file."""
+    return {
+        "appearance_feature_extractor": "appearance",
+        "motion_extractor": "motion",
+        "warping_module": "warping",
+        "spade_generator": "generator",
+    }.get(key, key)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["base", "--data", "nowhere"], "error: --data nowhere: no data set there; expected a folder with manifests/"),
+        (["base", "--recipe", "papre"], "error: no recipe 'papre': expected one of finetune, paper"),
+        (["base", "--recipe", "tiny", "--init", "nothing"], "error: --init nothing does not exist: give the folder"),
+        (["export", "nowhere", "--output", "w"], "error: nowhere: no such file or folder"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments: list[str], message: str, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[losses]\nperceptive = 1.0\n")
+    assert main(["base", "--recipe", str(path)]) == 2
+    assert "unknown key 'perceptive'; valid keys are perceptual" in capsys.readouterr().err
+
+
+def test_missing_feature_weights_and_bfloat16_on_a_cpu(dataset: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["base", "--recipe", "tiny", "--data", str(dataset), "--output", str(tmp_path), "--device", "cpu"]
+    assert main([*arguments, "--losses.perceptual", "1"]) == 2
+    assert "pass --allow-random-features" in capsys.readouterr().err
+    assert main([*arguments, "--compute.precision", "bfloat16"]) == 2
+    assert "use --compute.precision float32, or a GPU" in capsys.readouterr().err
+
+
+def test_dry_run_trains_nothing(dataset: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "run"
+    arguments = ["base", "--recipe", "tiny", "--data", str(dataset), "--output", str(output), "--device", "cpu"]
+    assert main([*arguments, "--dry-run", "--losses.pixel", "3.5"]) == 0
+    said = capsys.readouterr().out
+    assert "pixel = 3.5" in said
+    assert "64 px in, 128 px out; 2,400 images in batches of 8" in said
+    assert not output.exists()
+
+
+def test_help_teaches(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "torchrun --standalone --nproc-per-node 8 -m training base" in said
+    assert all(name in said for name in COMMANDS)
+    with pytest.raises(SystemExit) as ended:
+        main(["bass"])
+    assert ended.value.code == 2
+    assert "unknown command 'bass'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["base", "--help"])
+    assert "--losses.perceptual" in capsys.readouterr().out
+
+
+def test_commands_of_all_stages_exist() -> None:
+    """Every registered command has help; in one process, because each imports torch."""
+    script = "import sys\nfrom training.__main__ import main\nfor name in sys.argv[1:]:\n"
+    script += (
+        "    try:\n        main([name, '--help'])\n    except SystemExit as e:\n        assert e.code == 0, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *COMMANDS], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("usage: ") == len(COMMANDS)

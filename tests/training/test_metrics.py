@@ -1,0 +1,66 @@
+"""What a run tells: the line, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training.base import BaseRecipe
+from training.distributed import Process
+from training.metrics import Reporter, clock
+from training.recipe import ReportOptions
+
+
+def test_a_line_tells_means_speed_wait_and_time_to_go(tmp_path) -> None:
+    recipe = dataclasses.replace(
+        BaseRecipe(), num_images=400, batch_size=10, reports=ReportOptions(log_every_images=20)
+    )
+
+    def slow_batches():
+        for number in range(100):
+            time.sleep(0.02)
+            yield number
+
+    out = io.StringIO()
+    with Reporter(tmp_path, recipe, Process(), first_image=0, out=out) as reporter:
+        batches = reporter.timed(slow_batches())
+        for number, loss in enumerate((1.0, 3.0)):
+            next(batches)
+            time.sleep(0.02)
+            with reporter.paused():
+                time.sleep(0.3)
+            reporter.add(
+                {"loss": loss, "gradient_norm/networks": 7.0}, 10 * number + 10, number + 1, num_skipped=number
+            )
+    (line,) = out.getvalue().splitlines()
+    for part in ("step 2  images 20  loss 2  ", " images/s  wait ", " GiB  ETA 0:", "1 samples skipped"):
+        assert part in line
+    assert "gradient_norm" not in line
+    (record,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (record["kind"], record["loss"], record["images"], record["step"]) == ("train", 2.0, 20, 2)
+    assert record["data_wait_percent"] == pytest.approx(50, abs=20)
+    assert record["images_per_s"] == pytest.approx(20 / 0.08, rel=0.4)  # the pauses are left out
+    assert 0.01 < record["memory_gib"] < 100
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(20, 2.0)]
+
+
+def test_other_ranks_write_nothing(tmp_path) -> None:
+    out = io.StringIO()
+    recipe = dataclasses.replace(BaseRecipe(), batch_size=1, reports=ReportOptions(log_every_images=1))
+    with Reporter(tmp_path, recipe, Process(rank=1), first_image=0, out=out) as reporter:
+        reporter.add({"loss": 1.0}, 1, 1, num_skipped=0)
+        reporter.validation({"l1": 0.1}, 1)
+    assert out.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3_725, "1:02:05")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

@@ -1,0 +1,84 @@
+"""Recipes: presets, files, errors that name the key, and the hash that guards a resumed run."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from manifests.recipes import preset_names
+from training.base import BaseRecipe
+from training.recipe import PRESETS, OptimizerOptions, load_recipe, recipe_toml
+
+
+def test_every_preset_loads_and_survives_being_written() -> None:
+    assert {"paper", "finetune", "tiny", "small"} <= set(preset_names(PRESETS / "base"))
+    for name in preset_names(PRESETS / "base"):
+        recipe = load_recipe(BaseRecipe, "base", name)
+        text = recipe_toml(recipe)
+        assert tomllib.loads(text)["hash"] == recipe.hash
+
+
+def test_a_written_recipe_reads_back_equal(tmp_path) -> None:
+    recipe = load_recipe(BaseRecipe, "base", "tiny")
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_toml(recipe))
+    assert load_recipe(BaseRecipe, "base", str(path)) == recipe
+
+
+def test_paper_has_the_published_numbers() -> None:
+    recipe = load_recipe(BaseRecipe, "base", "paper")
+    assert recipe.model == dataclasses.replace(recipe.model.__class__())
+    assert (recipe.batch_size, recipe.optimizer.learning_rate, recipe.optimizer.betas) == (104, 2e-4, (0.5, 0.999))
+    weights = recipe.losses
+    assert (weights.perceptual, weights.adversarial, weights.feature_matching) == (10, 1, 10)
+    assert (weights.equivariance, weights.keypoint_prior, weights.head_pose) == (20, 10, 20)
+    assert weights.deformation_prior == 5 * 3 * 21  # our mean, their sum
+    assert weights.pixel == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[losses]\npixels = 1.0", r"\[losses\]: unknown key 'pixels'; valid keys are .*pixel"),
+        ("batch_size = 'many'", "batch_size is 'many', expected int"),
+        ("batch_size = 0", "batch_size is 0, expected more than 0"),
+        ("[compute]\nprecision = 'float8'", "precision is 'float8', expected one of float32, bfloat16"),
+        ("[model]\nimage_size = 100", "image_size must be a positive multiple"),
+        ("[losses", "not valid TOML"),
+        ("recipe_version = 9", "recipe version 9, this program has version 1"),
+    ],
+)
+def test_errors_name_the_key(tmp_path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(BaseRecipe, "base", str(path))
+
+
+def test_unknown_preset_lists_the_presets() -> None:
+    with pytest.raises(ValueError, match="no recipe 'papre': expected one of finetune, paper, small, tiny"):
+        load_recipe(BaseRecipe, "base", "papre")
+
+
+def test_hash_covers_what_is_learned_and_nothing_else() -> None:
+    recipe = BaseRecipe()
+    same = dataclasses.replace(recipe, num_images=5, reports=dataclasses.replace(recipe.reports, log_every_images=1))
+    other = dataclasses.replace(recipe, losses=dataclasses.replace(recipe.losses, pixel=1.0))
+    assert same.hash == recipe.hash != other.hash
+    from training.recipe import flatten
+
+    assert other.differences(flatten(dataclasses.asdict(recipe))) == ["losses.pixel: 0.0 -> 1.0"]
+
+
+def test_course_of_the_learning_rate() -> None:
+    options = OptimizerOptions(warmup_images=99, decay="linear", final_share=0.1)
+    assert options.factor(0, 1099) == pytest.approx(0.01)
+    assert options.factor(98, 1099) == pytest.approx(0.99)
+    assert options.factor(99, 1099) == 1.0
+    assert options.factor(599, 1099) == pytest.approx(0.55)
+    assert options.factor(1099, 1099) == pytest.approx(0.1)
+    cosine = OptimizerOptions(decay="cosine")
+    assert cosine.factor(250, 1000) == pytest.approx(0.8535534)
+    assert OptimizerOptions().factor(10**9, 1000) == 1.0

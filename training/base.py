@@ -1,0 +1,244 @@
+"""Stage I: F, M, W and G against three discriminators, on pairs of frames of one person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from model.networks import LivePortrait
+from training.base_losses import BaseCriterion, BaseLosses, Conventions, DiscriminatorOptions
+from training.base_model import BaseModel, Reenacted, apply_compute_options, use_channels_last
+from training.data import PreparedBatch, RandomTransform
+from training.distributed import Process, synchronise_batch_norm
+from training.ema import Ema
+from training.loop import Progress, Stage, take_step
+from training.losses import GradientBalancer, cascade, discriminator_losses
+from training.networks.discriminator import CascadedDiscriminator
+from training.recipe import Recipe
+
+PICTURE_TERMS = ("pixel", "pixel_face", "perceptual", "identity", "adversarial", "feature_matching")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRecipe(Recipe):
+    """Everything about a run of stage I."""
+
+    losses: BaseLosses = field(default_factory=BaseLosses)
+    discriminators: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+
+
+class BaseStage(Stage):
+    """F, M, W, G and the discriminators in training. S, R_eyes and R_lip ride along untouched, for the export."""
+
+    name = "base"
+    best_metric = "l1_face"
+
+    def __init__(
+        self,
+        recipe: BaseRecipe,
+        process: Process,
+        *,
+        portrait: LivePortrait | None = None,
+        allow_random_features: bool = False,
+    ) -> None:
+        """portrait: weights to start from; random ones by the recipe's seed otherwise."""
+        self.recipe, self.process = recipe, process
+        self.criterion = BaseCriterion(
+            recipe.losses,
+            device=process.device,
+            allow_random_features=allow_random_features,
+            autocast_features=recipe.compute.precision == "bfloat16",
+        )
+        self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
+        portrait = portrait or LivePortrait.untrained(recipe.seed, recipe.model)
+        portrait.to(process.device)
+        self.model = BaseModel(portrait).train().requires_grad_(True)
+        self.conventions = Conventions().to(process.device)
+        self.modules = {
+            **self.model.networks(),
+            **{name: getattr(portrait, name) for name in ("stitching", "retarget_eye", "retarget_lip")},
+            "conventions": self.conventions,
+        }
+        if recipe.optimizer.ema_half_life_images:
+            # Before anything wraps the networks, so that the copies are plain.
+            self.ema = Ema(self.model.networks(), half_life_images=recipe.optimizer.ema_half_life_images)
+        synchronise_batch_norm(self.model, process)
+        apply_compute_options(self.model, recipe.compute)
+        self.optimizers = {"networks": self._adam(self.model, recipe.optimizer.learning_rate)}
+        self.replicated = process.replicate(self.model)
+        self._make_discriminators()
+        self.balancer = None
+        if recipe.losses.balancer:
+            shares = {name: getattr(recipe.losses, name) for name in PICTURE_TERMS if getattr(recipe.losses, name)}
+            self.balancer = GradientBalancer(shares).to(process.device)
+            self.modules["balancer"] = self.balancer
+
+    def _make_discriminators(self) -> None:
+        self.discriminators = None
+        if not self.recipe.losses.has_discriminators:
+            return
+        options = self.recipe.discriminators
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed + 1)
+            bare = CascadedDiscriminator(
+                base_channels=options.base_channels,
+                max_channels=options.max_channels,
+                num_blocks=options.num_blocks,
+            )
+        bare.to(self.process.device).train()
+        if self.recipe.compute.channels_last:
+            use_channels_last(bare)
+        self.modules["discriminators"] = bare
+        self.optimizers["discriminators"] = self._adam(bare, self.recipe.optimizer.discriminator_learning_rate)
+        self.discriminators = self.process.replicate(bare)
+
+    def _adam(self, module: nn.Module, learning_rate: float) -> torch.optim.Adam:
+        optimizer = torch.optim.Adam(
+            module.parameters(), lr=learning_rate, betas=self.recipe.optimizer.betas, fused=True
+        )
+        for group in optimizer.param_groups:
+            group["initial_lr"] = learning_rate
+        return optimizer
+
+    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+        """The discriminators first, on the picture just made; then the networks, judged by the new discriminators."""
+        transform = self._draw_transform(len(batch), generator)
+        made = self.replicated(
+            self._input(batch.source.image),
+            self._input(batch.driving.image),
+            self._input(transform.warp_image(batch.driving.image)),
+            self.precision,
+        )
+        landmarks = batch.driving.landmarks
+        real, fake = cascade(batch.driving.target, landmarks), cascade(made.image, landmarks)
+        told = {}
+        if self.discriminators is not None:
+            told |= self._step_discriminators(real, fake)
+        terms = self._terms(made, batch, transform, real, fake, progress)
+        total = self.criterion.total(terms)
+        self._backward(terms, total, made.image)
+        told["gradient_norm/networks"] = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
+        return {"loss": total, **terms, **told}
+
+    def _terms(
+        self,
+        made: Reenacted,
+        batch: PreparedBatch,
+        transform: RandomTransform,
+        real: dict[str, Tensor],
+        fake: dict[str, Tensor],
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """All terms of the networks' loss, unweighted."""
+        with self._autocast():
+            terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
+            if self.discriminators is not None and progress.images >= self.recipe.losses.discriminator_warmup_images:
+                terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
+        return terms | self.criterion.motion_terms(made, batch, transform, self.conventions)
+
+    def _step_discriminators(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:
+        with self._autocast():
+            losses = discriminator_losses(self.discriminators, real, fake, kind=self.recipe.losses.gan)
+        torch.stack([*losses.values()]).sum().backward()
+        norm = take_step(self.optimizers["discriminators"], self.recipe.optimizer.max_gradient_norm)
+        told = {f"discriminator/{region}": loss for region, loss in losses.items()}
+        return told | {"gradient_norm/discriminators": norm}
+
+    def _backward(self, terms: dict[str, Tensor], total: Tensor, image: Tensor) -> None:
+        if self.balancer is None:
+            total.backward()
+            return
+        on_picture = {name: term for name, term in terms.items() if name in PICTURE_TERMS}
+        others = {name: term for name, term in terms.items() if name not in PICTURE_TERMS}
+        gradient, _ = self.balancer.gradient(on_picture, image)
+        if others:
+            torch.autograd.backward([image, self.criterion.total(others)], [gradient, None])
+        else:
+            image.backward(gradient)
+
+    def _bare_discriminators(self) -> nn.Module:
+        wrapped = self.discriminators
+        return wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+
+    def _draw_transform(self, num: int, generator: torch.Generator) -> RandomTransform:
+        """Drawn for the pairs of all ranks, so that the joined batch of one rank gets the same."""
+        drawn = RandomTransform.sample(num * self.process.world_size, generator=generator)
+        rows = slice(self.process.rank * num, (self.process.rank + 1) * num)
+        return RandomTransform(
+            matrix=drawn.matrix[rows], shift=drawn.shift[rows], control=drawn.control, weights=drawn.weights[rows]
+        )
+
+    def _input(self, image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=torch.channels_last) if self.recipe.compute.channels_last else image
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.process.device.type, dtype=torch.bfloat16, enabled=self.precision is not None)
+
+    def learn_conventions(self, batches: Iterable[PreparedBatch]) -> list[str]:
+        """With trained weights: how they count angles, and which key points follow the landmarks. Lines to tell."""
+        seen: list[list[Tensor]] = []
+        self.model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                made = self.model(batch.source.image, batch.driving.image)
+                for motion, points, frames in (
+                    (made.source, made.keypoints_source, batch.source),
+                    (made.driving, made.keypoints_driving, batch.driving),
+                ):
+                    angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1)
+                    seen.append([angles, frames.pose, points, frames.landmarks])
+        self.model.train()
+        gathered = [torch.cat(parts) for parts in zip(*seen, strict=True)]
+        return self.conventions.measure(*gathered, signs=self.recipe.losses.pose_signs == "auto")
+
+    def reenact(self, batch: PreparedBatch) -> Reenacted:
+        """Pairs by the averaged weights (by the trained ones where no average is kept), in evaluation mode."""
+        networks = self.ema.modules if self.ema is not None else self.model.networks()
+        training = self.model.training
+        self.model.eval()
+        view = BaseModel.__new__(BaseModel)
+        nn.Module.__init__(view)
+        view.config = self.model.config
+        for name, network in networks.items():
+            setattr(view, name, network)
+        try:
+            return view(self._input(batch.source.image), self._input(batch.driving.image), precision=self.precision)
+        finally:
+            self.model.train(training)
+
+    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        """Mean absolute error of the whole picture and of the face, beside that of showing the source unchanged."""
+        made, target = self.reenact(batch), batch.driving.target
+        masks = face_boxes(batch.driving.landmarks, target.shape[-1])
+        figures = {}
+        for prefix, picture in (("", made.image), ("copy_", batch.source.target)):
+            error = (picture - target).abs().mean(dim=1)
+            figures[f"{prefix}l1"] = error.mean(dim=(1, 2))
+            figures[f"{prefix}l1_face"] = (error * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))
+        angles = torch.cat([made.driving.pitch, made.driving.yaw, made.driving.roll], dim=1)
+        labels = batch.driving.pose * self.conventions.pose_signs
+        figures["pose_error_deg"] = (angles - labels).abs().mean(dim=1)
+        return figures
+
+    def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        """Source, driving frame, result, and where W thinks the source shows enough."""
+        made = self.reenact(batch)
+        return {
+            "source": batch.source.target,
+            "driving": batch.driving.target,
+            "result": made.image,
+            "occlusion": functional.interpolate(made.warped.occlusion.float(), size=made.image.shape[-2:]),
+        }
+
+
+def face_boxes(landmarks: Tensor, size: int) -> Tensor:
+    """1 within the bounding box of the landmarks [B, 68, 2] in [-1, 1], 0 elsewhere: [B, size, size]; NaN: empty."""
+    centres = (2 * torch.arange(size, device=landmarks.device) + 1) / size - 1
+    low, high = landmarks.amin(dim=1), landmarks.amax(dim=1)
+    inside = (centres >= low[..., None]) & (centres <= high[..., None])  # [B, 2, size]
+    return (inside[:, 0, None, :] & inside[:, 1, :, None]).float()

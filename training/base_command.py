@@ -1,0 +1,79 @@
+"""python -m training base: stage I from scratch, or from weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from model.networks import LivePortrait
+from training.base import BaseRecipe, BaseStage
+from training.checkpoints import CheckpointFolder
+from training.data import make_loader, prepare
+from training.distributed import Process
+from training.running import RunOptions, run_stage
+
+INIT_FRAMES = 64
+"""Pairs on which the conventions of given weights are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(RunOptions):
+    """Train F, M, W and G from scratch, or from given weights. The same command again continues.
+
+    One CPU process: python -m training base --recipe tiny --data demo_dataset --output runs/tiny
+    One machine with 8 GPUs: torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --output runs/base
+    """
+
+    output: Path = Path("runs/base")
+    """Folder of the run; made if it is missing, continued if it holds checkpoints."""
+    init: Path | None = None
+    """Weights to start from: a run, the released files, or an export; otherwise from scratch."""
+    allow_random_features: bool = False
+    """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse."""
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "paper"
+    """Preset or a TOML file; further options override it."""
+    recipe: Annotated[BaseRecipe, tyro.conf.arg(name="")] = field(default_factory=BaseRecipe)
+
+    STAGE = "base"
+    RECIPE = BaseRecipe
+
+    def main(self) -> int:
+        portrait = load_start(self.init) if self.init is not None else None
+        recipe = self.recipe
+        if portrait is not None:
+            recipe = dataclasses.replace(recipe, model=portrait.config)
+        return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait))
+
+    def make_stage(self, recipe: BaseRecipe, process: Process, portrait: LivePortrait | None) -> BaseStage:
+        """The stage; given weights are looked at first, unless the run has begun."""
+        stage = BaseStage(recipe, process, portrait=portrait, allow_random_features=self.allow_random_features)
+        begun = CheckpointFolder(self.output, keep_last=1, writes=False).newest_name() is not None
+        if portrait is not None and not begun:
+            batch_size = min(8, recipe.batch_size)
+            loader = make_loader(self.data, config=recipe.data, batch_size=batch_size, seed=recipe.seed)
+            batches = itertools.islice(loader, -(-INIT_FRAMES // batch_size))
+            image_size = recipe.model.image_size
+            for note in stage.learn_conventions(
+                prepare(batch.to(process.device), image_size=image_size) for batch in batches
+            ):
+                if process.is_main:
+                    print(f"{self.init}: {note}", file=sys.stderr)
+        return stage
+
+
+def load_start(path: Path) -> LivePortrait:
+    """Weights to start from. FileNotFoundError or ValueError with one line that says what to do."""
+    from training.export import load_portrait
+
+    if not path.expanduser().exists():
+        raise ValueError(
+            f"--init {path} does not exist: give the folder of a run, of an export, or of the released files "
+            "(the KwaiVGI/LivePortrait model repository)"
+        )
+    return load_portrait(path)

@@ -1,0 +1,209 @@
+"""The terms of stage I and their weights: L_E, L_L, L_H, L_delta, L_P,cascade, L_G,cascade, L_faceid, L_guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from manifests.recipes import require_positive
+from training.base_model import Reenacted
+from training.data import PreparedBatch, RandomTransform
+from training.losses import (
+    RELEASED_SLOTS,
+    CascadedPerceptualLoss,
+    IdentityLoss,
+    deformation_prior_loss,
+    equivariance_loss,
+    generator_losses,
+    head_pose_loss,
+    keypoint_prior_loss,
+    match_slots,
+    wing_guidance_loss,
+)
+from training.networks.recogniser import load_recogniser
+from training.networks.vgg import load_vgg19
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseLosses:
+    """Weights of the loss terms, each with the reduction that it multiplies. 0 leaves a term out.
+
+    The paper publishes none. The start is face-vid2vid's, restated for our reductions: its 5 for the deformation is
+    for a sum over the 3 x 21 numbers, of which we take the mean.
+    """
+
+    perceptual: float = 10.0
+    """VGG19, global + face + lip: sum of mean differences over four scales and five layers each."""
+    adversarial: float = 1.0
+    """Mean over patches, sum of the three discriminators."""
+    feature_matching: float = 10.0
+    """Sum over layers of mean differences, sum of the three discriminators."""
+    equivariance: float = 20.0
+    """Mean over key points and both axes, in units where the picture's side is 2."""
+    keypoint_prior: float = 10.0
+    """Sum over ordered pairs, plus the mean depth's distance from 0.33; of x_d."""
+    head_pose: float = 20.0
+    """Degrees, sum of the three angles, mean of the source and the driving frame."""
+    deformation_prior: float = 315.0
+    """Mean over key points and axes of the driving frame."""
+    identity: float = 10.0
+    """1 - cosine of recogniser features; our choice, nothing is published."""
+    guidance: float = 5.0
+    """Wing of ten key points against landmarks, mean over points of the sum over x and y; our choice."""
+    pixel: float = 0.0
+    """Plain mean absolute difference; the paper has none. It replaces what is missing where there is no VGG19."""
+    pixel_face: float = 0.0
+    """The same within the face and the lip crop, sum of both."""
+
+    balancer: bool = False
+    """Make the weights of the terms on the picture shares of the gradient at the picture (EnCodec's balancer)."""
+    gan: Literal["hinge", "non-saturating"] = "hinge"
+    """Kind of the adversarial loss."""
+    discriminator_warmup_images: int = 50_000
+    """The discriminators learn alone for so long before the networks hear of them."""
+    vgg19: str = ""
+    """Torchvision's vgg19 state dict (.pth or .safetensors)."""
+    random_vgg19_width: float = 1.0
+    """Width of the random features that stand in for VGG19 where that is allowed; less is cheaper."""
+    recogniser: str = ""
+    """ONNX file of a face recogniser; empty: SFace, fetched and verified as for curation."""
+    weights_dir: str = ""
+    """Folder with the analysers' weight files, where they are not to be fetched."""
+    pose_signs: Literal["auto", "labels"] = "auto"
+    """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign."""
+
+    @property
+    def has_discriminators(self) -> bool:
+        """Whether there is an adversarial game at all."""
+        return self.adversarial > 0 or self.feature_matching > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscriminatorOptions:
+    """Sizes of the three discriminators."""
+
+    base_channels: int = 64
+    """Of the first block; doubled by every other."""
+    max_channels: int = 512
+    """Bound on the channels."""
+    num_blocks: int = 4
+    """Halvings; the smallest region must have 2^(num_blocks + 1) px."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "base_channels", "max_channels", "num_blocks")
+
+
+class Conventions(nn.Module):
+    """What the weights mean by their outputs: signs of the pose angles, and which key points follow which landmark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pose_signs", torch.ones(3))
+        self.register_buffer("slots", torch.tensor(RELEASED_SLOTS))
+        self.slots_tuple = RELEASED_SLOTS
+
+    def _load_from_state_dict(self, *arguments, **options) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self.slots_tuple = tuple(self.slots.tolist())
+
+    def measure(
+        self, angles: Tensor, labels: Tensor, keypoints: Tensor, landmarks: Tensor, *, signs: bool
+    ) -> list[str]:
+        """Set both from N frames seen by trained weights; returns what was found, a line each.
+
+        angles, labels: [N, 3] pitch, yaw, roll in degrees; keypoints [N, K, 3]; landmarks [N, 68, 2] in [-1, 1].
+        """
+        notes = []
+        for axis, name in enumerate(("pitch", "yaw", "roll")):
+            known = labels[:, axis].isfinite()
+            correlation = torch.corrcoef(torch.stack([angles[known, axis], labels[known, axis]]))[0, 1].item()
+            if signs and correlation < -0.5:
+                self.pose_signs[axis] = -1.0
+            how = "sign changed" if self.pose_signs[axis] < 0 else "as labelled"
+            doubt = "" if abs(correlation) > 0.5 else "; too weak to tell a sign"
+            notes.append(f"{name}: correlation {correlation:+.2f} with the labels, {how}{doubt}")
+        self.slots.copy_(torch.tensor(match_slots(keypoints, landmarks)))
+        self.slots_tuple = tuple(self.slots.tolist())
+        notes.append(f"guidance landmarks follow the key points {', '.join(map(str, self.slots_tuple))}")
+        return notes
+
+
+class BaseCriterion:
+    """All terms of stage I, unweighted, and their weighted sum. Frozen feature networks live here, on the device."""
+
+    def __init__(
+        self, weights: BaseLosses, *, device: torch.device, allow_random_features: bool, autocast_features: bool
+    ) -> None:
+        self.weights = weights
+        self.perceptual = self.identity = None
+        if weights.perceptual:
+            network = load_vgg19(
+                weights.vgg19 or None, allow_random_features=allow_random_features, width=weights.random_vgg19_width
+            )
+            self.perceptual = CascadedPerceptualLoss(network, autocast_features=autocast_features).to(device)
+        if weights.identity:
+            recogniser = load_recogniser(
+                weights.recogniser or None,
+                weights_dir=weights.weights_dir or None,
+                allow_random_features=allow_random_features,
+            )
+            self.identity = IdentityLoss(recogniser).to(device)
+
+    def motion_terms(
+        self, made: Reenacted, batch: PreparedBatch, transform: RandomTransform, conventions: Conventions
+    ) -> Terms:
+        """Terms on key points and angles."""
+        weights, terms = self.weights, {}
+        if weights.equivariance:
+            terms["equivariance"] = equivariance_loss(
+                made.keypoints_driving, made.keypoints_transformed, transform.warp_points
+            )
+        if weights.keypoint_prior:
+            terms["keypoint_prior"] = keypoint_prior_loss(made.keypoints_driving)
+        if weights.head_pose:
+            signs = conventions.pose_signs
+            terms["head_pose"] = (
+                head_pose_loss(made.source, batch.source.pose * signs)
+                + head_pose_loss(made.driving, batch.driving.pose * signs)
+            ) / 2
+        if weights.deformation_prior:
+            terms["deformation_prior"] = deformation_prior_loss(made.driving)
+        if weights.guidance:
+            slots = conventions.slots_tuple
+            terms["guidance"] = (
+                wing_guidance_loss(made.keypoints_source, batch.source.landmarks, slots=slots)
+                + wing_guidance_loss(made.keypoints_driving, batch.driving.landmarks, slots=slots)
+            ) / 2
+        return terms
+
+    def picture_terms(self, fake: Terms, real: Terms, landmarks: Tensor) -> Terms:
+        """Terms on the picture without a discriminator. fake, real: global, face and lip views (`losses.cascade`)."""
+        weights, terms = self.weights, {}
+        if weights.pixel:
+            terms["pixel"] = (fake["global"] - real["global"]).abs().mean()
+        if weights.pixel_face:
+            terms["pixel_face"] = sum((fake[region] - real[region]).abs().mean() for region in ("face", "lip"))
+        if self.perceptual is not None:
+            terms["perceptual"] = sum(self.perceptual(fake, real).values())
+        if self.identity is not None:
+            terms["identity"] = self.identity(fake["global"], real["global"], landmarks)
+        return terms
+
+    def adversarial_terms(self, discriminators: nn.Module, fake: Terms, real: Terms) -> Terms:
+        """Terms by the discriminators, which stay as they are."""
+        judged = generator_losses(discriminators, real, fake, kind=self.weights.gan)
+        terms = {}
+        if self.weights.adversarial:
+            terms["adversarial"] = sum(judged.adversarial.values())
+        if self.weights.feature_matching:
+            terms["feature_matching"] = sum(judged.feature_matching.values())
+        return terms
+
+    def total(self, terms: Terms) -> Tensor:
+        """Sum of the weighted terms."""
+        return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()

@@ -1,0 +1,137 @@
+"""F, M, W and G of stage I as one module: one forward pass a step, which is what data-parallel wrappers want."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import ModelConfig
+from model.keypoints import Motion
+from model.networks import LivePortrait
+from model.networks.generator import SpadeGenerator, SpectralConv2d
+from model.networks.warping import WarpOutput
+from training.recipe import ComputeOptions
+
+BASE_NETWORKS = ("appearance", "motion", "warping", "generator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reenacted:
+    """What the base model makes of pairs."""
+
+    image: Tensor
+    """float32 [B, 3, 2S, 2S] in (0, 1): the source's person in the driving frame's pose and expression."""
+    warped: WarpOutput
+    """Flow and occlusion."""
+    source: Motion
+    driving: Motion
+    keypoints_source: Tensor
+    """x_s: float32 [B, K, 3]."""
+    keypoints_driving: Tensor
+    """x_d: float32 [B, K, 3], from the canonical key points of the *source*."""
+    keypoints_transformed: Tensor | None
+    """x of the transformed driving frame, likewise; None where none was given."""
+
+
+class BaseModel(nn.Module):
+    """x_s = s_s (x_c,s R_s + delta_s) + t_s;  x_d = s_d (x_c,s R_d + delta_d) + t_d;  G(W(F(source), x_s, x_d))."""
+
+    def __init__(self, portrait: LivePortrait) -> None:
+        super().__init__()
+        self.config: ModelConfig = portrait.config
+        self.appearance = portrait.appearance
+        self.motion = portrait.motion
+        self.warping = portrait.warping
+        self.generator = portrait.generator
+
+    def networks(self) -> dict[str, nn.Module]:
+        """F, M, W, G by their names."""
+        return {name: getattr(self, name) for name in BASE_NETWORKS}
+
+    def forward(
+        self, source: Tensor, driving: Tensor, transformed: Tensor | None = None, precision: torch.dtype | None = None
+    ) -> Reenacted:
+        """source, driving, transformed (driving under a random transform): float [B, 3, S, S] in [0, 1].
+
+        precision: of autocast; None runs in the weights' own. Key-point algebra and grids are float32 either way.
+        """
+        frames = [frame for frame in (source, driving, transformed) if frame is not None]
+        with _autocast(source.device, precision):
+            # M has no batch statistics, so all frames may go through it together.
+            heads = self.motion(torch.cat(frames))
+        with torch.autocast(source.device.type, enabled=False):
+            motions = [
+                Motion.from_heads(dict(zip(heads, parts, strict=True)))
+                for parts in zip(*(head.chunk(len(frames)) for head in heads.values()), strict=True)
+            ]
+            keypoints = [motion.replace(kp=motions[0].kp).keypoints() for motion in motions]
+        with _autocast(source.device, precision):
+            volume = self.appearance(source)
+            warped = self.warping(volume, kp_driving=keypoints[1], kp_source=keypoints[0])
+            image = self.generator(warped.feature)
+        return Reenacted(
+            image=image.float(),
+            warped=warped,
+            source=motions[0],
+            driving=motions[1],
+            keypoints_source=keypoints[0],
+            keypoints_driving=keypoints[1],
+            keypoints_transformed=keypoints[2] if transformed is not None else None,
+        )
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast | nullcontext:
+    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
+
+
+def apply_compute_options(model: BaseModel, options: ComputeOptions) -> None:
+    """Memory formats, recomputation and compilation, in place; keys of the state dict stay as they are."""
+    if options.channels_last:
+        use_channels_last(model)
+    recompute_blocks(model.generator, options.recompute)
+    if options.compile:
+        model.motion.compile()
+        model.generator.compile()
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Convolution weights in the memory format of tensor cores, 2D and 3D, in place."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+
+
+def recompute_blocks(generator: SpadeGenerator, names: tuple[str, ...]) -> None:
+    """Let blocks of G keep only their inputs for the backward pass. ValueError lists the blocks there are."""
+    blocks = {name: block for name, block in generator.named_children() if name not in ("fc", "conv_img")}
+    for name in names:
+        if name not in blocks:
+            raise ValueError(f"compute.recompute: G has no block {name!r}; it has {', '.join(blocks)}")
+        block = blocks[name]
+        block.forward = partial(
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing in G is random
+            context_fn=lambda block=block: (nullcontext(), _without_power_iteration(block)),
+        )
+
+
+@contextmanager
+def _without_power_iteration(block: nn.Module) -> Iterator[None]:
+    """Spectral norms as the first pass left them: a second one must see the same weights, and not move them."""
+    convolutions = [part for part in block.modules() if isinstance(part, SpectralConv2d) and part.training]
+    for convolution in convolutions:
+        convolution.training = False
+    try:
+        yield
+    finally:
+        for convolution in convolutions:
+            convolution.training = True

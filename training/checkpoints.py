@@ -1,0 +1,303 @@
+"""Checkpoints of a run: asynchronous, complete or not there at all, and readable without running code from a file.
+
+    OUTPUT/checkpoints/images-0000120000/   model-00001-of-00001.safetensors  networks, averages, optimisers
+                                            run.json                          images, step, recipe, best figure
+    OUTPUT/checkpoints/latest, best         names of folders
+
+`torch.distributed.checkpoint` writes safetensors (its own format keeps an index in a pickle). All state is the same on
+all ranks, so the first rank writes it, in a thread, from a copy. A folder gets its name only when it is complete and on
+the disk; `latest` is replaced after that, and older folders are removed last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from manifests.store import write_bytes_atomically
+from training.recipe import Recipe, flatten
+
+if TYPE_CHECKING:
+    from training.loop import Stage
+
+# DCP says this of every save by one process, which is meant here; in a thread, where contexts do not reach.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+CHECKPOINT_VERSION = 1
+_PARTIAL = ".partial-"
+
+
+@dataclasses.dataclass
+class RunState:
+    """What a run is besides its tensors."""
+
+    images: int = 0
+    """Pairs seen by all ranks: also the position in the data."""
+    step: int = 0
+    """Steps made."""
+    best_value: float = float("inf")
+    """Smallest figure of validation so far."""
+    best_images: int = -1
+    """Where it was."""
+
+
+def stage_tensors(stage: Stage) -> dict[str, Tensor]:
+    """All tensors of a stage by one flat name: weights, averages, and the state of every optimiser."""
+    tensors = {}
+    for name, module in stage.modules.items():
+        tensors.update({f"modules.{name}.{key}": value for key, value in module.state_dict().items()})
+    if stage.ema is not None:
+        for name, module in stage.ema.modules.items():
+            tensors.update({f"ema.{name}.{key}": value for key, value in module.state_dict().items()})
+    for name, optimizer in stage.optimizers.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizers.{name}.{index}.{key}": value for key, value in values.items()})
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def load_stage_tensors(stage: Stage, tensors: dict[str, Tensor], where: Path) -> None:
+    """Put back what `stage_tensors` gave. ValueError when the networks are others than those that were saved."""
+    try:
+        for name, module in stage.modules.items():
+            module.load_state_dict(_below(tensors, f"modules.{name}."))
+        if stage.ema is not None:
+            for name, module in stage.ema.modules.items():
+                module.load_state_dict(_below(tensors, f"ema.{name}."))
+        for name, optimizer in stage.optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in _below(tensors, f"optimizers.{name}.").items():
+                index, _, field = key.partition(".")
+                state.setdefault(int(index), {})[field] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{where} does not hold this stage's networks: {' '.join(str(error).split())}") from error
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """Tensors of a checkpoint whose names start with one of the prefixes, on the CPU."""
+    try:
+        reader = HuggingFaceStorageReader(str(folder))
+        known = reader.read_metadata().state_dict_metadata
+        tensors = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in known.items()
+            if name.startswith(prefixes)
+        }
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    except (Exception, CheckpointException) as error:  # DCP's is no Exception
+        raise ValueError(
+            f"{folder} cannot be read ({_cause(error)}): remove this folder and the file `latest` "
+            "beside it to go on from an earlier checkpoint"
+        ) from error
+    shapes = json.loads((folder / "run.json").read_text())["scalars"]
+    return {name: value.reshape(()) if name in shapes else value for name, value in tensors.items()}
+
+
+class _AtomicWriter(HuggingFaceStorageWriter):
+    """Writes into a temporary folder that gets its name when everything is in it and on the disk."""
+
+    def __init__(self, temporary: Path, target: Path, run: dict[str, Any]) -> None:
+        super().__init__(path=str(temporary))
+        self._temporary, self._target, self._run = temporary, target, run
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        super().finish(metadata, results)
+        (self._temporary / "run.json").write_text(json.dumps(self._run, indent=1))
+        for path in (*self._temporary.iterdir(), self._temporary):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        os.replace(self._temporary, self._target)
+
+
+class CheckpointFolder:
+    """The checkpoints of a run in OUTPUT/checkpoints. Only the rank with `writes` touches the disk."""
+
+    def __init__(self, output: Path, *, keep_last: int, writes: bool) -> None:
+        self.root = output / "checkpoints"
+        self.keep_last = keep_last
+        self.writes = writes
+        self._pending: tuple[Future, str, bool] | None = None
+        if writes:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for partial in self.root.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """Complete checkpoints, oldest first."""
+        return sorted(path.parent.name for path in self.root.glob("images-*/run.json"))
+
+    def newest_name(self) -> str | None:
+        """The one to resume from: what `latest` names, or the newest folder if the pointer is gone."""
+        names = self.names()
+        return self._pointer("latest") or (names[-1] if names else None)
+
+    def best_name(self) -> str | None:
+        """The best by validation; None if nothing was validated."""
+        return self._pointer("best")
+
+    def _pointer(self, which: str) -> str | None:
+        with contextlib.suppress(OSError):
+            name = (self.root / which).read_text().strip()
+            if (self.root / name / "run.json").is_file():
+                return name
+        return None
+
+    def restore(self, stage: Stage, recipe: Recipe, *, allow_other_recipe: bool = False) -> RunState:
+        """Load the newest checkpoint into `stage`; a fresh state if there is none.
+
+        Raises:
+            ValueError: it is of another stage or recipe (unless allowed), or cannot be read.
+        """
+        name = self.newest_name()
+        if name is None:
+            return RunState()
+        folder = self.root / name
+        run = read_run(folder)
+        if run["stage"] != stage.name:
+            raise ValueError(
+                f"{folder} is a checkpoint of stage {run['stage']!r}, not {stage.name!r}: use another --output"
+            )
+        if run["recipe_hash"] != recipe.hash and not allow_other_recipe:
+            raise ValueError(
+                f"{folder} was trained with another recipe ({'; '.join(recipe.differences(run['recipe'])[:6])}): use "
+                "the same recipe, another --output, or --allow-other-recipe to continue with the new one"
+            )
+        load_stage_tensors(stage, read_tensors(folder), folder)
+        if self.writes:
+            print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
+        return RunState(**run["state"])
+
+    def save(self, stage: Stage, recipe: Recipe, state: RunState, *, is_best: bool = False) -> None:
+        """Start to write a checkpoint; one that is still being written is waited for first."""
+        if not self.writes:
+            return
+        self.finish()
+        name = f"images-{state.images:010d}"
+        target = self.root / name
+        if target.exists():  # the run ends where the last checkpoint was
+            return
+        tensors = stage_tensors(stage)
+        scalars = [key for key, value in tensors.items() if value.dim() == 0]
+        run = {
+            "version": CHECKPOINT_VERSION,
+            "stage": stage.name,
+            "state": dataclasses.asdict(state),
+            "recipe_hash": recipe.hash,
+            "recipe": flatten(dataclasses.asdict(recipe)),
+            "model": dataclasses.asdict(recipe.model),
+            "scalars": scalars,
+        }
+        # Slices of safetensors have at least one dimension.
+        tensors = {key: value.reshape(1) if value.dim() == 0 else value for key, value in tensors.items()}
+        temporary = self.root / f"{_PARTIAL}{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            with _quiet_dcp():
+                future = dcp.async_save(tensors, storage_writer=_AtomicWriter(temporary, target, run), no_dist=True)
+        except OSError as error:
+            future = Future()
+            future.set_exception(error)
+        self._pending = (future, name, is_best)
+
+    def poll(self) -> None:
+        """Take note of a checkpoint whose writing has ended, without waiting."""
+        if self._pending is not None and self._pending[0].done():
+            self.finish()
+
+    def finish(self) -> bool:
+        """Wait for the checkpoint that is being written. False if it failed, which is said; older ones are kept."""
+        if self._pending is None:
+            return True
+        (future, name, is_best), self._pending = self._pending, None
+        try:
+            future.result()
+            write_bytes_atomically(self.root / "latest", name.encode())
+            if is_best:
+                write_bytes_atomically(self.root / "best", name.encode())
+        except (Exception, CheckpointException) as error:  # DCP's is no Exception
+            shutil.rmtree(self.root / f"{_PARTIAL}{name}", ignore_errors=True)
+            kept = self.newest_name()
+            print(
+                f"error: checkpoint {name} could not be written ({_cause(error)}); "
+                + (f"{kept} is kept, nothing saved before is lost" if kept else "there is none before it")
+                + ". Make room in the output folder",
+                file=sys.stderr,
+            )
+            return False
+        self._remove_old()
+        return True
+
+    def save_last(self, stage: Stage, recipe: Recipe, state: RunState) -> bool:
+        """Write the state at the end of a run and wait for it. Whether it is on the disk."""
+        if not self.writes:
+            return True
+        self.finish()
+        self.save(stage, recipe, state)
+        return self.finish()
+
+    def _remove_old(self) -> None:
+        kept = {*self.names()[-self.keep_last :], self.best_name(), self.newest_name()}
+        for name in self.names():
+            if name not in kept:
+                # Renamed first, so that a kill in the middle leaves no folder that looks complete.
+                doomed = self.root / f"{_PARTIAL}old-{name}"
+                os.replace(self.root / name, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The contents of run.json. ValueError if it is damaged or of a newer program."""
+    try:
+        run = json.loads((folder / "run.json").read_text())
+        version = run["version"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / 'run.json'} cannot be read ({error})") from error
+    if version > CHECKPOINT_VERSION:
+        raise ValueError(f"{folder} has version {version}, this program knows up to {CHECKPOINT_VERSION}")
+    return run
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message, on one line: what the operating system said."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    while (error.__cause__ or error.__context__) is not None:
+        error = error.__cause__ or error.__context__
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def _quiet_dcp() -> Any:
+    """Without DCP's log lines about itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.checkpoint", "torch.distributed")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

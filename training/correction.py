@@ -1,0 +1,110 @@
+"""Stage II: one small network of the model learns to correct key points while everything else is frozen.
+
+What S, R_eyes and R_lip have in common: the frozen base model renders key points, gradients pass through it to the
+corrected key points and reach the small network alone, and the whole base model is kept beside the run's checkpoints,
+so that the run can be animated with and exported by itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from model.keypoints import Motion
+from model.networks import LivePortrait
+from training.data import PreparedBatch, PreparedFrames
+from training.distributed import Process
+from training.ema import Ema
+from training.loop import Progress, Stage, take_step
+from training.recipe import Recipe
+
+
+class FrozenBase:
+    """The base model in evaluation mode: pictures to key points, key points to pictures."""
+
+    def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process) -> None:
+        self.portrait = portrait.to(process.device).eval().requires_grad_(False)
+        self._device, self._reduced = process.device, recipe.compute.precision == "bfloat16"
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced)
+
+    @torch.no_grad()
+    def motion(self, frames: PreparedFrames) -> Motion:
+        """Motion of pictures, float32."""
+        with self._autocast():
+            heads = self.portrait.motion(frames.image)
+        return Motion.from_heads(heads)
+
+    @torch.no_grad()
+    def appearance(self, frames: PreparedFrames) -> Tensor:
+        """Volumes of pictures."""
+        with self._autocast():
+            return self.portrait.appearance(frames.image)
+
+    def render(self, volume: Tensor, x_s: Tensor, x_d: Tensor) -> Tensor:
+        """Pictures float32 [B, 3, H, W] at key points x_d; gradients reach x_d if it has any."""
+        with self._autocast():
+            warped = self.portrait.warping(volume, kp_driving=x_d, kp_source=x_s)
+            return self.portrait.generator(warped.feature).float()
+
+
+class CorrectionStage(Stage):
+    """A stage that trains the network `network` of the portrait. Derived classes give losses, figures and pictures."""
+
+    network: str
+    """Its name in `LivePortrait`."""
+
+    def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process, *, keep_network: bool = False) -> None:
+        """keep_network: go on from the portrait's own small network; otherwise it starts at no correction."""
+        self.base = FrozenBase(portrait, recipe, process)
+        trained = getattr(portrait, self.network).requires_grad_(True)
+        if not keep_network:
+            trained.start_at_zero()
+        self.modules = {self.network: trained}
+        self.max_gradient_norm = recipe.optimizer.max_gradient_norm
+        rate = recipe.optimizer.learning_rate
+        group = {"params": [*trained.parameters()], "lr": rate, "initial_lr": rate}
+        self.optimizers = {"networks": torch.optim.Adam([group], betas=recipe.optimizer.betas)}
+        if recipe.optimizer.ema_half_life_images:
+            self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
+        self._replica = process.replicate(trained)
+
+    @property
+    def training_networks(self) -> SimpleNamespace:
+        """S, R_eyes and R_lip with the trained one as gradients need it."""
+        return self._networks(self._replica)
+
+    @property
+    def averaged_networks(self) -> SimpleNamespace:
+        """S, R_eyes and R_lip with the averaged weights of the trained one."""
+        return self._networks((self.ema.modules if self.ema else self.modules)[self.network])
+
+    def _networks(self, trained: torch.nn.Module) -> SimpleNamespace:
+        portrait = self.base.portrait
+        small = {name: getattr(portrait, name) for name in ("stitching", "retarget_eye", "retarget_lip")}
+        return SimpleNamespace(**{**small, self.network: trained})
+
+    def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and its terms before weighting. Gradients reach the trained network alone."""
+        raise NotImplementedError
+
+    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+        total, terms = self.losses(batch, generator)
+        total.backward()
+        norm = take_step(self.optimizers["networks"], self.max_gradient_norm)
+        return {"loss": total, **terms, "gradient_norm": norm}
+
+
+def masked_mean(difference: Tensor, mask: Tensor) -> Tensor:
+    """Mean of |difference| [B, C, H, W] over the pixels of a soft mask [B, 1, H, W]: [B]; 0 where the mask is empty."""
+    area = mask.sum(dim=(1, 2, 3)) * difference.shape[1]
+    return (difference.abs() * mask).sum(dim=(1, 2, 3)) / area.clamp(min=1.0)
+
+
+def mean_over_known(values: Tensor, known: Tensor) -> Tensor:
+    """Sum of `values` [B] where `known` (bool [B]), over B: unknown samples add nothing, on any number of ranks."""
+    return torch.where(known, values, torch.zeros_like(values)).mean()

@@ -1,0 +1,150 @@
+"""python -m training landmarks | stitching | retargeting: stage II on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from manifests.recipes import from_values
+from model.networks import LivePortrait
+from training.base_command import load_start
+from training.checkpoints import read_run, read_tensors
+from training.distributed import Process
+from training.export import BASE_WEIGHTS, checkpoint_folder, is_run
+from training.landmarks import LandmarksRecipe, LandmarkStage
+from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
+from training.recipe import Recipe
+from training.retargeting import RetargetingRecipe, RetargetingStage
+from training.running import RunOptions, run_stage
+from training.stitching import StitchingRecipe, StitchingStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmarks(RunOptions):
+    """Train the small differentiable landmark network that retargeting needs, on the labels of the shards.
+
+    python -m training landmarks --data DATASET --output runs/landmarks
+    """
+
+    output: Path = Path("runs/landmarks")
+    """Folder of the run; made if it is missing, continued if it holds checkpoints."""
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
+    """Preset or a TOML file; further options override it."""
+    recipe: Annotated[LandmarksRecipe, tyro.conf.arg(name="")] = field(default_factory=LandmarksRecipe)
+
+    STAGE = "landmarks"
+    RECIPE = LandmarksRecipe
+
+    def main(self) -> int:
+        return run_stage(self, self.recipe, lambda process: LandmarkStage(self.recipe, process))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Correction(RunOptions):
+    """What both commands that build on a finished base model have in common."""
+
+    init: Path
+    """The base model: a run of `training base`, an export, or the released files."""
+    keep_network: bool = False
+    """Go on from the small network that --init holds; otherwise it starts at no correction."""
+
+    def on_base(self, recipe: Recipe) -> tuple[LivePortrait, Recipe]:
+        """The base model, and the recipe with its sizes. The first time, it is copied into the run.
+
+        A run that has begun takes its own copy: --init may have been trained further since.
+        """
+        own = self.output / BASE_WEIGHTS
+        portrait = load_start(own if own.is_dir() else self.init)
+        return portrait, dataclasses.replace(recipe, model=portrait.config)
+
+    def keep_base(self, portrait: LivePortrait, process: Process) -> None:
+        """Copy the base model into the run, so that the run is complete by itself."""
+        if process.is_main and not self.dry_run and not (self.output / BASE_WEIGHTS).is_dir():
+            temporary = self.output / f".{BASE_WEIGHTS}"
+            portrait.save(temporary)
+            temporary.rename(self.output / BASE_WEIGHTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stitching(_Correction):
+    """Train S, which keeps the source's shoulders where they are, on a finished base model.
+
+    torchrun --standalone --nproc-per-node 8 -m training stitching --data DATASET --init runs/base
+    """
+
+    output: Path = Path("runs/stitching")
+    """Folder of the run; made if it is missing, continued if it holds checkpoints."""
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
+    """Preset or a TOML file; further options override it."""
+    recipe: Annotated[StitchingRecipe, tyro.conf.arg(name="")] = field(default_factory=StitchingRecipe)
+
+    STAGE = "stitching"
+    RECIPE = StitchingRecipe
+
+    def main(self) -> int:
+        portrait, recipe = self.on_base(self.recipe)
+
+        def make_stage(process: Process) -> StitchingStage:
+            self.keep_base(portrait, process)
+            return StitchingStage(portrait, recipe, process, keep_network=self.keep_network)
+
+        return run_stage(self, recipe, make_stage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retargeting(_Correction):
+    """Train R_eyes or R_lip, which open eyes and lips as asked, on a finished base model.
+
+    torchrun --standalone --nproc-per-node 8 -m training retargeting --part eyes --data DATASET --init runs/base
+    """
+
+    part: Literal["eyes", "lip"]
+    """Which of the two networks."""
+    landmarks: Path = Path("runs/landmarks")
+    """Run of `training landmarks`, whose network measures what is achieved."""
+    output: Path | None = None
+    """Folder of the run; runs/eyes or runs/lip if not given."""
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
+    """Preset or a TOML file; further options override it."""
+    recipe: Annotated[RetargetingRecipe, tyro.conf.arg(name="")] = field(default_factory=RetargetingRecipe)
+
+    STAGE = "retargeting"
+    RECIPE = RetargetingRecipe
+
+    def main(self) -> int:
+        if self.output is None:
+            return dataclasses.replace(self, output=Path("runs") / self.part).main()
+        landmarks = load_landmarks(self.landmarks)
+        portrait, recipe = self.on_base(self.recipe)
+
+        def make_stage(process: Process) -> RetargetingStage:
+            self.keep_base(portrait, process)
+            return RetargetingStage(
+                portrait, recipe, process, part=self.part, landmarks=landmarks, keep_network=self.keep_network
+            )
+
+        return run_stage(self, recipe, make_stage)
+
+
+def load_landmarks(run: Path) -> LandmarkNetwork:
+    """The averaged landmark network of a run, frozen. ValueError with one line that says what to do."""
+    run = run.expanduser()
+    if not is_run(run):
+        raise ValueError(
+            f"--landmarks {run}: no run there; make one with `python -m training landmarks --output {run}`"
+        )
+    folder = checkpoint_folder(run)
+    told = read_run(folder)
+    if told["stage"] != LandmarkStage.name:
+        raise ValueError(f"--landmarks {run} is a run of stage {told['stage']!r}, expected one of `training landmarks`")
+    sizes = {k.removeprefix("landmarks."): v for k, v in told["recipe"].items() if k.startswith("landmarks.")}
+    network = LandmarkNetwork(from_values(LandmarkConfig, sizes, f"{folder}: landmarks"))
+    tensors = read_tensors(folder, ("ema.landmarks.", "modules.landmarks."))
+    kind = "ema" if any(name.startswith("ema.") for name in tensors) else "modules"
+    prefix = f"{kind}.landmarks."
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,209 @@
+"""`make_loader`: batches of one rank without end, from any position, by either way to read."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import simplejpeg
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from training.data.batch import Batch
+from training.data.clips import ClipIndex, OnDamage, damaged_clips, open_index
+from training.data.pairs import PairOptions, PairOrder
+from training.data.reading import BatchReader, FrameReader, PictureMemory
+from training.data.storage import DatasetStorage
+from training.data.streaming import StreamReader
+
+_log = logging.getLogger(__name__)
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """How pairs are chosen and read."""
+
+    reader: Literal["pread", "webdataset"] = "pread"
+    """`pread`: only the bytes of the frames that are needed, by offset, local or remote; exact resume. `webdataset`:
+    whole shards as a stream through a shuffle buffer, for object stores that charge or wait for each request; for
+    training only, other splits are always read by `pread`."""
+    num_workers: int = 4
+    """Processes that read and decode, for each rank; 0: in the training process."""
+    prefetch_batches: int = 4
+    """Batches that each worker keeps ready."""
+    worker_start: Literal["fork", "forkserver", "spawn"] = "forkserver"
+    """How worker processes start. `fork` is quick, but not safe once CUDA, gloo or S3 threads run."""
+    min_gap_s: float = 0.4
+    """Least time between the two frames; of a clip that is shorter, the two that are farthest apart."""
+    pose_candidates: int = 1
+    """Driving frames to draw, of which the one that turns the head farthest from the source's pose is taken."""
+    still_share: float | None = None
+    """Part of the samples that are stills; None: as their weights say."""
+    held_out_share: float = 0.0
+    """Part of the frames of each video, its last ones, that is kept back from training: split `held_out` drives with
+    these the other frames of the same clips."""
+    on_damage: OnDamage = "skip"
+    """What a damaged sample or shard does: it is replaced, counted and named, or ends the run."""
+    shuffle_buffer: int = 512
+    """`webdataset`: pairs in the buffer of each worker, about 0.1 MB each."""
+    stream_pairs_per_clip: float = 8.0
+    """`webdataset`: pairs made of a clip of weight 1 in one pass over the shards; fewer mix better, but read more bytes
+    for each pair."""
+    index_folder: str = ""
+    """Folder of the index made from the manifests; empty: in the folder for temporary files."""
+
+    def __post_init__(self) -> None:
+        if self.reader not in ("pread", "webdataset"):
+            raise ValueError(f"reader is {self.reader!r}, expected 'pread' or 'webdataset'")
+        for name, least in (("num_workers", 0), ("prefetch_batches", 1), ("pose_candidates", 1), ("shuffle_buffer", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.min_gap_s < 0 or self.stream_pairs_per_clip <= 0:
+            raise ValueError("min_gap_s must be at least 0 and stream_pairs_per_clip more than 0")
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"held_out_share is {self.held_out_share}, expected at least 0 and less than 1")
+
+    @property
+    def pairs(self) -> PairOptions:
+        """The part that chooses pairs."""
+        return PairOptions(
+            min_gap_s=self.min_gap_s,
+            pose_candidates=self.pose_candidates,
+            still_share=self.still_share,
+            held_out_share=self.held_out_share,
+        )
+
+
+class BatchLoader:
+    """Iterable of `Batch` without end. Counts and names what was skipped.
+
+    `close` (or the end of the process) stops the workers; each `iter` starts at `position` again.
+    """
+
+    def __init__(self, loader: DataLoader, order: PairOrder, *, position: int) -> None:
+        self._loader = loader
+        self.reader: BatchReader | StreamReader = loader.dataset  # type: ignore[assignment]
+        """What each worker does: gives batches by number, or one after the other."""
+        self.order = order
+        """Which pair has which index."""
+        self.position = position
+        """Where the next `iter` starts."""
+        self.num_skipped = 0
+        """Damaged samples so far."""
+        self.skipped: dict[str, int] = {}
+        """How often each was met, by name and reason."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            self.num_skipped += batch.num_skipped
+            for name in batch.skipped:
+                if name not in self.skipped:
+                    _log.warning("skipped: %s", name)
+                self.skipped[name] = self.skipped.get(name, 0) + 1
+            for frames in (batch.source, batch.driving):
+                if frames.images.is_shared():  # else page-locked by now, or read in this process
+                    frames.images = frames.images.clone()  # a worker will decode there again
+            yield batch
+
+
+class _Numbers(Sampler[int]):
+    """0, 1, 2 ... without end."""
+
+    def __iter__(self) -> Iterator[int]:
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+
+def make_loader(
+    dataset: str,
+    *,
+    config: DataConfig,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int,
+    position: int = 0,
+    split: str = "train",
+    cross_identity: bool = False,
+) -> BatchLoader:
+    """Batches of rank `rank`. Step n takes the global indices position + n * W * B + rank * B, and B - 1 more.
+
+    dataset: folder or fsspec URL. split: train, val, test, or `held_out` (see `DataConfig.held_out_share`).
+    batch_size: B, pairs of this rank. position: pairs that all ranks have consumed, as `Batch.position` says; the
+    number of ranks and workers may differ from the run before (`webdataset`: see streaming.py).
+    cross_identity: the driving frame shows another person.
+    Raises ValueError for a data set that is missing, empty or, with `on_damage="fail"`, damaged.
+    """
+    assert 0 <= rank < world_size
+    assert batch_size > 0
+    assert position >= 0
+    storage = DatasetStorage(dataset)
+    held_out = split == HELD_OUT
+    index = open_index(
+        storage, "train" if held_out else split, with_pose=config.pose_candidates > 1, folder=config.index_folder
+    )
+    damaged = damaged_clips(storage, index, on_damage=config.on_damage)
+    order = PairOrder(index, config.pairs, seed=seed, cross_identity=cross_identity, held_out=held_out)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "start": position,
+        "on_damage": config.on_damage,
+        "memory": PictureMemory(
+            batch_size, _picture_side(storage, index, damaged), prefetch_batches=config.prefetch_batches
+        ),
+    }
+    if config.reader == "webdataset" and split == "train":
+        reader = StreamReader(
+            storage,
+            order,
+            damaged,
+            seed=seed,
+            pairs_per_clip=config.stream_pairs_per_clip,
+            shuffle_buffer=config.shuffle_buffer,
+            **options,
+        )
+        return BatchLoader(_data_loader(reader, config), order, position=position)
+    reader = BatchReader(storage, order, damaged, **options)
+    return BatchLoader(_data_loader(reader, config, sampler=_Numbers()), order, position=position)
+
+
+def _data_loader(dataset: Any, config: DataConfig, **options: Any) -> DataLoader:
+    if config.num_workers:
+        context: Any = multiprocessing.get_context(config.worker_start)
+        if config.worker_start == "forkserver":
+            context.set_forkserver_preload([__name__])  # imported once, not by each worker
+        options |= {
+            "multiprocessing_context": context,
+            "prefetch_factor": config.prefetch_batches,
+        }
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )
+
+
+def _picture_side(storage: DatasetStorage, index: ClipIndex, damaged: Any) -> int:
+    """Side in pixels of the first picture that can be read; all of a data set have the same."""
+    reader = FrameReader(storage, index)
+    for clip in range(len(index)):
+        if damaged[clip]:
+            continue
+        raw = reader.read([(clip, 0)])[0]
+        if isinstance(raw, Exception):
+            continue
+        try:
+            return simplejpeg.decode_jpeg_header(raw.jpeg)[0]
+        except ValueError:
+            continue
+    raise ValueError(f"no picture of {storage.root} can be read: are its shards those of another data set?")

@@ -1,0 +1,252 @@
+"""The command: `python -m training evaluate --weights runs/base --data DATASET --split test`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from model.faces import FacesConfig
+from training.evaluation.catalogue import FACE_GROUPS, METRICS, PARTS, Part, check_groups
+
+if TYPE_CHECKING:
+    from model.inference import InferenceEngine
+    from training.evaluation.measuring import Tools
+    from training.evaluation.selection import Selection
+
+RESULTS_FILE, PAGE_FILE = "evaluation.json", "index.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a model on a split of a data set: evaluation.json, and a page with pictures."""
+
+    weights: Path
+    """A run's folder, an exported folder, the folder of released files, or one .safetensors file."""
+    data: str
+    """Folder of the data set, or its URL on an object store."""
+    split: str = "test"
+    """train, val, test, or held_out: the training clips, driven by the frames that the run did not see."""
+    held_out_share: float | None = None
+    """For held_out: the last share of each training clip's frames; that of the run's recipe by default."""
+    output: Path | None = None
+    """Folder to write into; evaluation/WEIGHTS-SPLIT in the current folder by default."""
+    parts: tuple[Part, ...] = PARTS
+    """self and cross (reenactment), control (eyes and lips), shoulders (stitching)."""
+    metrics: tuple[str, ...] = ("all",)
+    """all, or some of l1 psnr ssim lpips fid csim aed apd pose gaze openness jitter faces control shoulders."""
+    cross: tuple[Literal["relative", "absolute"], ...] = ("relative",)
+    """How motion is carried over to another person; each one is a section of the result."""
+    max_clips: int | None = None
+    """Evaluate this many clips only, of as many people as possible; always the same ones."""
+    max_frames: int | None = None
+    """Use only this many driving frames of each clip."""
+    max_sources: int = 16
+    """Sources for the control of eyes and lips, and pairs for the shoulders; spread over the split."""
+    eye_sweep: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    """Openness of the eyes to ask for: lid distance over eye width."""
+    lip_sweep: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    """Openness of the lips to ask for: gap over mouth width."""
+    compare_size_px: int = 256
+    """Side at which pictures are compared, as published; the model's own output if that is smaller."""
+    lpips_backbone: Path | None = None
+    """AlexNet or VGG16 state dict of torchvision's layout; LPIPS is missing without."""
+    fid_network: Path | None = None
+    """TorchScript or ONNX network from uint8 pictures to features, such as inception-2015-12-05.pt; FID is missing
+    without. TorchScript files can hold code: use ones that you trust."""
+    seed: int = 0
+    """Draws the pairs of people and, with --max-clips, the clips."""
+    batch_size: int | None = None
+    """Frames that go through the networks at once; what suits the device by default."""
+    device: str = "auto"
+    """cpu, cuda, or auto for cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the networks; float32 compares best between machines."""
+    num_strips: int = 8
+    """Clips that the page shows in pictures, from the best to the worst."""
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    """Analyser for identity, expression, pose, openness and jitter."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "max_frames", "max_sources", "batch_size", "compare_size_px"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected at least 1")
+
+    def main(self) -> int:
+        """Evaluate, write, and print the summary. ValueError or OSError with one line for what the user can mend."""
+        from model.animation.progress import TerminalReport
+        from training.evaluation.report import print_summary, write_report
+
+        report = TerminalReport()
+        try:
+            results, pictures = evaluate(self, report)
+        finally:
+            report.close()
+        folder = self.output or Path("evaluation") / f"{self.weights.resolve().name}-{self.split}"
+        write_report(folder, results, pictures, num_strips=self.num_strips)
+        print_summary(results)
+        print(f"figures   {folder / RESULTS_FILE}")
+        print(f"pictures  {folder / PAGE_FILE}")
+        return 0
+
+
+def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures (what evaluation.json holds), and by section the objects that hold the pictures."""
+    from training.evaluation import results
+    from training.evaluation.control import compare_shoulders, sweep_openness
+    from training.evaluation.reenactment import Reenactor
+    from training.evaluation.selection import select_clips
+
+    groups = check_groups(options.metrics)
+    share = held_out_share(options)
+    selection = select_clips(
+        options.data, options.split, held_out_share=share, max_clips=options.max_clips, seed=options.seed
+    )
+    engine, about_model = _load_engine(options)
+    tools = make_tools(options, groups, engine)
+    reenactor = Reenactor(
+        engine,
+        selection,
+        tools,
+        batch_size=options.batch_size or engine.batch_size,
+        max_frames=options.max_frames,
+        seed=options.seed,
+        report=report,
+    )
+    sections, pictures = {}, {}
+    if "self" in options.parts:
+        pictures["self"], totals = reenactor.reenact_self()
+        sections["self"] = results.section_of_clips("self", pictures["self"], totals, tools)
+    for mode in options.cross if "cross" in options.parts else ():
+        name = f"cross_{mode}"
+        pictures[name], totals = reenactor.reenact_cross(mode)
+        sections[name] = results.section_of_clips("cross", pictures[name], totals, tools)
+    if "control" in options.parts and "control" in groups:
+        pictures["control"] = []
+        if tools.wants("control"):
+            asked = {"eye": options.eye_sweep, "lip": options.lip_sweep}
+            pictures["control"] = sweep_openness(
+                engine, selection, tools, asked=asked, max_sources=options.max_sources, report=report
+            )
+        sections["control"] = results.section_of_sweeps(pictures["control"], tools)
+    if "shoulders" in options.parts and "shoulders" in groups:
+        pictures["shoulders"] = compare_shoulders(
+            engine, selection, tools, max_pairs=options.max_sources, seed=options.seed, report=report
+        )
+        sections["shoulders"] = results.section_of_shoulders(pictures["shoulders"], tools)
+    found = {
+        "format": results.FORMAT_VERSION,
+        "weights": about_model,
+        "data": _about_data(selection, share),
+        "options": _about_options(options, groups, tools.compare_size_px),
+        "analyser": _about_analyser(tools),
+        "networks": {
+            "lpips": tools.lpips.backbone if tools.lpips else None,
+            "fid": options.fid_network.name if tools.fid else None,
+        },
+        "versions": results.versions(),
+        "missing": results.list_missing(sections),
+        "definitions": {key: dataclasses.asdict(metric) for key, metric in METRICS.items() if metric.group in groups},
+        "sections": sections,
+    }
+    return found, pictures
+
+
+def held_out_share(options: Evaluate) -> float:
+    """Share of each clip's frames that drive in the split `held_out`; 0 for other splits. ValueError if unknown."""
+    if options.split != "held_out":
+        return 0.0
+    share = options.held_out_share
+    if share is None:
+        from training.checkpoints import read_run
+        from training.export import checkpoint_folder, is_run
+
+        recipe = read_run(checkpoint_folder(options.weights))["recipe"] if is_run(options.weights) else {}
+        share = recipe.get("data.held_out_share", 0.0)
+    if not 0 < share < 1:
+        raise ValueError(
+            f"{options.weights}: not known which frames were held out ({share = }); give --held-out-share the "
+            "data.held_out_share of the training, or choose another --split"
+        )
+    return share
+
+
+def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
+    import torch
+
+    from model.inference import InferenceEngine
+    from training.evaluation.fingerprint import about_weights
+    from training.export import load_portrait
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    portrait = load_portrait(options.weights)
+    engine = InferenceEngine(portrait, device=device, dtype=options.dtype)
+    return engine, about_weights(options.weights, portrait)
+
+
+def make_tools(options: Evaluate, groups: tuple[str, ...], engine: InferenceEngine) -> Tools:
+    """The measuring tools that were asked for. A file that was named but does not fit is an error; one that was not
+    named, or an analyser without weights, makes its figures missing."""
+    from model.faces import load_analyser
+    from model.faces.weights import WeightsError
+    from training.evaluation.faces import FaceReader
+    from training.evaluation.fid import FeatureNetwork
+    from training.evaluation.lpips import Lpips
+    from training.evaluation.measuring import Tools
+
+    size_px = min(options.compare_size_px, engine.config.output_size)
+    tools = Tools(groups=groups, compare_size_px=size_px, device=engine.device)
+    if "lpips" in groups:
+        if options.lpips_backbone:
+            tools.lpips = Lpips(options.lpips_backbone).to(engine.device)
+        else:
+            tools.missing["lpips"] = "no backbone: give --lpips-backbone an AlexNet or VGG16 state dict"
+    if "fid" in groups:
+        if options.fid_network:
+            tools.fid = FeatureNetwork(options.fid_network, engine.device)
+        else:
+            tools.missing["fid"] = "no feature network: give --fid-network an Inception as TorchScript or ONNX"
+    if any(group in groups for group in FACE_GROUPS):
+        try:
+            tools.faces = FaceReader(load_analyser(options.faces), embed="csim" in groups)
+        except WeightsError as error:
+            reason = f"no face analyser: {error}"
+            tools.missing |= {group: reason for group in FACE_GROUPS if group in groups}
+    return tools
+
+
+def _about_data(selection: Selection, held_out_share: float) -> dict[str, Any]:
+    return {
+        "name": selection.storage.root.rsplit("/", 1)[-1],
+        "recipe_hash": selection.recipe_hash,
+        "split": selection.split,
+        "held_out_share": held_out_share or None,
+        "num_clips": len(selection.videos),
+        "num_stills": len(selection.clips) - len(selection.videos),
+        "num_identities": selection.num_identities,
+    }
+
+
+def _about_options(options: Evaluate, groups: tuple[str, ...], compare_size_px: int) -> dict[str, Any]:
+    """What changes figures, and nothing that names a place on this machine."""
+    names = ("parts", "cross", "max_clips", "max_frames", "max_sources", "eye_sweep", "lip_sweep", "seed", "dtype")
+    return {
+        "metrics": groups,
+        "compare_size_px": compare_size_px,
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def _about_analyser(tools: Tools) -> dict[str, Any] | None:
+    if tools.faces is None:
+        return None
+    info = tools.faces.analyser.info
+    return {
+        "name": info.name,
+        "licence": info.licence,
+        "weights": {role: {"name": weight.name, "sha256": weight.sha256} for role, weight in info.weights.items()},
+    }

@@ -1,0 +1,172 @@
+"""The figures of an evaluation as one dictionary: what evaluation.json holds and the page shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from training.evaluation.catalogue import METRICS, Part, metrics_of
+from training.evaluation.control import Shoulders, Sweep
+from training.evaluation.measuring import Tools, mean_of
+from training.evaluation.reenactment import Reenacted
+
+FORMAT_VERSION = 1
+DIGITS = 6
+COLUMNS = ("result", "copy_source")
+NO_FACE = "the analyser found no face in any of the frames that it needs"
+NO_PICTURES = "fewer than two frames"
+ONE_IDENTITY = "the split has clips of one identity only; cross-reenactment needs two"
+PACKAGES = ("torch", "torchmetrics", "numpy", "opencv-python", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that figures depend on."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def section_of_clips(
+    part: Part, clips: Sequence[Reenacted], totals: dict[str, float | None], tools: Tools
+) -> dict[str, Any]:
+    """Figures of a reenactment, of every clip and of all clips.
+
+    A figure of all clips is the mean of the clips' means, so that long clips do not count more than short ones.
+    totals: figures that exist for all clips together only (fid).
+    """
+    if not clips:
+        return {"part": part, "missing": ONE_IDENTITY}
+    wanted = [metric.key for metric in metrics_of(part, tools.groups)]
+    rows = [
+        {
+            "clip_id": reenacted.clip.clip_id,
+            "source_clip_id": reenacted.source.clip_id,
+            "identity": reenacted.clip.identity_id,
+            "num_frames": reenacted.num_frames,
+            "num_measured": {key: n for key, n in reenacted.num_measured.items() if key in wanted},
+            "result": _rounded({key: reenacted.result.get(key) for key in wanted if key in reenacted.result}),
+            "copy_source": _rounded({k: reenacted.copy_source.get(k) for k in wanted if k in reenacted.copy_source}),
+        }
+        for reenacted in clips
+    ]
+    aggregate = {key: _aggregate(key, rows, totals, tools) for key in wanted}
+    return {
+        "part": part,
+        "num_clips": len(rows),
+        "num_frames": sum(row["num_frames"] for row in rows),
+        "aggregate": aggregate,
+        "clips": rows,
+    }
+
+
+def _aggregate(key: str, rows: list[dict[str, Any]], totals: dict[str, float | None], tools: Tools) -> dict[str, Any]:
+    group = METRICS[key].group
+    if group in tools.missing:
+        return {"missing": tools.missing[group]}
+    if key in totals:
+        values = {"result": totals[key], "copy_source": totals.get(f"{key}_copy_source")}
+        num_frames = sum(row["num_frames"] for row in rows)
+        return (
+            _rounded(values) | {"num_frames": num_frames} if values["result"] is not None else {"missing": NO_PICTURES}
+        )
+    by_clip = {column: [row[column].get(key) for row in rows] for column in COLUMNS}
+    means = {column: mean_of(values) for column, values in by_clip.items()}
+    if means["result"] is None:
+        return {"missing": NO_FACE}
+    present = [value for value in by_clip["result"] if value is not None]
+    return _rounded({**means, "std": statistics.pstdev(present)}) | {
+        "num_clips": len(present),
+        "num_frames": sum(row["num_measured"].get(key, row["num_frames"]) for row in rows),
+    }
+
+
+def section_of_sweeps(sweeps: Sequence[Sweep], tools: Tools) -> dict[str, Any]:
+    """Figures of the control of eyes and lips."""
+    if "control" in tools.missing:
+        return {"part": "control", "missing": tools.missing["control"]}
+    rows = [
+        {
+            "clip_id": sweep.clip.clip_id,
+            "region": sweep.region,
+            "at_rest": _round(sweep.at_rest),
+            "asked": [_round(value) for value in sweep.asked],
+            "achieved": [_round(value) for value in sweep.achieved],
+            "result": _rounded(sweep.figures),
+            "copy_source": _rounded(sweep.copy_source),
+        }
+        for sweep in sweeps
+    ]
+    aggregate = {}
+    for metric in metrics_of("control", tools.groups):
+        concerned = [row for row in rows if metric.key in row["result"]]
+        present = [row["result"][metric.key] for row in concerned if row["result"][metric.key] is not None]
+        if not present:
+            aggregate[metric.key] = {"missing": NO_FACE}
+            continue
+        copies = mean_of([row["copy_source"].get(metric.key) for row in concerned])
+        aggregate[metric.key] = _rounded(
+            {"result": mean_of(present), "copy_source": copies, "std": statistics.pstdev(present)}
+        ) | {"num_sources": len(present)}
+    return {
+        "part": "control",
+        "num_sources": len({row["clip_id"] for row in rows}),
+        "aggregate": aggregate,
+        "sweeps": rows,
+    }
+
+
+def section_of_shoulders(pairs: Sequence[Shoulders], tools: Tools) -> dict[str, Any]:
+    """Figures of stitching."""
+    if not pairs:
+        return {"part": "shoulders", "missing": ONE_IDENTITY}
+    rows = [
+        {
+            "clip_id": pair.clip.clip_id,
+            "source_clip_id": pair.source.clip_id,
+            "num_frames": pair.num_frames,
+            "result": _rounded(pair.figures),
+        }
+        for pair in pairs
+    ]
+    plain, stitched = (
+        mean_of([row["result"][key] for row in rows]) for key in ("shoulders_plain", "shoulders_stitched")
+    )
+    if plain is None:
+        return {"part": "shoulders", "missing": "no source shows shoulders below the chin"}
+    ratio = stitched / plain if plain else None
+    means = {"shoulders_plain": plain, "shoulders_stitched": stitched, "shoulders_ratio": ratio}
+    aggregate = {
+        key: {"result": _round(value), "num_pairs": len(rows)}
+        if value is not None
+        else {"missing": "the shoulders do not move, so there is nothing to correct"}
+        for key, value in means.items()
+    }
+    return {"part": "shoulders", "num_pairs": len(rows), "aggregate": aggregate, "pairs": rows}
+
+
+def list_missing(sections: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Every figure that was asked for and is not there, with the reason."""
+    missing = []
+    for name, section in sections.items():
+        if "missing" in section:
+            missing.append({"section": name, "metric": "all", "reason": section["missing"]})
+        for key, entry in section.get("aggregate", {}).items():
+            if "missing" in entry:
+                missing.append({"section": name, "metric": key, "reason": entry["missing"]})
+    return missing
+
+
+def to_json(results: dict[str, Any]) -> bytes:
+    """The bytes of evaluation.json: the same figures give the same bytes."""
+    return (json.dumps(results, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
+    return {key: _round(value) for key, value in values.items()}
+
+
+def _round(value: float | None) -> float | None:
+    return round(float(value), DIGITS) if value is not None and math.isfinite(value) else None

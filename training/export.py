@@ -1,0 +1,106 @@
+"""Weights out of runs: the released files' layout, and whole models to work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from manifests.recipes import from_values
+from model.checkpoint import load_checkpoint
+from model.config import ModelConfig
+from model.networks import LivePortrait
+from training.checkpoints import CheckpointFolder, read_run, read_tensors
+
+BASE_WEIGHTS = "base_weights"
+"""Folder in a run of stage II that holds the model it builds on."""
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the output folder of a training run."""
+    return (path / "checkpoints").is_dir()
+
+
+def load_portrait(path: Path, *, average: bool = True, which: str = "best") -> LivePortrait:
+    """The whole model of a run, of an exported or released folder, or of one .safetensors file, in evaluation mode.
+
+    average: of a run, the averaged weights rather than those of the last step. which: "best" by validation (the latest
+    where nothing was validated) or "latest". ValueError or FileNotFoundError with one line that says what to do.
+    """
+    path = Path(path).expanduser()
+    if not is_run(path):
+        return LivePortrait.from_pretrained(path)
+    folder = checkpoint_folder(path, which)
+    run = read_run(folder)
+    if (path / BASE_WEIGHTS).is_dir():
+        portrait = LivePortrait.from_pretrained(path / BASE_WEIGHTS)
+    else:
+        config = from_values(ModelConfig, run["model"], f"{folder}: model")
+        portrait = LivePortrait.untrained(config=config)
+    for name, state in network_states(folder, average=average).items():
+        getattr(portrait, name).load_state_dict(state)
+    portrait.trained = True
+    return portrait.eval().requires_grad_(False)
+
+
+def checkpoint_folder(run: Path, which: str = "best") -> Path:
+    """The checkpoint of a run to use. ValueError if it has none."""
+    if which not in ("best", "latest"):
+        raise ValueError(f"the checkpoint to use must be best or latest; got {which!r}")
+    folder = CheckpointFolder(run, keep_last=1, writes=False)
+    name = (folder.best_name() if which == "best" else None) or folder.newest_name()
+    if name is None:
+        raise ValueError(f"{run} has no complete checkpoint yet: train longer, or give another folder")
+    return folder.root / name
+
+
+def network_states(folder: Path, *, average: bool = True) -> dict[str, dict[str, Tensor]]:
+    """State dicts of the networks in a checkpoint by name; averaged ones where they are kept and wanted."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for kind in ("modules", "ema") if average else ("modules",):
+        prefixes = tuple(f"{kind}.{name}." for name in LivePortrait.NETWORKS)
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in read_tensors(folder, prefixes).items():
+            _, name, rest = key.split(".", 2)
+            found.setdefault(name, {})[rest] = value
+        states |= found
+    return states
+
+
+def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which: str = "best") -> list[str]:
+    """Write the model of the first run, with the small networks of further runs of stage II, for `model` and others.
+
+    output: a folder for the released files, or a name that ends in .safetensors. Returns what was taken from where, a
+    line each. ValueError when a run of stage II was trained on another base model.
+    """
+    first, *others = runs
+    portrait = load_portrait(first, average=average, which=which)
+    notes = [f"{first}: {_origin(first, which)}"]
+    for run in others:
+        if not is_run(run) or not (run / BASE_WEIGHTS).is_dir():
+            raise ValueError(
+                f"{run} is no run of stage II (stitching, retargeting): expected a folder with checkpoints"
+            )
+        _require_same_base(portrait, run)
+        states = network_states(checkpoint_folder(run, which), average=average)
+        for name, state in states.items():
+            getattr(portrait, name).load_state_dict(state)
+        notes.append(f"{run}: {', '.join(states)} from {_origin(run, which)}")
+    portrait.save(output)
+    return notes
+
+
+def _origin(path: Path, which: str) -> str:
+    return str(checkpoint_folder(path, which).name) if is_run(path) else "weights as they are"
+
+
+def _require_same_base(portrait: LivePortrait, run: Path) -> None:
+    theirs = load_checkpoint(run / BASE_WEIGHTS).networks
+    for name in ("motion", "generator"):
+        for key, value in getattr(portrait, name).state_dict().items():
+            other = theirs[name].get(key)
+            if other is None or other.shape != value.shape or not bool((other == value).all()):
+                raise ValueError(
+                    f"{run} was trained on another base model ({name}.{key} differs): a correction fits only the key "
+                    "points of its own base; train it again with --init this one"
+                )

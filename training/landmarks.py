@@ -1,0 +1,136 @@
+"""python -m training landmarks: a small differentiable landmark network learns from the labels of the shards.
+
+Stage II needs it to see how far eyes and lips are open in a result. It learns on turned, moved, scaled and blurred
+pictures, so that it reads what a half-trained generator draws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.keypoints import open_ratios_68
+from training.data import PreparedBatch
+from training.distributed import Process
+from training.ema import Ema
+from training.loop import Progress, Stage, take_step
+from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LandmarkOptions:
+    """Variation of the pictures, and weights of the two terms. Ranges are uniform."""
+
+    rotation_deg: float = 20.0
+    """Turn, ± this."""
+    scale: float = 0.25
+    """Zoom, 1 ± this."""
+    shift: float = 0.15
+    """Shift along each axis, ± this, in [-1, 1] of the picture."""
+    blur: float = 0.5
+    """Share of the pictures that are made smaller (to a quarter at least) and larger again."""
+    position: float = 10.0
+    """Weight of the mean absolute error of the coordinates."""
+    openness: float = 1.0
+    """Weight of the mean absolute error of the openness of eyes and lips that the points give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarksRecipe(Recipe):
+    """Every option of the training of the landmark network."""
+
+    landmarks: LandmarkConfig = field(default_factory=LandmarkConfig)
+    options: LandmarkOptions = field(default_factory=LandmarkOptions)
+
+
+class LandmarkStage(Stage):
+    """Trains the landmark network on both frames of every pair."""
+
+    name = "landmarks"
+    best_metric = "position"
+
+    def __init__(self, recipe: LandmarksRecipe, process: Process) -> None:
+        torch.manual_seed(recipe.seed)
+        network = LandmarkNetwork(recipe.landmarks).to(process.device)
+        self.options = recipe.options
+        self.modules = {"landmarks": network}
+        rate = recipe.optimizer.learning_rate
+        group = {"params": [*network.parameters()], "lr": rate, "initial_lr": rate}
+        self.optimizers = {"networks": torch.optim.Adam([group], betas=recipe.optimizer.betas)}
+        self.max_gradient_norm = recipe.optimizer.max_gradient_norm
+        if recipe.optimizer.ema_half_life_images:
+            self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
+        self._replica = process.replicate(network)
+
+    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+        images = torch.cat([batch.source.target, batch.driving.target])
+        labels = torch.cat([batch.source.landmarks, batch.driving.landmarks])
+        images, labels = vary(images, labels, self.options, generator)
+        terms = {name: values.nan_to_num().mean() for name, values in errors(self._replica(images), labels).items()}
+        total = self.options.position * terms["position"] + self.options.openness * (terms["eyes"] + terms["lip"])
+        total.backward()
+        norm = take_step(self.optimizers["networks"], self.max_gradient_norm)
+        return {"loss": total, **terms, "gradient_norm": norm}
+
+    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        return errors(self._averaged()(batch.driving.target), batch.driving.landmarks)
+
+    def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        found = self._averaged()(batch.driving.target)
+        frames = batch.driving
+        return {"labels": dotted(frames.target, frames.landmarks), "found": dotted(frames.target, found)}
+
+    def _averaged(self) -> LandmarkNetwork:
+        return (self.ema.modules if self.ema else self.modules)["landmarks"]
+
+
+def errors(found: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Mean absolute errors by sample [B] of landmarks [B, 68, 2]: position (in [-1, 1]), eyes and lip (openness)."""
+    eyes, lip = open_ratios_68(found)
+    true_eyes, true_lip = open_ratios_68(labels)
+    return {
+        "position": (found - labels).abs().mean(dim=(1, 2)),
+        "eyes": (eyes - true_eyes).abs().mean(dim=1),
+        "lip": (lip - true_lip).abs().mean(dim=1),
+    }
+
+
+def vary(
+    images: Tensor, landmarks: Tensor, options: LandmarkOptions, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Turned, scaled, moved and blurred pictures [B, 3, H, W] and the landmarks [B, 68, 2] that follow them."""
+    count, size = len(images), images.shape[-1]
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator, device=images.device) * 2 - 1
+
+    angle, zoom = drawn() * math.radians(options.rotation_deg), 1 + drawn() * options.scale
+    cos, sin, shift = zoom * angle.cos(), zoom * angle.sin(), drawn(2) * options.shift
+    # Output position -> input position, as grid_sample wants it; points go the other way.
+    matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
+    grid = functional.affine_grid(
+        torch.cat([matrix, shift[:, :, None]], dim=2), list(images.shape), align_corners=False
+    )
+    moved = functional.grid_sample(images, grid, align_corners=False)
+    points = torch.linalg.solve(matrix, (landmarks - shift[:, None]).transpose(1, 2)).transpose(1, 2)
+    small_size = max(8, round(size * (0.25 + 0.5 * torch.rand((), generator=generator, device=images.device).item())))
+    small = functional.interpolate(moved, size=(small_size, small_size), mode="bilinear", antialias=True)
+    blurred = functional.interpolate(small, size=(size, size), mode="bilinear")
+    is_blurred = (drawn() + 1) / 2 < options.blur
+    return torch.where(is_blurred[:, None, None, None], blurred, moved), points
+
+
+def dotted(images: Tensor, landmarks: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] with a green dot at each landmark [B, 68, 2]."""
+    images, (height, width) = images.clone(), images.shape[-2:]
+    column, row = ((landmarks[..., axis] + 1) / 2 * side for axis, side in ((0, width), (1, height)))
+    sample = torch.arange(len(images), device=images.device)[:, None].expand_as(column)
+    known = column.isfinite() & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    where = (sample[known], slice(None), row[known].long(), column[known].long())
+    images[where] = images.new_tensor([0.0, 1.0, 0.0])
+    return images

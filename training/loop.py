@@ -1,0 +1,221 @@
+"""The training loop that all stages share: read, step, average, tell, validate, save, stop.
+
+Order of data, augmentation and every random draw are functions of (seed, images seen), so the state of a run is
+its weights, its optimisers and one number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from training.checkpoints import CheckpointFolder, RunState
+from training.data import Batch, PreparedBatch, augment, make_loader
+from training.distributed import Process
+from training.ema import Ema
+from training.metrics import Reporter
+from training.nonfinite import NonFiniteError, save_batch
+from training.recipe import Recipe
+from training.validation import save_pictures, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    images: int
+    """Pairs seen by all ranks in all steps so far."""
+    step: int
+    """Steps so far."""
+    batch_size: int
+    """Pairs a step over all ranks."""
+
+
+class Stage:
+    """What a stage of training is to the loop. Derived classes set the attributes and write the three methods."""
+
+    name: str
+    """As on the command line."""
+    modules: dict[str, nn.Module]
+    """What is trained, unwrapped; all of it goes into checkpoints."""
+    optimizers: dict[str, Optimizer]
+    """All of them, by name."""
+    ema: Ema | None = None
+    """Averaged weights of the networks that will be exported."""
+    cross_identity: bool = False
+    """Whether the driving frame is of another person than the source."""
+    best_metric: str | None = None
+    """Figure of `validate` whose smallest mean marks the best checkpoint."""
+
+    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+        """Forward, backward and `take_step` of every optimiser. Returns scalars to tell: losses, gradient norms.
+
+        generator: on the device, seeded for this step alike on all ranks; the only source of random numbers. What is
+        drawn for the pairs of all ranks, of which this one takes its rows, does not depend on the number of ranks.
+        """
+        raise NotImplementedError
+
+    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        """Figures of each pair [B], by the averaged weights; NaN where a pair has none. Called without gradients."""
+        raise NotImplementedError
+
+    def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        """Columns of the sample grid by title, each [B, 3, H, W] in [0, 1]. Called without gradients."""
+        raise NotImplementedError
+
+
+def train(
+    stage: Stage, recipe: Recipe, *, dataset: str, output: Path, process: Process, allow_other_recipe: bool = False
+) -> int:
+    """Train until `recipe.num_images`, from the newest checkpoint in `output` if there is one. Returns the exit status.
+
+    SIGTERM and SIGINT end the run after the current step, with a checkpoint. ValueError for what the user can mend,
+    NonFiniteError for a run that diverged.
+    """
+    per_rank = batch_per_rank(recipe.batch_size, process)
+    folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main)
+    state = folder.restore(stage, recipe, allow_other_recipe=allow_other_recipe)
+    reporter = Reporter(output, recipe, process, first_image=state.images)
+    loader = make_loader(
+        dataset,
+        config=recipe.data,
+        batch_size=per_rank,
+        rank=process.rank,
+        world_size=process.world_size,
+        seed=recipe.seed,
+        position=state.images,
+        cross_identity=stage.cross_identity,
+    )
+    interrupted = False
+    with stop_request() as request, reporter:
+        if state.images == 0:
+            look(stage, recipe, state, dataset, output, process, reporter)
+        batches = reporter.timed(loader)
+        while state.images < recipe.num_images and not interrupted:
+            batch = next(batches)
+            losses = step(stage, recipe, batch, state, process)
+            reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped)
+            interrupted, diverged = process.any(request.made, not all(map(math.isfinite, losses.values())))
+            if diverged:
+                folder.finish()
+                raise NonFiniteError(save_batch(batch, losses, output, process, folder.newest_name()))
+            is_best = look(stage, recipe, state, dataset, output, process, reporter)
+            if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
+                folder.save(stage, recipe, state, is_best=is_best)
+            folder.poll()
+        saved = folder.save_last(stage, recipe, state)
+        reporter.last(state.images, interrupted=interrupted, saved=saved)
+    (failed,) = process.any(not saved)
+    return 1 if failed else 0
+
+
+def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: Process) -> dict[str, float]:
+    """One step of the stage on one batch; `state` moves on. Returns what the stage tells, as numbers."""
+    generator = seeded_generator(process.device, recipe.seed, state.images)
+    prepared = augment(
+        batch.to(process.device), config=recipe.augmentation, image_size=recipe.model.image_size, seed=recipe.seed
+    )
+    factor = recipe.optimizer.factor(state.images, recipe.num_images)
+    for optimizer in stage.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+    progress = Progress(images=state.images, step=state.step, batch_size=recipe.batch_size)
+    losses = stage.training_step(prepared, progress, generator)
+    state.images, state.step = state.images + recipe.batch_size, state.step + 1
+    if stage.ema is not None:
+        stage.ema.update(state.images, recipe.batch_size)
+    values = torch.stack([value.detach().float() for value in losses.values()]).tolist()  # one wait for the device
+    return dict(zip(losses, values, strict=True))
+
+
+def look(
+    stage: Stage, recipe: Recipe, state: RunState, dataset: str, output: Path, process: Process, reporter: Reporter
+) -> bool:
+    """Pictures and validation where they are due, also before the first step. True for the best figure so far."""
+    reports, images = recipe.reports, state.images
+    at_end = images >= recipe.num_images
+    if reports.pictures_every_images and (at_end or due(reports.pictures_every_images, images, recipe.batch_size)):
+        with reporter.paused():
+            save_pictures(stage, recipe, images, dataset=dataset, output=output, process=process, reporter=reporter)
+    if not reports.validate_every_images:
+        return False
+    if not (at_end or due(reports.validate_every_images, images, recipe.batch_size)):
+        return False
+    with reporter.paused():
+        figures = validate(stage, recipe, dataset=dataset, process=process)
+    reporter.validation(figures, images)
+    value = figures.get(stage.best_metric) if stage.best_metric else None
+    if value is None or not images or value >= state.best_value:
+        return False
+    state.best_value, state.best_images = value, images
+    return True
+
+
+def due(every_images: int, images: int, batch_size: int) -> bool:
+    """Whether a multiple of `every_images` lies within the step that ended after `images`."""
+    return images == 0 or images // every_images > (images - batch_size) // every_images
+
+
+def take_step(optimizer: Optimizer, max_norm: float) -> Tensor:
+    """Clip the gradients of the optimiser's parameters together, step, and drop them. Returns the norm before.
+
+    max_norm 0 never clips. The norm is that of the gradients averaged over ranks, so it is equal on all of them.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def batch_per_rank(batch_size: int, process: Process) -> int:
+    """Pairs that each rank takes a step. ValueError where the batch cannot be divided evenly."""
+    if batch_size % process.world_size:
+        usable = batch_size // process.world_size * process.world_size or process.world_size
+        raise ValueError(
+            f"batch_size is {batch_size} over all ranks, which {process.world_size} ranks cannot share evenly: "
+            f"use --batch-size {usable} or another --nproc-per-node"
+        )
+    return batch_size // process.world_size
+
+
+def seeded_generator(device: torch.device, *key: Any) -> torch.Generator:
+    """Random numbers that depend on `key` alone; the global generators are set likewise."""
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little")
+    torch.manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked this process to stop."""
+
+    made: bool = False
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """SIGTERM and SIGINT set the flag; a second SIGINT interrupts at once."""
+    request = StopRequest()
+
+    def handle(number: int, frame: Any) -> None:
+        if request.made and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.made = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

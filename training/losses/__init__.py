@@ -1,0 +1,55 @@
+"""Losses of both training stages. Each says its reduction; all are float32 also under autocast."""
+
+from training.losses.adversarial import (
+    GeneratorLosses,
+    discriminator_losses,
+    feature_matching_loss,
+    fooling_loss,
+    generator_losses,
+    real_fake_loss,
+)
+from training.losses.balancer import GradientBalancer
+from training.losses.identity import IdentityLoss, align_faces
+from training.losses.keypoints import (
+    FIRST_SLOTS,
+    GUIDANCE_LANDMARKS,
+    RELEASED_SLOTS,
+    deformation_prior_loss,
+    equivariance_loss,
+    head_pose_loss,
+    keypoint_prior_loss,
+    match_slots,
+    wing,
+    wing_guidance_loss,
+)
+from training.losses.perceptual import CascadedPerceptualLoss
+from training.losses.regions import CASCADE, cascade, crop_regions, eye_mask, lip_mask, shoulder_mask
+
+__all__ = [
+    "CASCADE",
+    "FIRST_SLOTS",
+    "GUIDANCE_LANDMARKS",
+    "RELEASED_SLOTS",
+    "CascadedPerceptualLoss",
+    "GeneratorLosses",
+    "GradientBalancer",
+    "IdentityLoss",
+    "align_faces",
+    "cascade",
+    "crop_regions",
+    "deformation_prior_loss",
+    "discriminator_losses",
+    "equivariance_loss",
+    "eye_mask",
+    "feature_matching_loss",
+    "fooling_loss",
+    "generator_losses",
+    "head_pose_loss",
+    "keypoint_prior_loss",
+    "lip_mask",
+    "match_slots",
+    "real_fake_loss",
+    "shoulder_mask",
+    "wing",
+    "wing_guidance_loss",
+]

@@ -1,0 +1,140 @@
+"""Losses on key points and motion: equivariance, prior, head pose, expression and landmark guidance of stage I.
+
+Sources: face-vid2vid (arXiv 2011.15126, section A.2) for L_E, L_L, L_H and L_delta; LivePortrait (arXiv 2407.03168,
+section 3.2) for L_guide. Every loss is the mean over the batch of a value per sample, so the gradients of several ranks
+average to those of the joined batch; unknown labels (NaN) add zero and stay in the denominator. All of it is float32,
+also under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.keypoints import Motion
+from model.networks.blocks import without_autocast
+
+PRIOR_DISTANCE_SQUARED = 0.1
+PRIOR_DEPTH = 0.33
+WING_WIDTH = 1.0
+WING_CURVATURE = 0.01
+
+GUIDANCE_LANDMARKS = (36, 39, 37, 42, 45, 43, 48, 54, 51, 57)
+"""iBUG points of L_guide: outer corner, inner corner and upper lid of the right eye; inner corner, outer corner and
+upper lid of the left eye; right and left corner of the mouth, upper and lower lip. Right and left as the subject has
+them."""
+RELEASED_SLOTS = (13, 12, 11, 18, 16, 15, 14, 20, 17, 19)
+"""Key point of each guidance landmark that fits the released order.
+
+Published tools move eyes by the slots 11, 13, 15, 16, 18 and lips by 6, 12, 14, 17, 19, 20. What they do with each
+tells what it is: 11 and 15 turn down to wink and follow the gaze (lids), 13 and 16 rise with a smile (outer corners),
+14 and 20 rise with it (corners of the mouth), 19 drops and 17 rises to part the lips (lower and upper lip). Six eye
+landmarks meet five eye slots, and 12, a lip slot that no edit uses and whose neutral expression is zero, takes an
+inner corner, which hardly moves. Which side is which is not published and is our choice.
+"""
+FIRST_SLOTS = tuple(range(len(GUIDANCE_LANDMARKS)))
+"""The first ten key points, in the order of GUIDANCE_LANDMARKS, as the first public port had it."""
+
+
+def equivariance_loss(
+    keypoints: Tensor, keypoints_of_warped: Tensor, warp_points: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """L_E: mean absolute difference of x_d[:2] and T(x_T(d)[:2]) over batch, key points and both axes.
+
+    keypoints: x_d, float [B, K, 3] of the picture d. keypoints_of_warped: the same of T(d). warp_points: T on points
+    [B, K, 2] that leads from T(d) back to d. Both sides get gradients. face-vid2vid sums over key points (factor 2K).
+    """
+    with without_autocast(keypoints.device):
+        returned = warp_points(keypoints_of_warped[..., :2].float())
+        return (keypoints[..., :2].float() - returned).abs().mean()
+
+
+def keypoint_prior_loss(keypoints: Tensor) -> Tensor:
+    """L_L: sum over ordered pairs i != j of max(0, 0.1 - |x_i - x_j|^2), plus |mean z - 0.33|; mean over the batch.
+
+    keypoints: float [B, K, 3]. Distances are of 3D points. A pair counts twice, as in the formula.
+    """
+    points = keypoints.float()
+    distance = (points[:, :, None] - points[:, None]).square().sum(dim=-1)
+    crowding = (PRIOR_DISTANCE_SQUARED - distance).clamp(min=0)
+    others = 1 - torch.eye(points.shape[1], device=points.device)
+    depth = (points[..., 2].mean(dim=1) - PRIOR_DEPTH).abs()
+    return ((crowding * others).sum(dim=(1, 2)) + depth).mean()
+
+
+def head_pose_loss(motion: Motion, labels: Tensor) -> Tensor:
+    """L_H: absolute error of pitch, yaw and roll in degrees, summed over the three angles, mean over the batch.
+
+    labels: float [B, 3], pitch, yaw, roll in degrees; NaN where unknown, which adds zero.
+    """
+    angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1).float()
+    labels = labels.float()
+    if labels.shape != angles.shape:
+        raise ValueError(f"head_pose_loss wants labels [B, 3]; got {tuple(labels.shape)} for {len(motion)} frames")
+    # The label is replaced before the subtraction: NaN times zero would be NaN in the gradient.
+    error = angles - torch.where(labels.isnan(), angles.detach(), labels)
+    return error.abs().sum(dim=1).mean()
+
+
+def deformation_prior_loss(motion: Motion) -> Tensor:
+    """L_delta: mean absolute expression offset over batch, key points and axes (face-vid2vid: the sum, factor 3K)."""
+    return motion.exp.float().abs().mean()
+
+
+def wing(error: Tensor, width: float = WING_WIDTH, curvature: float = WING_CURVATURE) -> Tensor:
+    """Wing of every number (Feng et al., arXiv 1711.06753, equation 5): logarithmic below `width`, linear above.
+
+    The defaults are omega 1 and epsilon 0.01 for coordinates in [-1, 1] (the paper has 10 and 2 in pixels).
+    """
+    size = error.float().abs()
+    offset = width - width * math.log1p(width / curvature)
+    return torch.where(size < width, width * torch.log1p(size / curvature), size - offset)
+
+
+def wing_guidance_loss(
+    keypoints: Tensor,
+    landmarks: Tensor,
+    *,
+    slots: Sequence[int] = RELEASED_SLOTS,
+    width: float = WING_WIDTH,
+    curvature: float = WING_CURVATURE,
+) -> Tensor:
+    """One frame's half of L_guide: Wing of l_i - x_i[:2] summed over x and y, mean over the 10 points and the batch.
+
+    L_guide = (loss(x_s, landmarks of s) + loss(x_d, landmarks of d)) / 2, each frame against its own landmarks.
+    keypoints: float [B, K, 3]. landmarks: float [B, 68, 2] in [-1, 1]; points with a NaN add zero.
+
+    slots: which key point each of GUIDANCE_LANDMARKS is tied to. For training from scratch RELEASED_SLOTS is the
+    sensible choice and the default: it costs nothing, and `region="eyes"`, the face edits and third-party tools, all
+    of which name key points by the released order, keep their meaning. FIRST_SLOTS gives that up. When fine-tuning
+    released weights, use `match_slots` on their own key points, so that the loss does not pull them into another
+    order.
+    """
+    wanted = landmarks[:, GUIDANCE_LANDMARKS].float()
+    points = keypoints[:, list(slots), :2].float()
+    if points.shape != wanted.shape:
+        raise ValueError(f"wing_guidance_loss wants {wanted.shape[1]} slots; got {len(slots)}")
+    error = points - torch.where(wanted.isnan(), points.detach(), wanted)
+    return wing(error, width, curvature).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def match_slots(keypoints: Tensor, landmarks: Tensor) -> tuple[int, ...]:
+    """The key points that lie nearest to the guidance landmarks, each used once: slots for `wing_guidance_loss`.
+
+    keypoints: float [N, K, 3] of N frames by trained weights. landmarks: float [N, 68, 2] in [-1, 1]; frames with NaN
+    are left out. The assignment minimises the sum of mean distances (Hungarian method).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    wanted = landmarks[:, GUIDANCE_LANDMARKS].double().cpu()
+    known = ~wanted.isnan().flatten(1).any(dim=1)
+    if not known.any():
+        raise ValueError("match_slots needs at least one frame with landmarks; got none")
+    distance = torch.cdist(wanted[known], keypoints[..., :2].double().cpu()[known]).mean(dim=0)
+    _, slots = linear_sum_assignment(np.asarray(distance))
+    return tuple(int(slot) for slot in slots)

@@ -1,0 +1,95 @@
+"""L_P,cascade: distance in VGG19 features of global, face and lip pictures, each a pyramid of four scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.networks.blocks import without_autocast
+from training.networks.vgg import LAYERS, MIN_SIZE_PX, Vgg19Features
+
+NUM_SCALES = 4
+
+
+def halve(image: Tensor) -> Tensor:
+    """Half the size without aliasing: binomial filter (1 3 3 1) in both directions, then every second pixel.
+
+    float [B, C, H, W] -> [B, C, H // 2, W // 2]; output pixels lie in the middle of 2 x 2 input pixels.
+    """
+    taps = image.new_tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, 4, 4)
+    padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    return functional.conv2d(padded, kernel, stride=2, groups=image.shape[1])
+
+
+def pyramid(image: Tensor, num_scales: int = NUM_SCALES) -> list[Tensor]:
+    """The picture and its halvings, without those under 16 pixels, which VGG19 cannot see."""
+    levels = [image]
+    while len(levels) < num_scales and min(levels[-1].shape[-2:]) // 2 >= MIN_SIZE_PX:
+        levels.append(halve(levels[-1]))
+    return levels
+
+
+class CascadedPerceptualLoss(nn.Module):
+    """Distance of predicted and target pictures in VGG19 features, by region (face-vid2vid's L_P on each).
+
+    For a region: sum over up to four scales and five layers of layer_weight * mean |VGG(prediction) - VGG(target)|, the
+    mean over batch, channels and pixels. All layer weights are 1 (face-vid2vid puts its 10 in front of the whole).
+    Pictures of 128 have four scales, of 64 three, of 32 two: scales that VGG19 cannot see are left out of the sum.
+
+    By default the network computes in float32 also under autocast; `autocast_features` lets it follow autocast. The
+    differences and means are float32 either way.
+    """
+
+    def __init__(
+        self,
+        network: Vgg19Features,
+        *,
+        layer_weights: Sequence[float] = (1.0,) * len(LAYERS),
+        num_scales: int = NUM_SCALES,
+        autocast_features: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(layer_weights) != len(LAYERS):
+            raise ValueError(
+                f"layer_weights must have {len(LAYERS)} numbers, one each of {LAYERS}; got {layer_weights}"
+            )
+        self.network = network
+        self.layer_weights = tuple(layer_weights)
+        self.num_scales = num_scales
+        self.autocast_features = autocast_features
+
+    def forward(self, prediction: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """prediction, target: region -> float [B, 3, H, W] in [0, 1], as `regions.cascade` gives. Region -> loss."""
+        if prediction.keys() != target.keys():
+            raise ValueError(
+                f"prediction has the regions {[*prediction]}, target has {[*target]}: they must be the same"
+            )
+        return {region: self.compare(prediction[region], target[region]) for region in prediction}
+
+    def compare(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of one region, a scalar."""
+        if prediction.shape != target.shape or min(target.shape[-2:]) < MIN_SIZE_PX:
+            raise ValueError(
+                f"pictures must have one shape of at least {MIN_SIZE_PX} px; "
+                f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
+            )
+        with without_autocast(prediction.device):
+            predictions = pyramid(prediction.float(), self.num_scales)
+            targets = pyramid(target.detach().float(), self.num_scales)
+        return torch.stack([self._compare_level(*level) for level in zip(predictions, targets, strict=True)]).sum()
+
+    def _compare_level(self, prediction: Tensor, target: Tensor) -> Tensor:
+        with nullcontext() if self.autocast_features else without_autocast(prediction.device):
+            with torch.no_grad():
+                target_maps = self.network(target)
+            maps = self.network(prediction)
+        distances = [
+            weight * (mine.float() - other.float()).abs().mean()
+            for weight, mine, other in zip(self.layer_weights, maps, target_maps, strict=True)
+        ]
+        return torch.stack(distances).sum()

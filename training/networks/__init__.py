@@ -1,0 +1,1 @@
+"""Networks that only training needs: discriminators, VGG19, face recognisers."""

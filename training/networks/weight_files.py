@@ -1,0 +1,42 @@
+"""Weight files that a user names: a path of this machine, or a URL that is fetched once into the weights cache."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from filelock import FileLock
+
+from model.faces.weights import cache_dir
+
+
+def local_file(where: str | Path) -> Path:
+    """The file itself, or the cached copy of a URL (`https://`, `file://`), fetched now if it is not there yet.
+
+    A name like `vgg19-dcbb9e9d.pth` carries the start of its SHA-256, which is checked. Several processes may ask at
+    once: one fetches. ValueError where the file or the URL cannot be had.
+    """
+    if "://" not in str(where):
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise ValueError(f"weight file {path} does not exist: give the path or the URL of one that does")
+        return path
+    url = str(where)
+    name = Path(urlparse(url).path).name
+    target = cache_dir() / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    if target.is_file():
+        return target
+    checked = re.search(r"-([0-9a-f]{8,})\.", name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_file():
+                torch.hub.download_url_to_file(url, str(target), checked and checked.group(1), progress=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot fetch weights from {url} ({error}): check the address and the network, or give a path"
+        ) from error
+    return target

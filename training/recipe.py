@@ -1,0 +1,172 @@
+"""Recipes of training: every option of a run, read from TOML presets, the command line, or both.
+
+Each stage has its own recipe class, derived from `Recipe` with the sections that only it needs, and its own folder of
+presets. The hash of the resolved recipe guards a resumed run against silently becoming another one. Everything that
+counts time counts images, so a recipe means the same on any number of GPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from manifests import recipes
+from manifests.recipes import require_positive
+from model.config import ModelConfig
+from training.data import AugmentationConfig, DataConfig
+
+RECIPE_VERSION = 1
+PRESETS = Path(__file__).parent / "recipes"
+NOT_HASHED = ("reports", "checkpoints", "compute", "num_images")
+"""Sections and fields that a resumed run may change: how long, how fast, how often it tells, but not what it learns."""
+
+AnyRecipe = TypeVar("AnyRecipe", bound="Recipe")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerOptions:
+    """Adam of the networks and of the discriminators, clipping, and the averaged weights."""
+
+    learning_rate: float = 2e-4
+    """Of the networks."""
+    discriminator_learning_rate: float = 2e-4
+    """Of the discriminators."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates."""
+    max_gradient_norm: float = 10.0
+    """Gradients of all networks together are scaled down to this norm; 0 never scales."""
+    warmup_images: int = 0
+    """The learning rate rises from zero over this many images."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after the warm-up, down to `final_share` at the end of the run."""
+    final_share: float = 0.0
+    """Share of the learning rate that is left at the end."""
+    ema_half_life_images: int = 10_000
+    """Half-life of the exponential moving average of the weights; 0 keeps no average."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "discriminator_learning_rate")
+
+    def factor(self, images: int, num_images: int) -> float:
+        """Share of the learning rate after `images` of `num_images`."""
+        import math
+
+        if images < self.warmup_images:
+            return (images + 1) / (self.warmup_images + 1)
+        if self.decay == "constant":
+            return 1.0
+        done = min(1.0, (images - self.warmup_images) / max(1, num_images - self.warmup_images))
+        left = 1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.final_share + (1 - self.final_share) * left
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeOptions:
+    """How the arithmetic is done."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; key-point algebra, pose and sampling grids stay float32."""
+    channels_last: bool = False
+    """Memory format that tensor cores prefer, in 2D and 3D."""
+    recompute: tuple[str, ...] = ()
+    """Blocks of G (up_1, up_0, G_middle_0 ...) whose activations the backward pass computes again; up_1 saves most."""
+    compile: bool = False
+    """torch.compile for M and G (F and W have batch norm, which breaks its graphs)."""
+    tf32: bool = True
+    """Tensor cores for float32 products on CUDA, with 10 bits of mantissa."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportOptions:
+    """What a run tells, and how often. All intervals are in images."""
+
+    log_every_images: int = 1_000
+    """Console line, TensorBoard and metrics.jsonl."""
+    pictures_every_images: int = 50_000
+    """Grid of source, driving, result and occlusion; 0 makes none."""
+    validate_every_images: int = 100_000
+    """Figures on held-out pairs; 0 makes none."""
+    num_pictures: int = 8
+    """Rows of the grid."""
+    num_validation: int = 256
+    """Pairs, over all ranks, that validation looks at."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "log_every_images", "num_pictures", "num_validation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointOptions:
+    """What is kept to resume from."""
+
+    every_images: int = 50_000
+    """Interval between checkpoints; one is always written at the end and on SIGTERM."""
+    keep_last: int = 3
+    """Older ones are removed, except the best by validation."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "every_images", "keep_last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The sections that all stages share."""
+
+    seed: int = 0
+    """Of the initial weights, the order of the data, and every random draw."""
+    num_images: int = 10_000_000
+    """Length of the run: pairs seen in all, over all ranks."""
+    batch_size: int = 8
+    """Pairs a step over all ranks; must be a multiple of their number."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    reports: ReportOptions = field(default_factory=ReportOptions)
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_images", "batch_size")
+
+    @property
+    def hash(self) -> str:
+        """8 hex digits over everything that changes what is learned."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_HASHED}
+        content = [RECIPE_VERSION, type(self).__name__, values]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """What differs from the flattened values of another recipe: `section.field: theirs -> ours`."""
+        ours = flatten(dataclasses.asdict(self))
+        names = sorted(name for name in ours | other if name.split(".")[0] not in NOT_HASHED)
+        return [
+            f"{name}: {other.get(name, 'absent')} -> {ours.get(name, 'absent')}"
+            for name in names
+            if json.dumps(ours.get(name)) != json.dumps(other.get(name))
+        ]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def load_recipe(cls: type[AnyRecipe], stage: str, name_or_path: str) -> AnyRecipe:
+    """The preset of a stage of that name, or the recipe in that TOML file. ValueError says what is wrong with it."""
+    return recipes.load_recipe(cls, PRESETS / stage, name_or_path, RECIPE_VERSION)
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML, with its version and hash."""
+    return recipes.to_toml(recipe, RECIPE_VERSION, recipe.hash)

@@ -1,0 +1,108 @@
+"""What every training command does around its stage: options, recipe, dry run, processes, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from manifests.store import write_bytes_atomically
+from training.distributed import Process, start_process
+from training.loop import Stage, batch_per_rank, train
+from training.nonfinite import NonFiniteError
+from training.recipe import Recipe, recipe_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of every training command besides its recipe; derived classes add `recipe_name` and `recipe`."""
+
+    data: str = "demo_dataset"
+    """Folder or fsspec URL of a data set made by `python -m curation`."""
+    output: Path
+    """Folder of the run; made if it is missing, continued if it holds checkpoints."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    dry_run: bool = False
+    """Show the resolved recipe and the sizes of the networks, check data and weights, and train nothing."""
+    allow_other_recipe: bool = False
+    """Continue a run whose recipe was another."""
+
+    STAGE: ClassVar[str]
+    """Name of the folder of presets."""
+    RECIPE: ClassVar[type[Recipe]]
+
+
+def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process], Stage]) -> int:
+    """Make the stage in this process and train it. Returns the exit status.
+
+    0: finished, or stopped as asked with everything saved. 1: diverged, or the last state could not be saved. What the
+    user can mend is a ValueError.
+    """
+    with start_process(options.device) as process:
+        batch_per_rank(recipe.batch_size, process)
+        check_data(options.data)
+        if process.device.type == "cpu" and recipe.compute.precision == "bfloat16":
+            raise ValueError(
+                "compute.precision is bfloat16, but on the CPU PyTorch's bfloat16 convolutions are slow and corrupt "
+                "memory in the backward pass (2.13): use --compute.precision float32, or a GPU"
+            )
+        if process.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if recipe.compute.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = recipe.compute.tf32
+            torch.backends.cudnn.benchmark = True
+        stage = make_stage(process)
+        if process.is_main and options.dry_run:
+            print(recipe_toml(recipe), end="")
+            print(describe(stage, recipe, process))
+        if options.dry_run:
+            return 0
+        if process.is_main:
+            options.output.mkdir(parents=True, exist_ok=True)
+            print(describe(stage, recipe, process), file=sys.stderr)
+            write_bytes_atomically(options.output / "recipe.toml", recipe_toml(recipe).encode())
+        try:
+            return train(
+                stage,
+                recipe,
+                dataset=options.data,
+                output=options.output,
+                process=process,
+                allow_other_recipe=options.allow_other_recipe,
+            )
+        except NonFiniteError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+
+def check_data(data: str) -> None:
+    """ValueError unless there is a data set, or something at a URL that the loader will judge."""
+    if "://" not in data and not (Path(data).expanduser() / "manifests").is_dir():
+        raise ValueError(
+            f"--data {data}: no data set there; expected a folder with manifests/ and shards/, which "
+            "`python -m curation run VIDEOS --output DATASET` makes (`python -m curation demo` needs no videos)"
+        )
+
+
+def describe(stage: Stage, recipe: Recipe, process: Process) -> str:
+    """One line on what is about to be trained."""
+    sizes = ", ".join(f"{name} {_millions(module)}" for name, module in stage.modules.items() if _count(module))
+    return (
+        f"{stage.name}: {sizes}; {recipe.model.image_size} px in, {recipe.model.output_size} px out; "
+        f"{recipe.num_images:,} images in batches of {recipe.batch_size} on {process.world_size} x "
+        f"{process.device.type}, {recipe.compute.precision}"
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _millions(module: nn.Module) -> str:
+    count: Any = _count(module)
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} K"

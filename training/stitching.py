@@ -1,0 +1,91 @@
+"""python -m training stitching: S learns to keep the source's shoulders where they are (LivePortrait, section 3.3).
+
+L_st = |(I_st - I_recon) * (1 - M_st)| + w |delta_st|, with I_recon = G(W(f_s; x_s, x_s)) and driving key points of
+another person.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from model.keypoints import stitch
+from training.correction import CorrectionStage, masked_mean
+from training.data import PreparedBatch
+from training.losses import shoulder_mask
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StitchingLosses:
+    """Weights of the terms; the paper does not give them."""
+
+    shoulder: float = 10.0
+    """Change of the shoulders: mean over their pixels."""
+    offset: float = 1.0
+    """Size of the correction: mean over its 3K + 2 numbers. Without it, S would simply undo the motion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StitchingRecipe(Recipe):
+    """Every option of the training of S."""
+
+    losses: StitchingLosses = field(default_factory=StitchingLosses)
+
+
+class StitchingStage(CorrectionStage):
+    """Trains S on pairs of two persons."""
+
+    name = "stitching"
+    network = "stitching"
+    cross_identity = True
+    best_metric = "shoulder"
+
+    def __init__(self, portrait, recipe: StitchingRecipe, process, *, keep_network: bool = False) -> None:
+        super().__init__(portrait, recipe, process, keep_network=keep_network)
+        self.weights = recipe.losses
+
+    def _key_points(self, batch: PreparedBatch) -> tuple[Tensor, Tensor]:
+        """x_s, and x_d with the source's canonical key points and the other person's motion: [B, K, 3] each."""
+        source, driving = self.base.motion(batch.source), self.base.motion(batch.driving)
+        return source.keypoints(), driving.replace(kp=source.kp).keypoints()
+
+    def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x_s, x_d = self._key_points(batch)
+        volume = self.base.appearance(batch.source)
+        with torch.no_grad():
+            reconstructed = self.base.render(volume, x_s, x_s)
+        moved = stitch(self.training_networks, x_s, x_d)
+        stitched = self.base.render(volume, x_s, moved)
+        mask = shoulder_mask(batch.source.landmarks, stitched.shape[-2:])
+        terms = {
+            "shoulder": masked_mean(stitched - reconstructed, mask).mean(),
+            "offset": (moved - x_d).abs().mean(),
+        }
+        return self.weights.shoulder * terms["shoulder"] + self.weights.offset * terms["offset"], terms
+
+    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        x_s, x_d = self._key_points(batch)
+        volume = self.base.appearance(batch.source)
+        moved = stitch(self.averaged_networks, x_s, x_d)
+        reconstructed, free, stitched = (self.base.render(volume, x_s, x) for x in (x_s, x_d, moved))
+        mask = shoulder_mask(batch.source.landmarks, stitched.shape[-2:])
+        has_shoulders = mask.flatten(1).any(dim=1)
+        unknown = torch.full_like(has_shoulders, torch.nan, dtype=torch.float32)
+        return {
+            "shoulder": torch.where(has_shoulders, masked_mean(stitched - reconstructed, mask), unknown),
+            "shoulder_unstitched": torch.where(has_shoulders, masked_mean(free - reconstructed, mask), unknown),
+            # What is left of the motion: 1 keeps it all, 0 undoes it.
+            "motion_kept": masked_mean(stitched - reconstructed, 1 - mask)
+            / masked_mean(free - reconstructed, 1 - mask).clamp(min=1e-6),
+        }
+
+    def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        x_s, x_d = self._key_points(batch)
+        volume = self.base.appearance(batch.source)
+        moved = stitch(self.averaged_networks, x_s, x_d)
+        rendered = [self.base.render(volume, x_s, x) for x in (x_s, x_d, moved)]
+        titles = ("source", "driving", "reconstructed", "unstitched", "stitched")
+        return dict(zip(titles, (batch.source.target, batch.driving.target, *rendered), strict=True))

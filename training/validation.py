@@ -1,0 +1,87 @@
+"""Held-out pairs during a run: figures over all ranks, and the sample grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from training.data import PreparedBatch, make_loader, prepare
+from training.distributed import Process
+from training.metrics import Reporter
+from training.pictures import draw_grid, write_png
+from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from training.loop import Stage
+
+_log = logging.getLogger(__name__)
+
+
+def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) -> dict[str, float]:
+    """Means of the stage's figures over `num_validation` held-out pairs, the same ones every time; {} without any."""
+    totals: dict[str, tuple[float, int]] = {}
+    num_batches = -(-recipe.reports.num_validation // recipe.batch_size)
+    batch_size = recipe.batch_size // process.world_size
+    batches = held_out_batches(stage, recipe, batch_size, dataset=dataset, process=process)
+    if batches is None:
+        return {}
+    with torch.no_grad():
+        for batch in itertools.islice(batches, num_batches):
+            for name, values in stage.validate(batch).items():
+                known = values[values.isfinite()].double()
+                total, count = totals.get(name, (0.0, 0))
+                totals[name] = (total + known.sum().item(), count + len(known))
+    totals = process.sum(totals)
+    return {name: total / count for name, (total, count) in totals.items() if count}
+
+
+def save_pictures(
+    stage: Stage, recipe: Recipe, images: int, *, dataset: str, output: Path, process: Process, reporter: Reporter
+) -> None:
+    """Write the grid of the first held-out pairs, without augmentation: OUTPUT/pictures/images-N.png, TensorBoard."""
+    if not process.is_main:
+        return
+    alone = Process(device=process.device)
+    batches = held_out_batches(stage, recipe, recipe.reports.num_pictures, dataset=dataset, process=alone)
+    if batches is None:
+        return
+    with torch.no_grad():
+        grid = draw_grid(stage.pictures(next(batches)))
+    try:
+        write_png(output / "pictures" / f"images-{images:010d}.png", grid)
+    except OSError as error:
+        print(f"error: the sample grid could not be written ({error})", file=sys.stderr)
+    reporter.picture(grid, images)
+
+
+def held_out_batches(
+    stage: Stage, recipe: Recipe, batch_size: int, *, dataset: str, process: Process
+) -> Iterator[PreparedBatch] | None:
+    """Batches that training does not see, without end: frames kept back of known persons where the recipe keeps some,
+    else the persons of the split val. None, said once, where the data set has none."""
+    split = "held_out" if recipe.data.held_out_share > 0 else "val"
+    try:
+        loader = make_loader(
+            dataset,
+            # Workers would cost more to start than they save on a few batches.
+            config=dataclasses.replace(recipe.data, num_workers=0),
+            batch_size=batch_size,
+            rank=process.rank,
+            world_size=process.world_size,
+            seed=recipe.seed,
+            split=split,
+            cross_identity=stage.cross_identity,
+        )
+    except ValueError as error:
+        _log.warning(
+            "no validation and no pictures: %s; data.held_out_share keeps frames of training clips back", error
+        )
+        return None
+    return (prepare(batch.to(process.device), image_size=recipe.model.image_size) for batch in loader)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from manifests import recipes
 from manifests.recipes import require_positive
+from manifests.storage import Place, place
 from model.faces import FacesConfig
 
 RECIPE_VERSION = 1
@@ -258,13 +259,13 @@ def load_recipe(name_or_path: str) -> Recipe:
     return recipes.load_recipe(Recipe, PRESETS, name_or_path, RECIPE_VERSION)
 
 
-def recipe_of(folder: Path) -> Recipe:
+def recipe_of(folder: Place) -> Recipe:
     """The recipe that made the data set in `folder`.
 
     Raises:
         ValueError: there is no data set, or its recipe is of another version.
     """
-    path = folder.expanduser() / "recipe.toml"
+    path = place(folder) / "recipe.toml"
     if not path.is_file():
         raise ValueError(f"no data set at {folder}: expected a folder with recipe.toml in it (`run` makes one)")
     return load_recipe(str(path))

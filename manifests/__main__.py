@@ -4,6 +4,7 @@ python -m manifests ~/dataset                                 a summary
 python -m manifests ~/dataset --list                          the named queries
 python -m manifests ~/dataset pose_coverage --split train     one of them
 python -m manifests ~/dataset pose_coverage --list            its documentation and its SQL
+python -m manifests s3://bucket/dataset                       on an object store
 python -m manifests ~/dataset "FROM clips LIMIT 5" --format csv --output clips.csv
 
 The views are sources, tracks, clips, frames, shards, failures, units, tombstones and files; their columns are in
@@ -23,6 +24,7 @@ import duckdb
 import tyro
 
 from manifests.query import check_reads_only, find_query, is_name, named_queries
+from manifests.storage import is_local, place
 from manifests.store import Dataset
 from manifests.summary import make_console, print_summary
 from manifests.views import connect
@@ -32,8 +34,8 @@ from manifests.views import connect
 class Query:
     """Ask a data set: a summary, a named query (--list shows them), or any SQL that only reads."""
 
-    dataset: tyro.conf.Positional[Path]
-    """Folder of the data set."""
+    dataset: tyro.conf.Positional[str]
+    """Folder of the data set, or its URL (s3://bucket/dataset)."""
     query: tyro.conf.Positional[str] = ""
     """Name of a query, or SQL for DuckDB; empty: a summary."""
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
             _answer(db, query)
         else:
             _refuse_parameters(query, "the summary")
-            print_summary(db, Dataset(query.dataset.expanduser()))
+            print_summary(db, Dataset(query.dataset))
     except (ValueError, OSError, duckdb.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,7 +105,8 @@ def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
         check_reads_only(sql)
     if query.format == "parquet" and query.output is None:
         raise ValueError("--format parquet needs --output FILE")
-    if query.output is not None and query.output.resolve().is_relative_to(query.dataset.expanduser().resolve()):
+    root = place(query.dataset)
+    if query.output is not None and is_local(root) and query.output.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"--output {query.output} is inside the data set: name a file elsewhere")
     if query.format == "table":
         _answer_table(db.sql(sql, params=values), query.output)

@@ -13,6 +13,8 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from manifests.storage import Place, place, read_bytes
+
 AnyRecipe = TypeVar("AnyRecipe")
 
 
@@ -22,14 +24,14 @@ def load_recipe(cls: type[AnyRecipe], presets: Path, name_or_path: str, version:
     Raises:
         ValueError: neither exists, the TOML is broken or of another version, or it has a key that no option has.
     """
-    path = presets / f"{name_or_path}.toml"
-    if not path.is_file():
-        path = Path(name_or_path).expanduser()
+    path: Place = presets / f"{name_or_path}.toml"
+    if "://" in name_or_path or not path.is_file():
+        path = place(name_or_path)
     if not path.is_file():
         names = ", ".join(preset_names(presets))
         raise ValueError(f"no recipe {name_or_path!r}: expected one of {names}, or the path of a TOML file")
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(read_bytes(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     found = values.pop("recipe_version", version)

@@ -7,67 +7,72 @@ keys; row groups are small enough that a reader skips what it does not look for 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.schema import SCHEMA_VERSION, TABLES
+from manifests.storage import NewFile, Place, is_local, list_files, make_folder, map_places, open_to_read, place
+from manifests.storage import write_bytes_atomically as write_bytes_atomically
 
 _VERSION_KEY = b"portrait_schema_version"
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The folder of a data set and the names of what is in it."""
+    """The folder of a data set and the names of what is in it.
 
-    root: Path
+    root: a local path, or an fsspec URL (`s3://bucket/dataset`), which becomes a `UPath`.
+    """
+
+    root: Place
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", place(self.root))
 
     @property
-    def recipe_file(self) -> Path:
+    def recipe_file(self) -> Place:
         return self.root / "recipe.toml"
 
     @property
-    def staging(self) -> Path:
+    def staging(self) -> Place:
         return self.root / "staging"
 
     @property
-    def shards(self) -> Path:
+    def shards(self) -> Place:
         return self.root / "shards"
 
     @property
-    def report(self) -> Path:
+    def report(self) -> Place:
         return self.root / "report"
 
-    def table_folder(self, name: str) -> Path:
+    def table_folder(self, name: str) -> Place:
         return self.root / "manifests" / name
 
-    def table_files(self, name: str) -> list[Path]:
-        return sorted(self.table_folder(name).glob("*.parquet"))
+    def table_files(self, name: str) -> list[Place]:
+        return list(self.table_sizes(name))
 
-
-def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name beside `path`, then rename: `path` is never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def table_sizes(self, name: str) -> dict[Place, int]:
+        """The files of a table, sorted, with their sizes in bytes."""
+        return list_files(self.table_folder(name), ".parquet")
 
 
 def remove_temporary_files(dataset: Dataset) -> None:
-    """Remove what writers that were killed left beside the recipe and the tables. Nobody may be writing."""
+    """Remove what writers that were killed left beside the recipe and the tables. Nobody may be writing.
+
+    On an object store they leave nothing: what was not put as a whole is not there.
+    """
+    if not is_local(dataset.root):
+        return
     for folder in (dataset.root, *(dataset.root / "manifests").glob("*/")):
         for path in folder.glob(".*.tmp"):
             path.unlink()
 
 
-def write_parquet(path: Path, rows: pa.Table | Iterable[pa.Table]) -> None:
+def write_parquet(path: Place, rows: pa.Table | Iterable[pa.Table]) -> None:
     """Write one Parquet file atomically, with the schema version in its metadata.
 
     `rows`: a table, or tables of one schema one after the other, of which no more than a row group is held in memory.
@@ -76,16 +81,11 @@ def write_parquet(path: Path, rows: pa.Table | Iterable[pa.Table]) -> None:
     tables = iter([rows] if isinstance(rows, pa.Table) else rows)
     first = next(tables)
     schema = first.schema.with_metadata({**(first.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
-        with pq.ParquetWriter(temporary, schema, **options) as writer:
-            for group in _row_groups(first, tables, row_group_rows(schema)):
-                writer.write_table(group.cast(schema), row_group_size=max(len(group), 1))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    make_folder(path.parent)
+    options = {"compression": "zstd", "write_page_checksum": True, **_encodings(schema)}
+    with NewFile(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
+        for group in _row_groups(first, tables, row_group_rows(schema)):
+            writer.write_table(group.cast(schema), row_group_size=max(len(group), 1))
 
 
 def row_group_rows(schema: pa.Schema) -> int:
@@ -136,7 +136,7 @@ def _leaves(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[tuple[str,
             yield name, kind
 
 
-def read_parquet(files: Iterable[Path], name: str, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(files: Iterable[Place], name: str, columns: list[str] | None = None) -> pa.Table:
     """Rows of table `name` from `files`, with today's schema: columns that a file lacks are NULL.
 
     Raises:
@@ -145,8 +145,9 @@ def read_parquet(files: Iterable[Path], name: str, columns: list[str] | None = N
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
     parts = [schema.empty_table()]
     for file in files:
-        present = set(check_version(file).names)
-        part = pq.read_table(file, columns=[c for c in schema.names if c in present])
+        with open_parquet(file) as parquet:
+            present = set(parquet.schema_arrow.names)
+            part = parquet.read([c for c in schema.names if c in present])
         parts.append(_conform(part, schema))
     return pa.concat_tables(parts)
 
@@ -179,12 +180,28 @@ def _checked(rows: pa.Table | Iterable[pa.Table], name: str) -> Iterator[pa.Tabl
         yield table
 
 
-def check_version(file: Path) -> pa.Schema:
+@contextmanager
+def open_parquet(file: Place) -> Iterator[pq.ParquetFile]:
+    """A file of a table, opened; its footer is read once.
+
+    Raises:
+        ValueError: it was written by a newer version of the schema.
+    """
+    with open_to_read(file) as source, pq.ParquetFile(source, pre_buffer=not is_local(file)) as parquet:
+        written = int((parquet.schema_arrow.metadata or {}).get(_VERSION_KEY, b"0"))
+        if written > SCHEMA_VERSION:
+            raise ValueError(
+                f"{file} has schema version {written}, this program knows up to {SCHEMA_VERSION}: use a newer checkout"
+            )
+        yield parquet
+
+
+def check_version(file: Place) -> pa.Schema:
     """The Arrow schema of `file`; ValueError when it is from a newer version than this code knows."""
-    schema = pq.read_schema(file)
-    written = int((schema.metadata or {}).get(_VERSION_KEY, b"0"))
-    if written > SCHEMA_VERSION:
-        raise ValueError(
-            f"{file} has schema version {written}, this program knows up to {SCHEMA_VERSION}: use a newer checkout"
-        )
-    return schema
+    with open_parquet(file) as parquet:
+        return parquet.schema_arrow
+
+
+def check_versions(files: list[Place]) -> list[pa.Schema]:
+    """`check_version` of each file; those on an object store side by side."""
+    return map_places(check_version, files)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from manifests.query import ask
 from manifests.schema import SCHEMA_VERSION
+from manifests.storage import Place, is_local, list_files
 from manifests.store import Dataset
 
 MAX_ROWS = 8
@@ -83,8 +84,11 @@ def rows_of(relation: duckdb.DuckDBPyRelation) -> list[dict[str, object]]:
     return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
-def folder_size(folder: Path) -> dict[str, int]:
+def folder_size(folder: Place) -> dict[str, int]:
     """Number and bytes of the files below a folder."""
+    if not is_local(folder):
+        sizes = list_files(folder, below=True).values()
+        return {"num_files": len(sizes), "size_bytes": sum(sizes)}
     num_files = size_bytes = 0
     pending = [folder] if folder.is_dir() else []
     while pending:

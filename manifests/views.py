@@ -15,13 +15,14 @@ import duckdb
 import pyarrow as pa
 
 from manifests.schema import TABLES
-from manifests.store import Dataset, check_version
+from manifests.storage import Place, is_local
+from manifests.store import Dataset, check_versions
 
 MEMORY_LIMIT = "3GB"  # of DuckDB's buffers; with Python and what it does not count, a process stays below 4 GB
 
 
 def connect(
-    folder: str | Path, *, memory_limit: str = MEMORY_LIMIT, threads: int | None = None
+    folder: str | Place, *, memory_limit: str = MEMORY_LIMIT, threads: int | None = None
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection with one view a table: sources, tracks, clips, frames, shards, failures, ...
 
@@ -35,7 +36,7 @@ def connect(
     Raises:
         ValueError: `folder` holds no manifests, or they are newer than this program.
     """
-    dataset = Dataset(Path(folder).expanduser())
+    dataset = Dataset(folder)
     if not (dataset.root / "manifests").is_dir():
         raise ValueError(f"no data set at {dataset.root}: expected a folder with manifests/ in it")
     spill = Path(tempfile.gettempdir()) / f"duckdb-{os.getpid()}"  # else DuckDB takes .tmp in the working folder
@@ -47,6 +48,8 @@ def connect(
         }
     )
     db.execute("SET parquet_metadata_cache = true")
+    if not is_local(dataset.root):
+        db.register_filesystem(dataset.root.fs)
     for name in TABLES:
         create_view(db, dataset, name)
     _create_view_of_files(db, dataset)
@@ -64,10 +67,9 @@ def create_view(db: duckdb.DuckDBPyConnection, dataset: Dataset, name: str) -> N
     Files that have today's schema are read in one go; those of each other schema apart, cast to today's types.
     """
     types = _duckdb_types(db, TABLES[name])
-    groups: list[tuple[pa.Schema, list[Path]]] = []
-    for file in dataset.table_files(name):
-        schema = check_version(file)
-        same = next((files for known, files in groups if known.equals(schema)), None)
+    groups: list[tuple[pa.Schema, list[Place]]] = []
+    for file, schema in zip(files := dataset.table_files(name), check_versions(files), strict=True):
+        same = next((alike for known, alike in groups if known.equals(schema)), None)
         if same is None:
             groups.append((schema, [file]))
         else:
@@ -77,7 +79,7 @@ def create_view(db: duckdb.DuckDBPyConnection, dataset: Dataset, name: str) -> N
     db.execute(f"CREATE OR REPLACE VIEW {name} AS {' UNION ALL '.join(selects) or f'SELECT {empty} WHERE false'}")
 
 
-def _select(schema: pa.Schema, files: list[Path], types: dict[str, str], today: pa.Schema) -> str:
+def _select(schema: pa.Schema, files: list[Place], types: dict[str, str], today: pa.Schema) -> str:
     columns = []
     for name, kind in types.items():
         if name not in schema.names:
@@ -102,8 +104,8 @@ def _create_view_of_files(db: duckdb.DuckDBPyConnection, dataset: Dataset) -> No
     rows = ["(NULL::VARCHAR, NULL::VARCHAR, NULL::BIGINT)"]
     paths = []
     for name in TABLES:
-        for file in dataset.table_files(name):
-            rows.append(f"('{name}', {_quoted(file)}, {file.stat().st_size})")
+        for file, size in dataset.table_sizes(name).items():
+            rows.append(f"('{name}', {_quoted(file)}, {size})")
             paths.append(_quoted(file))
     counts = "SELECT NULL AS file_name, 0 AS num_rows WHERE false"
     if paths:
@@ -115,5 +117,5 @@ def _create_view_of_files(db: duckdb.DuckDBPyConnection, dataset: Dataset) -> No
     )
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: Place) -> str:
     return "'" + str(path).replace("'", "''") + "'"

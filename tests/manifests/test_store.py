@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests import store
+from manifests import storage, store
 from manifests.schema import SCHEMA_VERSION, TABLES, make_table
 from manifests.store import (
     Dataset,
@@ -137,13 +137,13 @@ def test_bytes_are_replaced_in_one_step(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.json"
     write_bytes_atomically(path, b"one")
     seen = []
-    replace = store.os.replace
+    replace = storage.os.replace
 
     def spy(source, target):
         seen.append((path.read_bytes(), source.read_bytes()))
         replace(source, target)
 
-    monkeypatch.setattr(store.os, "replace", spy)
+    monkeypatch.setattr(storage.os, "replace", spy)
     write_bytes_atomically(path, b"two")
     assert seen == [(b"one", b"two")], "the old content stands until the new one is complete"
     assert path.read_bytes() == b"two"
@@ -151,7 +151,7 @@ def test_bytes_are_replaced_in_one_step(tmp_path, monkeypatch):
     def fail(source, target):
         raise PermissionError("no")
 
-    monkeypatch.setattr(store.os, "replace", fail)
+    monkeypatch.setattr(storage.os, "replace", fail)
     with pytest.raises(PermissionError):
         write_bytes_atomically(path, b"three")
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]

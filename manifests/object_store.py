@@ -1,0 +1,76 @@
+"""S3 with patience: every call is tried again while the store is overloaded or out of reach, for about two minutes.
+
+Imported where the first `s3://` address is used (`manifests.storage` registers it with fsspec by its name), because it
+takes a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync_wrapper
+from s3fs import S3FileSystem
+
+PATIENCE_S = 120.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 15.0
+_TRANSIENT_CODES = {
+    *("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"),
+    *("BandwidthLimitExceeded", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"),
+}
+
+
+class PatientS3FileSystem(S3FileSystem):
+    """s3fs that waits out throttling, 5xx answers, timeouts and lost connections, and never shows a stale listing."""
+
+    retries = 4  # of a body that breaks off while it is read; the calls themselves have PATIENCE_S
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("use_listings_cache", False)
+        options["config_kwargs"] = {
+            "retries": {"mode": "standard", "total_max_attempts": 1},  # one loop decides, the one below
+            "connect_timeout": 10,
+            "read_timeout": 30,
+            **(options.get("config_kwargs") or {}),
+        }
+        super().__init__(*args, **options)
+
+    async def _call_s3(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        start, wait_s = time.monotonic(), _FIRST_WAIT_S
+        while True:
+            try:
+                return await super()._call_s3(method, *args, **kwargs)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                waited_s = time.monotonic() - start
+                if waited_s >= PATIENCE_S:
+                    place = "/".join(str(kwargs[k]) for k in ("Bucket", "Key", "Prefix") if kwargs.get(k))
+                    # A kind that s3fs does not try again by itself.
+                    raise ConnectionError(
+                        f"the object store has failed every call for {waited_s:.0f} s, last: {error} ({method} of"
+                        f" s3://{place}): see that it can be reached and run the same again"
+                    ) from error
+            await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later; not where the answer was that something is absent or denied."""
+    if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError)):
+        return False
+    cause = error if isinstance(error, (ClientError, BotoCoreError)) else error.__cause__
+    if isinstance(cause, ClientError):
+        answer = cause.response
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        is_overload = status in (408, 429) or (status >= 500 and status != 501)
+        return is_overload or answer["Error"].get("Code") in _TRANSIENT_CODES
+    known = (HTTPClientError, BotoConnectionError, ResponseParserError, TimeoutError, ConnectionError)
+    return isinstance(error, known) or isinstance(cause, known)

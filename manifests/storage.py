@@ -1,0 +1,315 @@
+"""Files of a data set on a file system or an object store: the few operations in which the two differ.
+
+A local place is a `pathlib.Path` and is treated as such. Anything with a protocol (`s3://bucket/dataset`) is a `UPath`,
+which reads, lists and joins like one. What a reader finds under a name is always complete: locally a temporary file is
+renamed, an object is put as a whole. Credentials and endpoints come from the environment (AWS_*, AWS_ENDPOINT_URL).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import fsspec
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+Place: TypeAlias = "Path | UPath"
+T, R = TypeVar("T"), TypeVar("R")
+
+_PART_BYTES = 16 << 20  # of an upload; a few of them are held in memory
+_READ_BYTES = 64 << 20  # of small objects that are read side by side
+_READ_FILES = 256
+_WHOLE_BYTES = 8 << 20  # a file that is fetched with one request rather than by ranges
+_SIDE_BY_SIDE = 16
+_SCRATCH = "portrait-scratch-"
+
+for _protocol in ("s3", "s3a"):
+    fsspec.register_implementation(_protocol, "manifests.object_store.PatientS3FileSystem", clobber=True)
+
+
+def place(where: str | os.PathLike[str] | UPath) -> Place:
+    """A path, or a `UPath` of an fsspec URL."""
+    if not isinstance(where, (str, os.PathLike)):
+        return where
+    text = str(where)
+    if "://" not in text:
+        return Path(where).expanduser()
+    if text.startswith(("file://", "local://")):
+        return Path(text.split("://", 1)[1]).expanduser()
+    from upath import UPath
+
+    return UPath(text.rstrip("/"))
+
+
+def is_local(path: Place) -> bool:
+    """Whether a place is on a file system of this machine."""
+    return isinstance(path, Path)
+
+
+def require_local(path: Place, what: str) -> Path:
+    """`path`, when it is local.
+
+    Raises:
+        ValueError: it is on an object store.
+    """
+    if not is_local(path):
+        raise ValueError(f"{what} {path} is on an object store, expected a folder of this machine")
+    return path  # type: ignore[return-value]
+
+
+def make_folder(path: Place) -> None:
+    """Make a folder and its parents; on an object store there are none."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def list_files(folder: Place, ending: str = "", *, below: bool = False) -> dict[Place, int]:
+    """Path -> size in bytes of the files in a folder, sorted; `below`: in its subfolders too. {} if there is none."""
+    if is_local(folder):
+        if not folder.is_dir():
+            return {}
+        found = folder.rglob(f"*{ending}") if below else folder.glob(f"*{ending}")
+        return {path: path.stat().st_size for path in sorted(found) if path.is_file()}
+    try:
+        entries = folder.fs.find(folder.path, detail=True).values() if below else folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError:
+        return {}
+    start = len(folder.path.rstrip("/")) + 1
+    files = {entry["name"][start:]: entry["size"] for entry in entries if entry["type"] == "file"}
+    return {folder / name: files[name] for name in sorted(files) if name and name.endswith(ending)}
+
+
+def list_folders(folder: Place) -> list[Place]:
+    """The folders in a folder, sorted."""
+    if is_local(folder):
+        return sorted(path for path in folder.glob("*/") if path.is_dir())
+    try:
+        entries = folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(folder / e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+
+
+class NewFile:
+    """A file that appears under its name when it is complete, or not at all. Until then it is written at `temporary`:
+    beside its place on a file system; for an object store in a folder of its own in this machine's scratch.
+    """
+
+    def __init__(self, path: Place) -> None:
+        self._path = path
+        self._scratch: Any = None
+        if is_local(path):
+            self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        else:
+            self._scratch = _make_scratch()
+            self.temporary = Path(self._scratch.name) / path.name
+
+    def commit(self) -> None:
+        """Put the finished file, which is closed, in its place."""
+        if self._scratch is None:
+            os.replace(self.temporary, self._path)
+        else:
+            upload(self.temporary, self._path)
+            self._scratch.cleanup()
+
+    def discard(self) -> None:
+        """Remove what was written; nothing where it is in its place already."""
+        if self._scratch is None:
+            self.temporary.unlink(missing_ok=True)
+        else:
+            self._scratch.cleanup()
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.discard()
+
+
+def upload(source: Path, target: Place) -> None:
+    """Put a local file on an object store; a large one in parts that become one object at the end."""
+    target.fs.put_file(str(source), target.path, **_upload_options(target))
+
+
+def _upload_options(target: UPath) -> dict[str, Any]:
+    return {"chunksize": _PART_BYTES, "max_concurrency": 4} if target.protocol in ("s3", "s3a") else {}
+
+
+def write_bytes_atomically(path: Place, data: bytes) -> None:
+    """Write a whole file: it is there with all its bytes, or as it was before."""
+    if is_local(path):
+        make_folder(path.parent)
+        with NewFile(path) as temporary:
+            temporary.write_bytes(data)
+    else:
+        path.fs.pipe_file(path.path, data)
+
+
+def append_line(path: Place, line: str) -> None:
+    """Add a line to a text file that one process writes; on an object store the file is put again."""
+    if is_local(path):
+        with open(path, "a") as file:
+            file.write(line + "\n")
+        return
+    try:
+        before = read_bytes(path)
+    except FileNotFoundError:
+        before = b""
+    write_bytes_atomically(path, before + line.encode() + b"\n")
+
+
+def read_bytes(path: Place) -> bytes:
+    """A whole file."""
+    return path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
+
+
+def read_files(sizes: Mapping[Place, int]) -> Iterator[tuple[Place, bytes]]:
+    """Path and content of files in their order; objects side by side, so many that they fit in memory.
+
+    sizes: bytes of each, as `list_files` gives them.
+    """
+    chunk: list[Place] = []
+    num_bytes = 0
+    for path, size in sizes.items():
+        if is_local(path):
+            yield path, path.read_bytes()
+            continue
+        if chunk and (num_bytes + size > _READ_BYTES or len(chunk) == _READ_FILES):
+            yield from _read_side_by_side(chunk)
+            chunk, num_bytes = [], 0
+        chunk.append(path)
+        num_bytes += size
+    if chunk:
+        yield from _read_side_by_side(chunk)
+
+
+def _read_side_by_side(paths: list[Place]) -> Iterator[tuple[Place, bytes]]:
+    filesystem = paths[0].fs
+    options = {"max_concurrency": 1} if paths[0].protocol in ("s3", "s3a") else {}  # spares asking for the size first
+    found = filesystem.cat([path.path for path in paths], batch_size=_SIDE_BY_SIDE, **options)
+    if isinstance(found, bytes):
+        found = {paths[0].path: found}
+    for path in paths:
+        yield path, found[path.path]
+
+
+def read_range(path: Place, start: int, end: int) -> bytes:
+    """The bytes [start, end) of a file; fewer where it ends before."""
+    if not is_local(path):
+        return path.fs.cat_file(path.path, start=start, end=end)
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), end - start, start)
+
+
+@contextmanager
+def open_to_read(path: Place) -> Iterator[Any]:
+    """What readers of Parquet take: the path itself, or a file that asks the store for ranges; a small one is whole."""
+    if is_local(path):
+        yield path
+        return
+    with path.fs.open(path.path, "rb", cache_type="none") as file:
+        yield io.BytesIO(file.read()) if file.size <= _WHOLE_BYTES else file
+
+
+def move(source: Place, target: Place) -> None:
+    """Put a file in the place of another of the same data set: a rename, or a copy inside the store and a removal."""
+    if is_local(source):
+        os.replace(source, target)
+        return
+    source.fs.cp_file(source.path, target.path)
+    remove(source)
+
+
+def move_all(places: Iterable[tuple[Place, Place]]) -> None:
+    """Move files (source, target); objects side by side."""
+    map_places(lambda pair: move(*pair), list(places), where=lambda pair: pair[0])
+
+
+def map_places(act: Callable[[T], R], items: list[T], where: Callable[[T], Any] = lambda item: item) -> list[R]:
+    """`act` of each item, in their order; side by side where `where(item)` is on an object store and answers late."""
+    if all(is_local(where(item)) for item in items):
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        return list(pool.map(act, items))
+
+
+def remove(path: Place) -> None:
+    """Remove a file, if it is there."""
+    if is_local(path):
+        path.unlink(missing_ok=True)
+        return
+    try:
+        path.fs.rm_file(path.path)
+    except FileNotFoundError:
+        return
+
+
+def remove_files(paths: Iterable[Place]) -> None:
+    """Remove files of one data set, in their order on a file system, a thousand with one call on an object store."""
+    paths = list(paths)
+    if all(is_local(path) for path in paths):
+        for path in paths:
+            remove(path)
+        return
+    # What a store could not remove it says in the answer, and s3fs keeps that to itself: those are removed one by one.
+    for start in range(0, len(paths), 1000):
+        chunk = paths[start : start + 1000]
+        removed = set(chunk[0].fs.rm([path.path for path in chunk]) or [])
+        for path in chunk:
+            if path.path not in removed:
+                remove(path)
+
+
+def remove_tree(folder: Place) -> None:
+    """Remove a folder and all in it, if it is there."""
+    if is_local(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+    else:
+        remove_files(list_files(folder, below=True))
+
+
+@contextmanager
+def local_file(path: Place | str) -> Iterator[Path]:
+    """A local file with the content of `path` (or a URL): itself, or a copy in scratch that is removed afterwards."""
+    path = place(path)
+    if is_local(path):
+        yield path
+        return
+    with scratch_folder() as folder:
+        copy = folder / path.name
+        options = _upload_options(path)
+        path.fs.get_file(path.path, str(copy), **options)
+        yield copy
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder on this machine that is removed afterwards."""
+    with _make_scratch() as folder:
+        yield Path(folder)
+
+
+def _make_scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", ignore_cleanup_errors=True)
+
+
+def remove_dead_scratch() -> None:
+    """Remove the scratch of processes of this machine that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        owner = folder.name.removeprefix(_SCRATCH).split("-")[0]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curation.metrics import count_unit
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
@@ -78,7 +79,9 @@ def _summary(row: dict[str, Any], result: UnitResult) -> dict[str, Any]:
     failures = [{k: f[k] for k in ("reason", "message", "uri")} for f in result.rows.get("failures", [])]
     rejected = sum(r.get("status") == "rejected" for r in result.rows.get("sources", []))
     counts = {table: len(rows) for table, rows in result.rows.items() if table != "failures"}
-    return {**row, "failures": failures, "rejected": rejected, "counts": counts}
+    measured = [r for table in ("sources", "clips", "shards") for r in result.rows.get(table, [])]
+    size_bytes = sum(r.get("staged_bytes") or r.get("size_bytes") or 0 for r in measured)
+    return {**row, "failures": failures, "rejected": rejected, "counts": counts, "size_bytes": size_bytes}
 
 
 def _worker_name() -> str:
@@ -107,7 +110,7 @@ class UnitWorker:
         while attempts < ATTEMPTS:
             attempts += 1
             try:
-                return self._sandbox(unit, deadline_s)
+                return count_unit(self._stage, unit, self._sandbox(unit, deadline_s))
             except SandboxError as error:
                 reason, message = error.reason, str(error)
             except RuntimeError as error:
@@ -116,7 +119,7 @@ class UnitWorker:
         result = UnitResult()
         result.fail(self._stage, unit, reason, message, attempts)
         row = commit_unit(self._folder, self._stage, unit, result, 0.0, _worker_name())
-        return _summary(row, result)
+        return count_unit(self._stage, unit, _summary(row, result))
 
 
 def bundle(units: list[dict[str, Any]], workers: int) -> list[list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from curation.recipe import Recipe, load_recipe, recipe_of
 from curation.sandbox import FatalError
 from curation.weights import act_on_weights
 from manifests.recipes import named_on
+from manifests.storage import place
 from manifests.store import Dataset, read_table
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
@@ -30,8 +31,8 @@ class Run:
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """What to curate."""
-    output: Path
-    """Folder of the data set; made if it is missing."""
+    output: str
+    """Folder of the data set, or its URL (s3://bucket/dataset); made if it is missing."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
     """Preset (default, liveportrait, lenient) or a TOML file; further options override it."""
     keep_staging: bool = False
@@ -52,7 +53,7 @@ class Run:
             cluster_options=self.cluster,
             keep_staging=self.keep_staging,
         )
-        dataset = Dataset(self.output.expanduser())
+        dataset = Dataset(self.output)
         if outcome.num_units == 0:
             print("nothing to do: everything was finished before")
         print_summary(dataset, self.recipe.select)
@@ -69,8 +70,8 @@ class Select:
     Thresholds that are not named keep the values of the data set's recipe.toml.
     """
 
-    output: Path
-    """Folder of the data set."""
+    output: str
+    """Folder of the data set, or its URL."""
     dry_run: bool = False
     """Show what each rule costs, alone and in order, and change nothing."""
     recipe: _RecipeOptions = field(default_factory=Recipe)
@@ -80,7 +81,7 @@ class Select:
         from curation.select import rule_costs
         from curation.summary import print_costs, print_summary
 
-        dataset = Dataset(self.output.expanduser())
+        dataset = Dataset(self.output)
         if self.dry_run:
             print_costs(rule_costs(dataset, self.recipe.select))
             return 0
@@ -145,8 +146,8 @@ class Forget:
     networks that were trained on it and the sources themselves are not touched.
     """
 
-    dataset: tyro.conf.Positional[Path]
-    """Folder of the data set."""
+    dataset: tyro.conf.Positional[str]
+    """Folder of the data set, or its URL."""
     source: tuple[str, ...] = ()
     """URIs, file names or source_ids: the whole content is refused from now on, under any name."""
     identity: tuple[str, ...] = ()
@@ -177,7 +178,7 @@ class Forget:
             keep_face=self.keep_face_to_refuse,
         )
         ask = None if self.yes else ask_on_terminal
-        found = forget(Dataset(self.dataset.expanduser()), request, is_dry_run=self.dry_run, ask=ask)
+        found = forget(Dataset(self.dataset), request, is_dry_run=self.dry_run, ask=ask)
         return 0 if found else 1
 
 
@@ -188,28 +189,28 @@ class Verify:
     Changes nothing. Status 1 when anything differs from what the manifests say; every difference comes with what to do.
     """
 
-    dataset: tyro.conf.Positional[Path]
-    """Folder of the data set."""
+    dataset: tyro.conf.Positional[str]
+    """Folder of the data set, or its URL."""
 
     def main(self) -> int:
         from curation.verify import verify_and_print
 
-        return verify_and_print(Dataset(self.dataset.expanduser()))
+        return verify_and_print(Dataset(self.dataset))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """Write the data set's card: size, people, sources and licences, measurements, recipe, how to leave it."""
 
-    dataset: tyro.conf.Positional[Path]
-    """Folder of the data set."""
+    dataset: tyro.conf.Positional[str]
+    """Folder of the data set, or its URL."""
     output: Path | None = None
     """Markdown file to write (None: report/card.md of the data set)."""
 
     def main(self) -> int:
         from curation.card import write_card
 
-        print(write_card(Dataset(self.dataset.expanduser()), self.output))
+        print(write_card(Dataset(self.dataset), self.output))
         return 0
 
 
@@ -220,10 +221,10 @@ class Review:
     The page is a folder of plain files that works from a disk or any web server and asks no network for anything.
     """
 
-    dataset: tyro.conf.Positional[Path]
-    """Folder of the data set."""
+    dataset: tyro.conf.Positional[str]
+    """Folder of the data set, or its URL."""
     output: Path | None = None
-    """Folder of the page (None: report/ of the data set)."""
+    """Folder of the page (None: report/ of the data set; needed for one on an object store)."""
     open: bool = True
     """Show the page in the browser."""
     sources: bool = True
@@ -291,7 +292,7 @@ def _parse(arguments: list[str]) -> Any:
     if name == "run":
         required["recipe"] = load_recipe(named_on(rest, "--recipe") or "default")
     elif name == "select" and (output := named_on(rest, "--output")):
-        required["recipe"] = recipe_of(Path(output))
+        required["recipe"] = recipe_of(place(output))
     return tyro.cli(cls, args=rest, prog=f"python -m curation {name}", default=cls(**required))
 
 

@@ -13,6 +13,7 @@ import duckdb
 
 from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.rules import RULES
+from manifests.storage import Place, place
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from manifests.views import connect
 
@@ -36,9 +37,9 @@ _MEASURES = (
 )
 
 
-def write_card(dataset: Dataset, output: Path | None = None) -> Path:
+def write_card(dataset: Dataset, output: str | Place | None = None) -> Place:
     """Write the card, by default to report/card.md; returns where it is."""
-    path = dataset.report / "card.md" if output is None else output.expanduser()
+    path = dataset.report / "card.md" if output is None else place(output)
     write_bytes_atomically(path, make_card(dataset).encode())
     return path
 
@@ -51,7 +52,7 @@ def make_card(dataset: Dataset) -> str:
     """
     recipe = recipe_of(dataset.root)
     db = connect(dataset.root)
-    name = dataset.root.resolve().name
+    name = dataset.root.resolve().name  # "." has none
     sections = (
         [f"# {name}", "", "Portrait clips for training face animation; every figure below is read from the manifests."],
         _size(db),

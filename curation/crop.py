@@ -6,9 +6,7 @@ A clip becomes a small tar under staging/ that `pack` joins to shards, a row of 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,6 +22,7 @@ from curation.samples import SampleWriter, encode_label, sample_key
 from curation.scan import Still
 from curation.stills import read_still
 from curation.units import UnitResult, plain
+from manifests.storage import NewFile, Place, make_folder
 from model.faces import Detections, FaceAnalyser, Landmarks, eye_openness, lip_openness, load_analyser
 from model.framing import FixedCrop, crop_transform, outside_fraction, transform_points, warp
 from model.video import Frame, VideoError, open_video
@@ -36,7 +35,7 @@ class CropStage:
 
     tables = ("clips", "frames")
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Place) -> None:
         self._recipe = recipe
         self._folder = folder
         self._analyser = load_analyser(recipe.faces)
@@ -47,13 +46,14 @@ class CropStage:
         result = UnitResult(rows={"clips": [], "frames": []})
         wanted = [c for c in unit["candidates"] if unit.get("only") is None or c["clip_id"] in unit["only"]]
         folder = self._folder / unit["name"]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         clips = [_Clip(c, unit, self._recipe.crop, self._analyser, self._quality, folder) for c in wanted]
         try:
-            with local_copy(unit["uri"]) as path:
-                self._read(path, unit, clips, result)
-        except VideoError as error:
-            result.fail("crop", unit, error.reason, str(error))
+            with local_copy(unit["uri"], result) as path:
+                try:
+                    self._read(path, unit, clips, result)
+                except VideoError as error:
+                    result.fail("crop", unit, error.reason, str(error))
         finally:
             for clip in clips:
                 clip.close()
@@ -112,7 +112,7 @@ class _Clip:
         options: CropOptions,
         analyser: FaceAnalyser,
         quality: Any,
-        folder: Path,
+        folder: Place,
     ) -> None:
         self._candidate, self._options, self._analyser, self._quality = candidate, options, analyser, quality
         self.clip_id: str = candidate["clip_id"]
@@ -136,7 +136,7 @@ class _Clip:
         self._hasher = FaceHasher(None if self._is_still else options.fps)
         self.frames: list[dict[str, Any]] = []
         self._path = folder / f"{self.clip_id}.tar"
-        self._temporary = folder / f".{self.clip_id}.{os.getpid()}.tmp"
+        self._new: NewFile | None = None
         self._file: Any = None
 
     def offer(self, frame: Frame) -> None:
@@ -154,14 +154,15 @@ class _Clip:
             self._staged_bytes = self._writer.finish()
             self._file.close()
             self._file = None
-            os.replace(self._temporary, self._path)
+            self._new.commit()
 
     def close(self) -> None:
         """Remove what an error left unfinished."""
         if self._file is not None:
             self._file.close()
             self.frames = []
-        self._temporary.unlink(missing_ok=True)
+        if self._new is not None:
+            self._new.discard()
 
     def _fill(self, until_s: float) -> None:
         if self._pending is None:
@@ -236,7 +237,8 @@ class _Clip:
 
     def _append(self, row: dict[str, Any], jpeg: bytes) -> None:
         if self._file is None:
-            self._file = open(self._temporary, "wb")  # noqa: SIM115  (closed by finish or close)
+            self._new = NewFile(self._path)
+            self._file = open(self._new.temporary, "wb")  # noqa: SIM115  (closed by finish or close)
             self._writer = SampleWriter(self._file)
         label = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
         label["landmarks"] = np.round(self._landmarks[-1], 2).tolist()

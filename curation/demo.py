@@ -29,7 +29,7 @@ def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
     make_videos(videos)
     recipe = load_recipe("default")
     run([str(videos)], output, recipe, cluster_options=cluster_options)
-    dataset = Dataset(output.expanduser())
+    dataset = Dataset(output)
     print_summary(dataset, recipe.select)
     print(f"the clips this was made from: {videos}/")
     print(f"look at it: {build(dataset)}")

@@ -25,6 +25,7 @@ from curation.metrics import count_unit
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
+from manifests.storage import Place, make_folder
 
 ATTEMPTS = 2
 _BUNDLES_PER_WORKER = 6
@@ -57,7 +58,7 @@ def stage_class(name: str) -> Any:
     return Stage
 
 
-def make_unit_worker(stage: str, recipe: Recipe, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def make_unit_worker(stage: str, recipe: Recipe, folder: Place) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What the child process runs: do a unit, commit it, return its ledger row and its failures."""
     import cv2
 
@@ -91,9 +92,9 @@ def _worker_name() -> str:
 class UnitWorker:
     """The actor: does bundles of units in its sandbox and accounts for those that fail."""
 
-    def __init__(self, *, stage: str, recipe: Recipe, folder: Path, deadline_s: float) -> None:
+    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float) -> None:
         self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder), deadline_s=3600)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
@@ -203,7 +204,7 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
         self.is_connected = False
 
-    def run(self, stage: str, recipe: Recipe, folder: Path, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def run(self, stage: str, recipe: Recipe, folder: Place, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Do all units; yields a summary of each as it finishes, in any order.
 
         Raises:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import math
 import os
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
+from manifests.storage import scratch_folder
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
@@ -110,16 +110,23 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A local path of `uri`: the file itself, or a temporary copy of a remote one that is removed afterwards."""
+def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
+    """A local path of `uri`: the file itself, or a temporary copy of a remote one that is removed afterwards.
+
+    What `result` then says of the copy is said of `uri`.
+    """
     if "://" not in uri:
         yield uri
         return
-    with tempfile.TemporaryDirectory(prefix="portrait-source-") as folder:
-        path = os.path.join(folder, "source" + os.path.splitext(uri)[1])
+    with scratch_folder() as folder:
+        path = str(folder / f"source{os.path.splitext(uri)[1]}")
         filesystem, remote = fsspec.core.url_to_fs(uri)
         filesystem.get_file(remote, path)
         yield path
+        for row in [row for rows in result.rows.values() for row in rows] if result else ():
+            for column in ("detail", "message"):
+                if row.get(column):
+                    row[column] = row[column].replace(path, uri)
 
 
 class IndexStage:
@@ -133,9 +140,10 @@ class IndexStage:
     def process(self, unit: dict[str, Any]) -> UnitResult:
         """Hash and probe `unit["uri"]`; a file that cannot be used becomes a rejected row with its reason."""
         result = UnitResult()
-        with local_copy(unit["uri"]) as path:
+        with local_copy(unit["uri"], result) as path:
             digest = hash_file(path)
             row = _describe(path, self._options)
+            result.rows["sources"] = [row]
         columns = dict(unit["columns"])
         row |= {
             "source_id": digest[:16],

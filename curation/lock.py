@@ -1,13 +1,31 @@
-"""One command at a time changes a data set."""
+"""One command at a time changes a data set.
+
+On a file system the kernel holds the lock and lets go when the process dies. On an object store `.lock` is an object
+that its holder writes again every few seconds; one that is not written any more was left by a run that was killed.
+"""
 
 from __future__ import annotations
 
+import _thread
+import errno
 import fcntl
+import json
 import os
+import socket
+import sys
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from curation.sandbox import FatalError
+from manifests.storage import Place, is_local, read_bytes, remove_file
 from manifests.store import Dataset, remove_temporary_files
+
+RENEW_S, STALE_S, _LOOK_S = 5.0, 45.0, 0.5
 
 
 @contextmanager
@@ -18,19 +36,175 @@ def only_run(dataset: Dataset) -> Iterator[bool]:
 
     Raises:
         ValueError: another command holds the lock.
+        FatalError: this process was out of touch for so long that another command has taken the lock.
     """
     from curation.removal import finish_removal  # which reads shards and tables as the stages do
 
     path = dataset.root / ".lock"
-    with open(path, "w") as file:
+    with _hold_file(path) if is_local(path) else _hold_object(path):
+        remove_temporary_files(dataset)
+        yield finish_removal(dataset)
+
+
+def _note() -> dict[str, Any]:
+    """Who holds the lock."""
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+
+
+def _refusal(path: Place, note: bytes) -> ValueError:
+    try:
+        holder = "{host}, process {process}, since {since}".format(**json.loads(note))
+    except (ValueError, KeyError, TypeError):
+        holder = "it does not say who"
+    return ValueError(f"another run is writing to {path.parent} ({holder}): wait for it, or end it first")
+
+
+@contextmanager
+def _hold_file(path: Path) -> Iterator[None]:
+    with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {dataset.root}: wait for it, or end it first") from error
+            file.seek(0)
+            raise _refusal(path, file.read().encode()) from error
         if not path.exists() or os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-            raise ValueError(f"another run has just ended on {dataset.root}: try again")
+            raise ValueError(f"another run has just ended on {path.parent}: try again")
+        file.truncate(0)
+        file.write(json.dumps(_note()))
+        file.flush()
         try:
-            remove_temporary_files(dataset)
-            yield finish_removal(dataset)
+            yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _hold_object(path: Any) -> Iterator[None]:
+    lock = _LockObject(path)
+    try:
+        lock.take()
+    except (FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"cannot write to {path.parent}: {error}") from error
+    try:
+        with lock.renewed():
+            yield
+    except KeyboardInterrupt:
+        if not lock.is_lost:
+            raise
+        raise FatalError(
+            f"another run has taken over {path.parent}, because this one did not get through to the store for"
+            f" {STALE_S:.0f} s: end one of them; the same command continues"
+        ) from None
+    finally:
+        lock.release()
+
+
+class _LockObject:
+    """The object `.lock`. Whoever creates it holds it; it is replaced only by who knows its last version."""
+
+    def __init__(self, path: Any) -> None:
+        self._path = path
+        self._owner = uuid.uuid4().hex
+        self._num_writes = 0
+        self._version = ""
+        self._end = threading.Event()
+        self.is_lost = False
+
+    def take(self) -> None:
+        """Create it, or take over one that has not been written again for `STALE_S`, by this machine's clock.
+
+        Raises:
+            ValueError: its holder is alive.
+        """
+        seen, seen_at = "", 0.0
+        while not self._write(IfNoneMatch="*"):
+            found = self._look()
+            if found is None:
+                continue
+            version, note = found
+            if self._is_mine(note):  # the answer to the first attempt at writing it was lost
+                self._version = version
+                return
+            if not seen:
+                seen, seen_at = version, time.monotonic()
+                print(f"waiting up to {STALE_S:.0f} s: {_refusal(self._path, note)}", file=sys.stderr, flush=True)
+            elif version != seen:
+                raise _refusal(self._path, note)
+            elif time.monotonic() - seen_at > STALE_S:
+                if self._write(IfMatch=version):
+                    print("it has ended without a word: going on", file=sys.stderr, flush=True)
+                    return
+                seen = ""
+            time.sleep(_LOOK_S)
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Write it again every `RENEW_S`, in a thread; the main thread is interrupted when somebody else has it."""
+        thread = threading.Thread(target=self._renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            thread.join()
+
+    def _renew(self) -> None:
+        while not self._end.wait(RENEW_S):
+            try:
+                if self._write(IfMatch=self._version):
+                    continue
+                found = self._look()
+            except OSError:
+                continue  # out of touch; whether somebody took it shows once the store answers again
+            if found is not None and self._is_mine(found[1]):
+                self._version = found[0]
+                continue
+            self.is_lost = True
+            _thread.interrupt_main()
+            return
+
+    def release(self) -> None:
+        """Remove it, if it is still this run's."""
+        found = self._look()
+        if found is not None and self._is_mine(found[1]):
+            remove_file(self._path)
+
+    def _is_mine(self, note: bytes) -> bool:
+        return self._owner.encode() in note
+
+    def _look(self) -> tuple[str, bytes] | None:
+        """Its version and content, None when there is none."""
+        try:
+            info = self._path.fs.info(self._path.path)
+            note = read_bytes(self._path)
+        except FileNotFoundError:
+            return None
+        return str(info.get("ETag") or info.get("etag") or note), note
+
+    def _write(self, **condition: str) -> bool:
+        """Put it where the condition holds; whether it did."""
+        self._num_writes += 1
+        note = json.dumps({**_note(), "owner": self._owner, "written": self._num_writes}).encode()
+        filesystem = self._path.fs
+        if "s3" not in filesystem.protocol:
+            return self._write_unconditionally(note, condition)
+        try:
+            answer = filesystem.pipe_file(self._path.path, note, **condition)
+        except OSError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+                return False
+            if error.errno == errno.ENOSYS or code == "NotImplemented":
+                return self._write_unconditionally(note, condition)
+            raise
+        self._version = answer["ETag"]
+        return True
+
+    def _write_unconditionally(self, note: bytes, condition: dict[str, str]) -> bool:
+        """For stores that know no conditions: look first, which leaves a moment for two to do the same."""
+        found = self._look()
+        if (found is None) != ("IfNoneMatch" in condition) or (found and found[0] != condition["IfMatch"]):
+            return False
+        self._path.fs.pipe_file(self._path.path, note)
+        self._version = (self._look() or ("",))[0]
+        return True

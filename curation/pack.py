@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +17,18 @@ from curation.recipe import Recipe
 from curation.samples import BLOCK_BYTES, SampleWriter, encode_label, read_members, sample_key
 from curation.units import UnitResult
 from manifests.schema import CLIP_PLACES, CLIPS, make_table
+from manifests.storage import (
+    NewFile,
+    Place,
+    list_files,
+    make_folder,
+    move_all,
+    place,
+    read_bytes,
+    read_files,
+    read_range,
+    remove_files,
+)
 from manifests.store import Dataset, read_table, replace_table
 
 OF_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent")
@@ -78,19 +88,28 @@ def _label_addition(clip: dict[str, Any], split: str) -> dict[str, Any]:
     return {"identity": clip["identity_id"], "split": split} | {name: clip[name] for name in OF_CLIPS[2:]}
 
 
-def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Path) -> set[str]:
+def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> set[str]:
     """Planned clips that are neither staged nor in a shard."""
     places = current_places(dataset)
     wanted = {c["clip_id"] for shard in plan for c in shard["clips"]}
-    staged = {p.stem for p in crop_folder.glob("*/*.tar")}
-    return wanted - staged - {c for c, (shard, _) in places.items() if (dataset.shards / shard).is_file()}
+    packed = _shards_on_disk(dataset)
+    return wanted - set(staged_clips(crop_folder)) - {c for c, (shard, _) in places.items() if shard in packed}
 
 
-def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Path) -> list[dict[str, Any]]:
+def staged_clips(crop_folder: Place) -> dict[str, Place]:
+    """The staged tar of each clip; one listing, however many there are."""
+    return {path.stem: path for path in list_files(crop_folder, ".tar", below=True)}
+
+
+def _shards_on_disk(dataset: Dataset) -> set[str]:
+    return {path.name for path in list_files(dataset.shards)}
+
+
+def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> list[dict[str, Any]]:
     """Units of the shards that are not on disk yet, each with the places of its clips' pictures."""
     places = current_places(dataset)
     finished = {shard["shard"] for shard in finished_shards(dataset, plan)}
-    staged = {p.stem: str(p) for p in crop_folder.glob("*/*.tar")}
+    staged = {clip_id: str(path) for clip_id, path in staged_clips(crop_folder).items()}
     units = []
     for shard in plan:
         if shard["shard"] in finished:
@@ -110,12 +129,13 @@ def finished_shards(dataset: Dataset, plan: list[dict[str, Any]]) -> list[dict[s
     """Those of the plan that are in place, file and rows."""
     hashes = dict(zip(*read_table(dataset, "shards", ["shard", "plan_hash"]).to_pydict().values(), strict=True))
     places = dict(zip(*read_table(dataset, "clips", ["clip_id", "shard"]).to_pydict().values(), strict=True))
+    on_disk = _shards_on_disk(dataset)
     return [
         shard
         for shard in plan
         if hashes.get(shard["shard"]) == shard["plan_hash"]
         and all(places.get(clip["clip_id"]) == shard["shard"] for clip in shard["clips"])
-        and (dataset.shards / shard["shard"]).is_file()
+        and shard["shard"] in on_disk
     ]
 
 
@@ -142,35 +162,30 @@ class PackStage:
 
     tables = ("shards",)
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Place) -> None:
         self._folder = folder
 
     def process(self, unit: dict[str, Any]) -> UnitResult:
         """Write the shard of `unit`; its rows say where each frame is."""
-        path = self._folder / f"{unit['name']}.tar"
-        temporary = self._folder / f".{unit['name']}.{os.getpid()}.tmp"
         places = []
         num_samples = 0
-        try:
+        with NewFile(self._folder / f"{unit['name']}.tar") as temporary:
             with open(temporary, "wb") as file:
                 writer = SampleWriter(file)
                 for clip in unit["clips"]:
-                    place = {name: [] for name, _ in CLIP_PLACES[1:]}
+                    lies = {name: [] for name, _ in CLIP_PLACES[1:]}
                     for frame, (jpeg, label) in enumerate(_clip_samples(clip)):
                         label = encode_label(json.loads(label) | _label_addition(clip, unit["split"]))
                         key = sample_key(clip["clip_id"], frame)
-                        place["frame_offsets"].append(writer.add(f"{key}.jpg", jpeg))
-                        place["frame_sizes"].append(len(jpeg))
-                        place["label_offsets"].append(writer.add(f"{key}.json", label))
-                        place["label_sizes"].append(len(label))
+                        lies["frame_offsets"].append(writer.add(f"{key}.jpg", jpeg))
+                        lies["frame_sizes"].append(len(jpeg))
+                        lies["label_offsets"].append(writer.add(f"{key}.json", label))
+                        lies["label_sizes"].append(len(label))
                         num_samples += 1
-                    places.append({"clip_id": clip["clip_id"], "shard": unit["shard"], **place})
+                    places.append({"clip_id": clip["clip_id"], "shard": unit["shard"], **lies})
                 size = writer.finish()
             with open(temporary, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         row = {
             "shard": unit["shard"],
             "split": unit["split"],
@@ -187,38 +202,42 @@ class PackStage:
 def _clip_samples(clip: dict[str, Any]) -> Any:
     """(JPEG, label) of every frame of a clip, from its staged tar or from the shard that it is in."""
     if clip["staged"] is not None:
-        members = read_members(Path(clip["staged"]).read_bytes())
+        members = read_members(read_bytes(place(clip["staged"])))
         for frame in range(len(members) // 2):
             key = sample_key(clip["clip_id"], frame)
             yield members[f"{key}.jpg"], members[f"{key}.json"]
         return
-    with open(clip["shard"], "rb") as file:
-        for jpeg_offset, jpeg_size, label_offset, label_size in clip["ranges"]:
-            yield os.pread(file.fileno(), jpeg_size, jpeg_offset), os.pread(file.fileno(), label_size, label_offset)
+    start, end = clip["ranges"][0][0], clip["ranges"][-1][2] + clip["ranges"][-1][3]
+    data = memoryview(read_range(place(clip["shard"]), start, end))  # a clip lies in one piece
+    for jpeg_offset, jpeg_size, label_offset, label_size in clip["ranges"]:
+        jpeg, label = data[jpeg_offset - start :][:jpeg_size], data[label_offset - start :][:label_size]
+        yield bytes(jpeg), bytes(label)
 
 
-def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Path) -> None:
+def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:
     """Move finished shards into place, then write `shards` and the places in `clips`. May be repeated after a crash.
 
     Shards that are not in the plan any more are removed last.
     """
-    rows, places = [], {}
-    dataset.shards.mkdir(parents=True, exist_ok=True)
+    rows, places, moves = [], {}, []
+    make_folder(dataset.shards)
     _forget_replaced(dataset, plan, folder)
     old = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
     current = _current_place_rows(dataset)
-    for shard in plan:
-        commit = folder / f"{shard['plan_hash']}.json"
-        if commit.is_file():
-            content = json.loads(commit.read_bytes())["rows"]
-            rows += content["shards"]
-            places |= {place["clip_id"]: place for place in content["places"]}
-            staged = folder / f"{shard['plan_hash']}.tar"
-            if staged.is_file():
-                os.replace(staged, dataset.shards / shard["shard"])
-        else:
-            rows.append(old[shard["shard"]])
-            places |= {c["clip_id"]: current[c["clip_id"]] for c in shard["clips"]}
+    staged = {path.name: path for path in list_files(folder, ".tar")}
+    written = {shard["plan_hash"]: shard for shard in plan}
+    commits = {path: size for path, size in list_files(folder, ".json").items() if path.stem in written}
+    for path, data in read_files(commits):
+        shard = written.pop(path.stem)
+        content = json.loads(data)["rows"]
+        rows += content["shards"]
+        places |= {row["clip_id"]: row for row in content["places"]}
+        if new := staged.get(f"{shard['plan_hash']}.tar"):
+            moves.append((new, dataset.shards / shard["shard"]))
+    for shard in written.values():
+        rows.append(old[shard["shard"]])
+        places |= {c["clip_id"]: current[c["clip_id"]] for c in shard["clips"]}
+    move_all(moves)
     clips = read_table(dataset, "clips")
     ids = clips["clip_id"].to_pylist()
     for name, kind in CLIP_PLACES:
@@ -227,18 +246,17 @@ def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Path) -> None:
     replace_table(dataset, "clips", clips)
     replace_table(dataset, "shards", make_table("shards", rows).sort_by("shard"))
     names = {shard["shard"] for shard in plan}
-    for file in dataset.shards.glob("*.tar"):
-        if file.name not in names:
-            file.unlink()
+    remove_files(file for file in list_files(dataset.shards, ".tar") if file.name not in names)
 
 
-def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Path) -> None:
+def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:
     """Drop what the manifests say of shards that are about to be overwritten.
 
     Otherwise a run that dies in between, and is followed by one with other thresholds, would take the new file for the
     old one.
     """
-    replaced = pa.array([s["shard"] for s in plan if (folder / f"{s['plan_hash']}.tar").is_file()], pa.string())
+    staged = {path.stem for path in list_files(folder, ".tar")}
+    replaced = pa.array([s["shard"] for s in plan if s["plan_hash"] in staged], pa.string())
     shards = read_table(dataset, "shards")
     replace_table(dataset, "shards", shards.filter(pc.invert(pc.is_in(shards["shard"], replaced))))
     clips = read_table(dataset, "clips")

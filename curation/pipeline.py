@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from curation.recipe import Recipe, load_recipe, recipe_toml
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
+from manifests.storage import Place, list_folders, make_folder, remove_tree
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from model.faces import same_person_similarity
 
@@ -38,7 +39,7 @@ class Outcome:
 
 def run(
     inputs: list[str],
-    output: Path,
+    output: str | Place,
     recipe: Recipe,
     *,
     cluster_options: ClusterOptions | None = None,
@@ -64,7 +65,8 @@ def run(
         select(dataset, recipe, same_person_similarity(recipe.faces))
         job.pack()
         if not keep_staging:
-            shutil.rmtree(dataset.staging, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(dataset.staging)
         return Outcome(job.num_units, workers.startup_s)
 
 
@@ -97,13 +99,13 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
         select(dataset, recipe, same_person_similarity(recipe.faces))
 
 
-def open_dataset(output: Path) -> Dataset:
+def open_dataset(output: str | Place) -> Dataset:
     """The data set at `output`, made if there is nothing yet.
 
     Raises:
         ValueError: something else is there, or its recipe is of another version.
     """
-    dataset = Dataset(output.expanduser())
+    dataset = Dataset(output)
     if dataset.recipe_file.exists():
         load_recipe(str(dataset.recipe_file))
     elif dataset.root.exists() and (not dataset.root.is_dir() or _holds_other_things(dataset)):
@@ -112,7 +114,7 @@ def open_dataset(output: Path) -> Dataset:
             " name a new or an empty folder as --output"
         )
     try:
-        dataset.staging.mkdir(parents=True, exist_ok=True)
+        make_folder(dataset.staging)
     except OSError as error:
         raise ValueError(f"cannot write to {dataset.root}: {error.strerror}") from error
     return dataset
@@ -144,7 +146,7 @@ class _Job:
         self.work(stage, [u for u in units if u["name"] not in finished], len(units), ledger.folder)
         ledger.absorb(collapse)
 
-    def work(self, stage: str, units: list[dict[str, Any]], total: int, folder: Path) -> None:
+    def work(self, stage: str, units: list[dict[str, Any]], total: int, folder: Place) -> None:
         """Do `units` of the `total` of a stage, and show how it goes."""
         if not units:
             return
@@ -198,9 +200,9 @@ class _Job:
         """Write the shards of the plan that are not there, then put all in place."""
         crop = self.ledger("crop").folder
         ledger = self.ledger("pack")
-        for folder in self.dataset.staging.glob("pack-*"):
-            if folder != ledger.folder:
-                shutil.rmtree(folder)
+        for folder in list_folders(self.dataset.staging):
+            if folder.name.startswith("pack-") and folder != ledger.folder:
+                remove_tree(folder)
         clips = read_table(self.dataset, "clips")
         plan = pack.plan_shards(clips, self.recipe, read_table(self.dataset, "tombstones"))
         finished = set(ledger.staged_units())

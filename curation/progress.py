@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any, TextIO
+
+from manifests.storage import Place, append_line
 
 _PLAIN_EVERY_S = 10.0
 _LIVE_EVERY_S = 0.2
@@ -15,7 +16,7 @@ _LIVE_EVERY_S = 0.2
 class StageProgress:
     """Counts of one stage and their line. `add` takes the summary of a unit."""
 
-    def __init__(self, stage: str, total: int, done: int, metrics: Path, out: TextIO | None = None) -> None:
+    def __init__(self, stage: str, total: int, done: int, metrics: Place, out: TextIO | None = None) -> None:
         self.stage, self.total, self.done = stage, total, done
         self.num_frames = self.kept = self.rejected = self.failed = 0
         self.video_s = 0.0
@@ -79,8 +80,7 @@ class StageProgress:
             "rejected": self.rejected,
             "failed": self.failed,
         }
-        with open(self._metrics, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self._metrics, json.dumps(record))
 
     def _show(self, last: bool = False) -> None:
         if self._is_live:

@@ -7,25 +7,33 @@ that dies at any moment is finished by whatever command comes next. Shards witho
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curation import index, pack, tombstones
 from curation.recipe import Recipe, recipe_of
 from curation.units import Ledger, commit_unit
 from manifests.schema import CLIP_PLACES, TABLES, make_table
-from manifests.store import Dataset, as_of_today, check_version, read_table, write_bytes_atomically, write_parquet
+from manifests.storage import (
+    Place,
+    list_files,
+    list_folders,
+    make_folder,
+    move_all,
+    read_bytes,
+    remove_empty_folder,
+    remove_file,
+    remove_files,
+    remove_tree,
+)
+from manifests.store import Dataset, as_of_today, open_parquet, read_table, write_bytes_atomically, write_parquet
 from manifests.views import connect
 
 _PLACES = tuple(name for name, _ in CLIP_PLACES)
@@ -51,7 +59,7 @@ class Removal:
     """Rows that keep all this from coming back."""
 
 
-def journal_file(dataset: Dataset) -> Path:
+def journal_file(dataset: Dataset) -> Place:
     """There from the moment a removal is decided until its last step is done."""
     return dataset.root / "forget.json"
 
@@ -59,23 +67,24 @@ def journal_file(dataset: Dataset) -> Path:
 def settle(dataset: Dataset, recipe: Recipe) -> None:
     """Bring what interrupted runs have finished into the manifests and drop the rest, so that there is one place to
     look for anything."""
-    (dataset.root / "manifests").mkdir(exist_ok=True)  # a run may have ended before its first table
+    make_folder(dataset.root / "manifests")  # a run may have ended before its first table
     refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
     for stage in ("index", "scan", "crop"):
         ledger = Ledger(dataset, stage, recipe.stage_hash(stage))
-        for folder in dataset.staging.glob(f"{stage}-*"):
-            if folder != ledger.folder:
-                shutil.rmtree(folder)
+        for folder in list_folders(dataset.staging):
+            if folder.name.startswith(f"{stage}-") and folder != ledger.folder:
+                remove_tree(folder)
         ledger.absorb({"sources": partial(index.merge_sources, refused=refused)} if stage == "index" else None)
     ledger = Ledger(dataset, "pack", recipe.stage_hash("pack"))
-    if ledger.folder.is_dir():
+    if ledger.folder in list_folders(dataset.staging):
         plan = pack.plan_shards(read_table(dataset, "clips"), recipe, read_table(dataset, "tombstones"))
         committed = set(ledger.staged_units())
         written = {shard["shard"] for shard in pack.finished_shards(dataset, plan)}
         if all(shard["plan_hash"] in committed or shard["shard"] in written for shard in plan):
             pack.publish(dataset, plan, ledger.folder)
-    for folder in dataset.staging.glob("pack-*"):
-        shutil.rmtree(folder)
+    for folder in list_folders(dataset.staging):
+        if folder.name.startswith("pack-"):
+            remove_tree(folder)
 
 
 def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) -> dict[str, list]:
@@ -84,7 +93,7 @@ def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) ->
     db.register("gone", pa.table({"clip_id": pa.array(sorted(clip_ids), pa.string())}))
     held = dict(db.execute("SELECT shard, count(*) FROM clips WHERE shard IS NOT NULL GROUP BY shard").fetchall())
     shards = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
-    on_disk = {path.name for path in dataset.shards.glob("*.tar")}
+    on_disk = {path.name for path in list_files(dataset.shards, ".tar")}
     whole = {n for n, row in shards.items() if n in on_disk and held.get(n) == row["num_clips"]}
     touched = db.execute("SELECT DISTINCT shard FROM clips SEMI JOIN gone USING (clip_id)").fetchall()
     affected = sorted({name for (name,) in touched} & whole)
@@ -112,7 +121,7 @@ def finish_removal(dataset: Dataset) -> bool:
     if not journal.exists():
         return False
     print(f"finishing the removal that {journal} says was begun", file=sys.stderr)
-    _carry_out(dataset, Removal(**json.loads(journal.read_bytes())))
+    _carry_out(dataset, Removal(**json.loads(read_bytes(journal))))
     return True
 
 
@@ -122,28 +131,24 @@ def _carry_out(dataset: Dataset, removal: Removal) -> None:
     folder = dataset.staging / f"forget-{removal.request}"
     _write_shards(dataset, removal, folder)
     _remove_staged(dataset, removal)
-    if dataset.report.exists():
-        shutil.rmtree(dataset.report)
-    for shard in removal.rewritten:
-        staged = folder / f"{shard['plan_hash']}.tar"
-        if staged.is_file():
-            os.replace(staged, dataset.shards / shard["shard"])
-    for name in removal.removed + removal.discarded:
-        (dataset.shards / name).unlink(missing_ok=True)
+    remove_tree(dataset.report)
+    staged = {path.stem: path for path in list_files(folder, ".tar")}
+    rewritten = [shard for shard in removal.rewritten if shard["plan_hash"] in staged]
+    move_all((staged[shard["plan_hash"]], dataset.shards / shard["shard"]) for shard in rewritten)
+    remove_files(dataset.shards / name for name in removal.removed + removal.discarded)
     _rewrite_tables(dataset, removal, folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-    if dataset.staging.is_dir() and not any(dataset.staging.iterdir()):
-        dataset.staging.rmdir()
-    journal_file(dataset).unlink(missing_ok=True)
+    remove_tree(folder)
+    remove_empty_folder(dataset.staging)
+    remove_file(journal_file(dataset))
 
 
-def _write_shards(dataset: Dataset, removal: Removal, folder: Path) -> None:
+def _write_shards(dataset: Dataset, removal: Removal, folder: Place) -> None:
     """Put the new shards into `folder`, all of them before the first is moved: they are copied from the old ones."""
-    unwritten = [shard for shard in removal.rewritten if not (folder / f"{shard['plan_hash']}.json").is_file()]
+    committed = {path.stem for path in list_files(folder, ".json")}
+    unwritten = [shard for shard in removal.rewritten if shard["plan_hash"] not in committed]
     if not unwritten:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for path in folder.glob(".*.tmp"):
         path.unlink()
     names = [shard["shard"] for shard in removal.rewritten]
@@ -161,16 +166,15 @@ def _write_shards(dataset: Dataset, removal: Removal, folder: Path) -> None:
 def _remove_staged(dataset: Dataset, removal: Removal) -> None:
     """Cropped pictures that wait in staging/, finished or not."""
     whole, clips = {source["source_id"] for source in removal.sources}, set(removal.clips)
-    for folder in sorted(dataset.staging.glob("crop-*/*/")):
-        if folder.name.rsplit("-", 1)[0] in whole:
-            shutil.rmtree(folder)
-            continue
-        for path in sorted(folder.iterdir()):
-            if path.name.endswith(".tmp") or path.stem in clips:
-                path.unlink()
+    stages = [folder for folder in list_folders(dataset.staging) if folder.name.startswith("crop-")]
+    for path in (path for stage in stages for path in list_files(stage, below=True)):
+        if path.parent.name.rsplit("-", 1)[0] in whole or path.name.endswith(".tmp") or path.stem in clips:
+            remove_file(path)
+    for folder in (folder for stage in stages for folder in list_folders(stage)):
+        remove_empty_folder(folder)
 
 
-def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Path) -> None:
+def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Place) -> None:
     gone = pa.array(removal.clips, pa.string())
     whole = pa.array([source["source_id"] for source in removal.sources], pa.string())
     touched = sorted({row["source_id"] for row in removal.tombstones if row["kind"] == "clip"})
@@ -179,7 +183,7 @@ def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Path) -> None:
     _rewrite(dataset, "failures", lambda table: _strip_failures(table, removal))
     _rewrite(dataset, "units", lambda table: _without(table, "source_id", whole))
     _rewrite(dataset, "sources", lambda table: _without(table, "source_id", whole))
-    commits = [json.loads((folder / f"{s['plan_hash']}.json").read_bytes())["rows"] for s in removal.rewritten]
+    commits = [json.loads(read_bytes(folder / f"{s['plan_hash']}.json"))["rows"] for s in removal.rewritten]
     places = {place["clip_id"]: place for commit in commits for place in commit["places"]}
     _rewrite(dataset, "clips", lambda table: _replace_places(_without(table, "clip_id", gone), places, removal))
     rows = {row["shard"]: row for commit in commits for row in commit["shards"]}
@@ -195,19 +199,18 @@ def _rewrite(dataset: Dataset, name: str, change: Callable[[pa.Table], pa.Table]
             num_rows += len(new)
             is_changed = is_changed or (new is not old and not new.equals(old))
         if not num_rows and name == "frames":
-            file.unlink()
+            remove_file(file)
         elif is_changed:
             write_parquet(file, map(change, _row_groups(file, name)))
 
 
-def _row_groups(file: Path, name: str) -> Iterator[pa.Table]:
+def _row_groups(file: Place, name: str) -> Iterator[pa.Table]:
     """The rows of one file in its row groups, with today's columns; at least one table."""
-    parquet = pq.ParquetFile(file)
-    check_version(file)
-    for number in range(parquet.num_row_groups):
-        yield as_of_today(parquet.read_row_group(number), name)
-    if not parquet.num_row_groups:
-        yield TABLES[name].empty_table()
+    with open_parquet(file) as parquet:
+        for number in range(parquet.num_row_groups):
+            yield as_of_today(parquet.read_row_group(number), name)
+        if not parquet.num_row_groups:
+            yield TABLES[name].empty_table()
 
 
 def _without(table: pa.Table, column: str, values: pa.Array) -> pa.Table:

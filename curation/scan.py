@@ -51,7 +51,7 @@ class ScanStage:
     def process(self, unit: dict[str, Any]) -> UnitResult:
         """Scan `unit`: a source's uri, source_id, kind, fps, width_px, height_px and its span."""
         result = UnitResult()
-        with local_copy(unit["uri"]) as path:
+        with local_copy(unit["uri"], result) as path:
             if unit["kind"] == "still":
                 follower = self._scan_still(path, result)
                 tracks = follower.tracks()

@@ -12,19 +12,25 @@ import simplejpeg
 
 from curation.pack import OF_CLIPS
 from curation.samples import BLOCK_BYTES, member_bytes, sample_key
+from manifests.storage import Place, local_file
 
 _END_BYTES = 2 * BLOCK_BYTES
 _ROUNDING = 6e-5  # labels hold four decimals
 _MOST = 5
 
 
-def check_shard(path: Path, row: dict[str, Any], clips: list[dict[str, Any]], size_px: int) -> list[str]:
+def check_shard(path: Place, row: dict[str, Any], clips: list[dict[str, Any]], size_px: int) -> list[str]:
     """What is wrong with one shard, in plain words; at most a few of each kind.
 
     row: of `shards`. clips: rows of `clips` that are in it, each with `sums`, the sums of its columns in `frames`.
     """
     if not path.is_file():
         return ["the file is missing"]
+    with local_file(path) as file:
+        return _check_file(file, row, clips, size_px)
+
+
+def _check_file(path: Path, row: dict[str, Any], clips: list[dict[str, Any]], size_px: int) -> list[str]:
     size = path.stat().st_size
     if not size:
         return [f"the file is empty, expected {row['size_bytes']} bytes"]

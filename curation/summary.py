@@ -9,6 +9,7 @@ from rich.table import Table
 
 from curation.recipe import SelectOptions
 from curation.rules import active_rules
+from manifests.storage import list_files
 from manifests.store import Dataset
 from manifests.views import connect
 
@@ -121,7 +122,7 @@ def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Con
         table.add_row("identities", f"{len(people)}: {_few(people)}")
     table.add_row("from sources", str(len({clip["source_id"] for clip in found.clips})))
     shards = [shard["shard"] for shard in removal.rewritten]
-    num_all = sum(1 for _ in dataset.shards.glob("*.tar"))
+    num_all = len(list_files(dataset.shards, ".tar"))
     table.add_row("shards", f"{len(shards)} of {num_all} written again{': ' * bool(shards)}{_few(shards)}")
     if removal.removed:
         table.add_row("", f"{len(removal.removed)} removed, nothing is left in them: {_few(removal.removed)}")

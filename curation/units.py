@@ -11,16 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.schema import TABLES, make_table
+from manifests.storage import Place, list_files, list_folders, read_files, remove_file, remove_files, remove_tree
 from manifests.store import (
     Dataset,
     read_parquet,
@@ -31,6 +31,9 @@ from manifests.store import (
 )
 
 Collapse = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+FRAMES_OF_FILE = 2**18  # a row group; about 3 hours of video
+_ROWS_AS_DICTS = 2**12
 
 _SORT_KEYS = {
     "sources": ["source_id"],
@@ -80,7 +83,7 @@ def plain(value: Any) -> Any:
 
 
 def commit_unit(
-    folder: Path, stage: str, unit: dict[str, Any], result: UnitResult, wall_s: float, worker: str
+    folder: Place, stage: str, unit: dict[str, Any], result: UnitResult, wall_s: float, worker: str
 ) -> dict[str, Any]:
     """Write the unit's commit file and return its ledger row."""
     ledger_row = {
@@ -109,7 +112,10 @@ class Ledger:
 
     def staged_units(self) -> list[str]:
         """Names of units that have committed but are not in the manifests yet, sorted."""
-        return sorted(p.stem for p in self.folder.glob("*.json")) if self.folder.is_dir() else []
+        return [path.stem for path in self._staged()]
+
+    def _staged(self) -> dict[Place, int]:
+        return list_files(self.folder, ".json")
 
     def finished_units(self) -> set[str]:
         """Names of all units that have committed."""
@@ -123,9 +129,9 @@ class Ledger:
 
     def forget_other_recipes(self, tables: list[str]) -> bool:
         """Drop this stage's rows of `tables` when other options made them; True when there were any."""
-        for folder in self.dataset.staging.glob(f"{self.stage}-*"):
-            if folder != self.folder:
-                shutil.rmtree(folder)
+        for folder in list_folders(self.dataset.staging):
+            if folder.name.startswith(f"{self.stage}-") and folder != self.folder:
+                remove_tree(folder)
         units = read_table(self.dataset, "units")
         stages = set(units["stage"].to_pylist())
         stale = sorted(s for s in stages if s.startswith(f"{self.stage}-") and s != self._ledger_stage)
@@ -133,7 +139,7 @@ class Ledger:
             return False
         for name in tables:
             for file in self.dataset.table_files(name):
-                file.unlink()
+                remove_file(file)
         failures = read_table(self.dataset, "failures")
         replace_table(self.dataset, "failures", failures.filter(pc.not_equal(failures["stage"], self.stage)))
         kept = units.filter(pc.invert(pc.is_in(units["stage"], pa.array(stale))))
@@ -144,51 +150,113 @@ class Ledger:
         """Move the rows of all staged units into the manifests; returns how many units there were.
 
         Rows replace those of the same unit, so that repeating an interrupted call ends in the same state. `collapse`
-        may map a table to a function that turns all its rows, old and new, into the rows to keep.
+        may map a table to a function that turns all its rows, old and new, into the rows to keep. Frames are written
+        as they come, a file for about `FRAMES_OF_FILE` of them; the rows of all other tables are held until the end.
         """
-        names = self.staged_units()
-        if not names:
+        staged = self._staged()
+        if not staged:
             return 0
-        rows: dict[str, list[dict[str, Any]]] = {"failures": []}
-        ledger = []
-        for name in names:
-            content = json.loads((self.folder / f"{name}.json").read_bytes())
-            ledger.append({**content["ledger"], "stage": self._ledger_stage})
+        rows = {"failures": _Rows("failures"), "units": _Rows("units")}
+        frames = _FramesFiles(self.dataset, self._ledger_stage)
+        for path, data in read_files(staged):
+            content = orjson.loads(data)
+            content["rows"]["units"] = [{**content["ledger"], "stage": self._ledger_stage}]
             for table, unit_rows in content["rows"].items():
-                rows.setdefault(table, []).extend(unit_rows)
-        if frames := rows.pop("frames", None):
-            self._add_frames(_sorted(make_table("frames", frames), "frames"), names)
-        for table, new in rows.items():
-            self._merge(table, new, names, (collapse or {}).get(table))
-        self._merge("units", ledger, names, None)
-        for name in names:
-            (self.folder / f"{name}.json").unlink()
+                if table == "frames":
+                    frames.add(path.stem, unit_rows)
+                else:
+                    rows.setdefault(table, _Rows(table)).add(unit_rows)
+        frames.finish()
+        names = [path.stem for path in staged]
+        for table in sorted(rows, key=lambda name: name == "units"):  # the ledger last: the rest is there
+            self._merge(table, rows[table].table(), names, (collapse or {}).get(table))
+        remove_files(staged)
         return len(names)
 
-    def _add_frames(self, new: pa.Table, units: list[str]) -> None:
-        """Write `new` as a file of its own: `frames` is too large to be written anew each time.
-
-        Rows of the same clips in other files go: an interrupted call may have written them with other units.
-        """
-        clips = new["clip_id"].unique()
-        for file in self.dataset.table_files("frames"):
-            if pc.any(pc.is_in(read_parquet([file], "frames", ["clip_id"])["clip_id"], clips)).as_py():
-                old = read_parquet([file], "frames")
-                write_parquet(file, old.filter(pc.invert(pc.is_in(old["clip_id"], clips))))
-        name = hashlib.sha256("\n".join(units).encode()).hexdigest()[:16]
-        write_parquet(self.dataset.table_folder("frames") / f"{self._ledger_stage}-{name}.parquet", new)
-
-    def _merge(self, table: str, new: list[dict[str, Any]], units: list[str], collapse: Collapse | None) -> None:
+    def _merge(self, table: str, new: pa.Table, units: list[str], collapse: Collapse | None) -> None:
         old = read_table(self.dataset, table)
         if "unit" in TABLES[table].names:
             mine = pc.is_in(old["unit"], pa.array(units))
             if "stage" in TABLES[table].names:
                 mine = pc.and_(mine, pc.equal(old["stage"], self._ledger_stage if table == "units" else self.stage))
             old = old.filter(pc.invert(mine))
-        merged = pa.concat_tables([old, make_table(table, new)])
+        merged = pa.concat_tables([old, new])
         if collapse is not None:
             merged = make_table(table, collapse(merged.to_pylist()))
         replace_table(self.dataset, table, _sorted(merged, table))
+
+
+class _Rows:
+    """Rows of a table, gathered one unit after the other; as dictionaries only the last few."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._pending: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+        self.num_rows = 0
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._pending += rows
+        self.num_rows += len(rows)
+        if len(self._pending) >= _ROWS_AS_DICTS:
+            self._convert()
+
+    def table(self) -> pa.Table:
+        self._convert()
+        return pa.concat_tables(self._tables)
+
+    def _convert(self) -> None:
+        self._tables.append(make_table(self._name, self._pending))
+        self._pending = []
+
+
+class _FramesFiles:
+    """Writes frames of units as files of the table: it is too large to be written anew, and too large for the memory.
+
+    A file holds whole units in the order of their names and is named after them, so that the same units give the same
+    files.
+    """
+
+    def __init__(self, dataset: Dataset, ledger_stage: str) -> None:
+        self._dataset, self._ledger_stage = dataset, ledger_stage
+        self._rows = _Rows("frames")
+        self._units: list[str] = []
+        self._written: dict[Place, pa.Array] = {}
+
+    def add(self, unit: str, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        self._rows.add(rows)
+        self._units.append(unit)
+        if self._rows.num_rows >= FRAMES_OF_FILE:
+            self._write()
+
+    def _write(self) -> None:
+        new = _sorted(self._rows.table(), "frames")
+        name = hashlib.sha256("\n".join(self._units).encode()).hexdigest()[:16]
+        path = self._dataset.table_folder("frames") / f"{self._ledger_stage}-{name}.parquet"
+        write_parquet(path, new)
+        self._written[path] = new["clip_id"].unique()
+        self._rows, self._units = _Rows("frames"), []
+
+    def finish(self) -> None:
+        """Write the rest, then take the same clips out of other files: an interrupted call may have written them
+        together with other units."""
+        if self._units:
+            self._write()
+        if not self._written:
+            return
+        clips = pa.concat_arrays(list(self._written.values()))
+        for file in self._dataset.table_files("frames"):
+            if file in self._written:
+                continue
+            if pc.any(pc.is_in(read_parquet([file], "frames", ["clip_id"])["clip_id"], clips)).as_py():
+                old = read_parquet([file], "frames")
+                left = old.filter(pc.invert(pc.is_in(old["clip_id"], clips)))
+                if len(left):
+                    write_parquet(file, left)
+                else:
+                    remove_file(file)
 
 
 def _sorted(table: pa.Table, name: str) -> pa.Table:

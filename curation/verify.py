@@ -15,14 +15,14 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.removal import journal_file
 from curation.shard_check import check_shard
 from curation.table_check import check_tables
 from manifests.schema import CLIP_PLACES, FRAMES, TABLES
-from manifests.store import Dataset, check_version, read_table
+from manifests.storage import list_files, list_folders, read_bytes
+from manifests.store import Dataset, open_parquet, read_table
 from manifests.views import connect
 
 _SUMMED = [f.name for f in FRAMES if pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)] + ["source_frame"]
@@ -53,7 +53,7 @@ def verify(dataset: Dataset, report: Callable[[str], None] = lambda line: None) 
         ValueError: there is no data set.
     """
     recipe = recipe_of(dataset.root)
-    written, expected = dataset.recipe_file.read_text().splitlines(), recipe_toml(recipe).splitlines()
+    written, expected = read_bytes(dataset.recipe_file).decode().splitlines(), recipe_toml(recipe).splitlines()
     is_of_today = {line.split(" = ")[0] for line in written} == {line.split(" = ")[0] for line in expected}
     if is_of_today and written != expected:  # a program with other options would write another hash
         changed = "; ".join(sorted(set(written) ^ set(expected)))
@@ -81,7 +81,8 @@ def _check_files(dataset: Dataset) -> Iterator[Difference]:
         remedy = "`forget` again, or any command that changes the data set, finishes it"
         yield Difference(journal_file(dataset).name, "a removal was interrupted", remedy)
     known = {dataset.shards / name for name in read_table_or_nothing(dataset)}
-    for path in sorted(p for p in dataset.root.rglob("*") if p.is_file()):
+    forgotten = {row["clip_id"] for row in _read(dataset, "tombstones", ["clip_id"])} - {None}
+    for path in list_files(dataset.root, below=True):
         place = path.relative_to(dataset.root)
         top = place.parts[0]
         expected = top in _KNOWN or path == journal_file(dataset)
@@ -91,10 +92,8 @@ def _check_files(dataset: Dataset) -> Iterator[Difference]:
             expected = len(place.parts) == 3 and place.parts[1] in TABLES and path.suffix == ".parquet"
         if not expected or path.suffix == ".tmp":
             yield Difference(str(place), "no manifest knows this file", "remove it, or move it out of the data set")
-    forgotten = {row["clip_id"] for row in _read(dataset, "tombstones", ["clip_id"])} - {None}
-    for path in sorted(dataset.staging.glob("crop-*/*/*.tar")):
-        if path.stem in forgotten:
-            yield Difference(str(path.relative_to(dataset.root)), "pictures of a forgotten clip", "remove it")
+        if top == "staging" and path.suffix == ".tar" and path.stem in forgotten:
+            yield Difference(str(place), "pictures of a forgotten clip", "remove it")
 
 
 def read_table_or_nothing(dataset: Dataset) -> set[str]:
@@ -115,12 +114,12 @@ def _check_parquet(dataset: Dataset, report: Callable[[str], None]) -> Iterator[
     for name, file in files:
         place = str(file.relative_to(dataset.root))
         try:
-            check_version(file)
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
-            for group in range(parquet.num_row_groups):
-                parquet.read_row_group(group)
-            parquet.schema_arrow.empty_table()
-            for field in parquet.schema_arrow:
+            with open_parquet(file, page_checksum_verification=True) as parquet:
+                for group in range(parquet.num_row_groups):
+                    parquet.read_row_group(group)
+                schema = parquet.schema_arrow
+            schema.empty_table()
+            for field in schema:
                 if field.name in TABLES[name].names and not field.type.equals(TABLES[name].field(field.name).type):
                     problem = f"column {field.name} is {field.type}, expected {TABLES[name].field(field.name).type}"
                     yield Difference(place, problem, "it was written by something else: restore the file from a copy")
@@ -189,7 +188,7 @@ def verify_and_print(dataset: Dataset) -> int:
     for difference in verify(dataset, lambda line: print(line, file=sys.stderr, flush=True)):
         num_different += 1
         print(f"DIFFERENT {difference}", flush=True)
-    if dataset.staging.is_dir() and any(dataset.staging.iterdir()):
+    if list_files(dataset.staging) or list_folders(dataset.staging):
         print("note: staging/ holds the work of a run that has not ended, or was told to keep it", file=sys.stderr)
     took = f"{time.monotonic() - start:.0f} s"
     print(f"{num_different} differences, {took}" if num_different else f"all is as the manifests say, {took}")

@@ -28,10 +28,12 @@ _TRANSIENT_CODES = {
 class PatientS3FileSystem(S3FileSystem):
     """s3fs that waits out throttling, 5xx answers, timeouts and lost connections, and never shows a stale listing."""
 
+    default_block_size = 16 * 2**20
     retries = 4  # of a body that breaks off while it is read; the calls themselves have PATIENCE_S
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("use_listings_cache", False)
+        options.setdefault("max_concurrency", 4)  # of the parts of one file, which are held in memory
         options["config_kwargs"] = {
             "retries": {"mode": "standard", "total_max_attempts": 1},  # one loop decides, the one below
             "connect_timeout": 10,

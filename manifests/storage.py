@@ -7,6 +7,7 @@ renamed, an object is put as a whole. Credentials and endpoints come from the en
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -30,7 +32,7 @@ _READ_BYTES = 64 << 20  # of small objects that are read side by side
 _READ_FILES = 256
 _WHOLE_BYTES = 8 << 20  # a file that is fetched with one request rather than by ranges
 _SIDE_BY_SIDE = 16
-_SCRATCH = "portrait-scratch-"
+_SCRATCH, _OWNER = "portrait-scratch-", ".owner"
 
 for _protocol in ("s3", "s3a"):
     fsspec.register_implementation(_protocol, "manifests.object_store.PatientS3FileSystem", clobber=True)
@@ -62,7 +64,7 @@ def require_local(path: Place, what: str) -> Path:
         ValueError: it is on an object store.
     """
     if not is_local(path):
-        raise ValueError(f"{what} {path} is on an object store, expected a folder of this machine")
+        raise ValueError(f"{what} {path} is on an object store")
     return path  # type: ignore[return-value]
 
 
@@ -106,12 +108,12 @@ class NewFile:
 
     def __init__(self, path: Place) -> None:
         self._path = path
-        self._scratch: Any = None
+        self._scratch: Scratch | None = None
         if is_local(path):
             self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         else:
-            self._scratch = _make_scratch()
-            self.temporary = Path(self._scratch.name) / path.name
+            self._scratch = Scratch()
+            self.temporary = self._scratch.folder / path.name
 
     def commit(self) -> None:
         """Put the finished file, which is closed, in its place."""
@@ -119,14 +121,14 @@ class NewFile:
             os.replace(self.temporary, self._path)
         else:
             upload(self.temporary, self._path)
-            self._scratch.cleanup()
+            self._scratch.remove()
 
     def discard(self) -> None:
         """Remove what was written; nothing where it is in its place already."""
         if self._scratch is None:
             self.temporary.unlink(missing_ok=True)
         else:
-            self._scratch.cleanup()
+            self._scratch.remove()
 
     def __enter__(self) -> Path:
         return self.temporary
@@ -208,10 +210,16 @@ def _read_side_by_side(paths: list[Place]) -> Iterator[tuple[Place, bytes]]:
 
 def read_range(path: Place, start: int, end: int) -> bytes:
     """The bytes [start, end) of a file; fewer where it ends before."""
+    return read_ranges(path, [(start, end)])[0]
+
+
+def read_ranges(path: Place, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """Several ranges [start, end) of one file; from an object store side by side."""
     if not is_local(path):
-        return path.fs.cat_file(path.path, start=start, end=end)
+        starts, ends = zip(*ranges, strict=True)
+        return path.fs.cat_ranges([path.path] * len(ranges), list(starts), list(ends), on_error="raise")
     with open(path, "rb") as file:
-        return os.pread(file.fileno(), end - start, start)
+        return [os.pread(file.fileno(), end - start, start) for start, end in ranges]
 
 
 @contextmanager
@@ -230,7 +238,7 @@ def move(source: Place, target: Place) -> None:
         os.replace(source, target)
         return
     source.fs.cp_file(source.path, target.path)
-    remove(source)
+    remove_file(source)
 
 
 def move_all(places: Iterable[tuple[Place, Place]]) -> None:
@@ -246,7 +254,7 @@ def map_places(act: Callable[[T], R], items: list[T], where: Callable[[T], Any] 
         return list(pool.map(act, items))
 
 
-def remove(path: Place) -> None:
+def remove_file(path: Place) -> None:
     """Remove a file, if it is there."""
     if is_local(path):
         path.unlink(missing_ok=True)
@@ -262,7 +270,7 @@ def remove_files(paths: Iterable[Place]) -> None:
     paths = list(paths)
     if all(is_local(path) for path in paths):
         for path in paths:
-            remove(path)
+            remove_file(path)
         return
     # What a store could not remove it says in the answer, and s3fs keeps that to itself: those are removed one by one.
     for start in range(0, len(paths), 1000):
@@ -270,7 +278,7 @@ def remove_files(paths: Iterable[Place]) -> None:
         removed = set(chunk[0].fs.rm([path.path for path in chunk]) or [])
         for path in chunk:
             if path.path not in removed:
-                remove(path)
+                remove_file(path)
 
 
 def remove_tree(folder: Place) -> None:
@@ -280,6 +288,12 @@ def remove_tree(folder: Place) -> None:
             shutil.rmtree(folder)
     else:
         remove_files(list_files(folder, below=True))
+
+
+def remove_empty_folder(folder: Place) -> None:
+    """Remove a folder with nothing in it; on an object store there is none."""
+    if is_local(folder) and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @contextmanager
@@ -296,20 +310,38 @@ def local_file(path: Place | str) -> Iterator[Path]:
         yield copy
 
 
+class Scratch:
+    """A folder on this machine for one piece of work. What killed processes left is removed by the next ones."""
+
+    def __init__(self) -> None:
+        _remove_dead_scratch()
+        self.folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        self._owner = open(self.folder / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove it with all in it; may be repeated."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._owner.close()
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder on this machine that is removed afterwards."""
-    with _make_scratch() as folder:
-        yield Path(folder)
+    """A `Scratch` that is removed afterwards."""
+    scratch = Scratch()
+    try:
+        yield scratch.folder
+    finally:
+        scratch.remove()
 
 
-def _make_scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", ignore_cleanup_errors=True)
-
-
-def remove_dead_scratch() -> None:
-    """Remove the scratch of processes of this machine that were killed."""
+@cache
+def _remove_dead_scratch() -> None:
+    """Once a process. A lock tells who lives, because process numbers mean nothing between containers."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        owner = folder.name.removeprefix(_SCRATCH).split("-")[0]
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            with open(folder / _OWNER) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # in use, just being made, or of another user

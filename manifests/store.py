@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -181,13 +182,13 @@ def _checked(rows: pa.Table | Iterable[pa.Table], name: str) -> Iterator[pa.Tabl
 
 
 @contextmanager
-def open_parquet(file: Place) -> Iterator[pq.ParquetFile]:
-    """A file of a table, opened; its footer is read once.
+def open_parquet(file: Place, **options: Any) -> Iterator[pq.ParquetFile]:
+    """A file of a table, opened with `options` of `ParquetFile`; its footer is read once.
 
     Raises:
         ValueError: it was written by a newer version of the schema.
     """
-    with open_to_read(file) as source, pq.ParquetFile(source, pre_buffer=not is_local(file)) as parquet:
+    with open_to_read(file) as source, pq.ParquetFile(source, **options) as parquet:
         written = int((parquet.schema_arrow.metadata or {}).get(_VERSION_KEY, b"0"))
         if written > SCHEMA_VERSION:
             raise ValueError(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from manifests.schema import TABLES
-from manifests.storage import Place, is_local
+from manifests.storage import Place, is_local, list_folders
 from manifests.store import Dataset, check_versions
 
 MEMORY_LIMIT = "3GB"  # of DuckDB's buffers; with Python and what it does not count, a process stays below 4 GB
@@ -49,11 +50,22 @@ def connect(
     )
     db.execute("SET parquet_metadata_cache = true")
     if not is_local(dataset.root):
-        db.register_filesystem(dataset.root.fs)
+        db.register_filesystem(_filesystem_for_views(dataset))
     for name in TABLES:
         create_view(db, dataset, name)
     _create_view_of_files(db, dataset)
     return db
+
+
+def _filesystem_for_views(dataset: Dataset) -> Any:
+    """What DuckDB reads the tables of an object store through: it asks many times over what it was told before."""
+    filesystem = dataset.root.fs
+    if "s3" in filesystem.protocol:
+        options = {"use_listings_cache": True, "default_block_size": 1 << 20, "skip_instance_cache": True}
+        filesystem = type(filesystem)(**options)
+        for folder in list_folders(dataset.root / "manifests"):
+            filesystem.ls(folder.path)  # kept for as long as the connection
+    return filesystem
 
 
 def num_cores() -> int:

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+
+from tests.flaky_store import FlakyStore
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -110,6 +113,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    from manifests.object_store import PatientS3FileSystem
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     _, port = server.get_host_and_port()
@@ -121,6 +126,21 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     }.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
+    urlopen(Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()  # servers share their state
     client.create_bucket(Bucket="data")
+    PatientS3FileSystem.clear_instance_cache()  # those of this process know another test's server
     yield client
+    PatientS3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def flaky_s3(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyStore]:
+    """The store of `s3`, whose client still sees all, behind a proxy that fails a seeded 5 % of the requests.
+
+    The usual variables lead all processes to the proxy; `flaky_s3.throttle(seconds)` fails everything for a while.
+    """
+    store = FlakyStore(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+    yield store
+    store.close()

@@ -14,6 +14,7 @@ from typing import Any
 from curation.recipe import recipe_of
 from curation.review.content import page_content, read_clips
 from curation.review.strips import STRIPS_FOLDER, make_strips, remove_strips_except
+from manifests.storage import require_local
 from manifests.store import Dataset, write_bytes_atomically
 
 MAX_CLIPS = 50_000
@@ -46,6 +47,8 @@ def build(
     Raises:
         ValueError: there is no data set, it has no clips yet, or `output` holds a page of something else.
     """
+    if output is None:
+        require_local(dataset.root, "name a local folder for the page with --output:")
     folder = dataset.report if output is None else output
     recipe = recipe_of(dataset.root)
     _check_output(folder)

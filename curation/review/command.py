@@ -11,15 +11,16 @@ from pathlib import Path
 
 from curation.lock import only_run
 from curation.review.build import build
+from manifests.storage import Place, is_local
 from manifests.store import Dataset
 
 _EVERY_S = 0.5
 
 
-def review(folder: Path, output: Path | None, *, open_page: bool, read_sources: bool, max_clips: int) -> Path:
+def review(folder: str | Place, output: Path | None, *, open_page: bool, read_sources: bool, max_clips: int) -> Path:
     """Build the page of the data set in `folder`, print where it is, and open it where there is a screen."""
-    dataset = Dataset(folder.expanduser())
-    can_change = dataset.root.is_dir() and os.access(dataset.root, os.W_OK)
+    dataset = Dataset(folder)
+    can_change = not is_local(dataset.root) or (dataset.root.is_dir() and os.access(dataset.root, os.W_OK))
     with only_run(dataset) if can_change else nullcontext():  # or a page could show what is being forgotten
         path = build(
             dataset,

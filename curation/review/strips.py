@@ -18,9 +18,11 @@ import pyarrow as pa
 import simplejpeg
 
 from curation.index import local_copy
+from curation.pack import staged_clips
 from curation.recipe import Recipe
 from curation.samples import read_members, sample_key
 from curation.stills import read_still
+from manifests.storage import Place, read_bytes, read_ranges
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from manifests.views import connect, num_cores
 from model.framing import FixedCrop, warp
@@ -46,7 +48,7 @@ class Strip:
 class _Work:
     clip: dict[str, Any]
     origin: str  # shard | staged | source
-    path: str
+    path: Place | str
     source: dict[str, Any]
 
 
@@ -63,7 +65,7 @@ def make_strips(
 
     Packed clips come from their shards, others from staging, or else from their sources.
     """
-    staged = {p.stem: str(p) for p in dataset.staging.glob(f"crop-{recipe.stage_hash('crop')}/*/*.tar")}
+    staged = staged_clips(dataset.staging / f"crop-{recipe.stage_hash('crop')}")
     sources = {
         r["source_id"]: r for r in read_table(dataset, "sources", ["source_id", "uris", "size_bytes"]).to_pylist()
     }
@@ -116,10 +118,10 @@ def _read_places(dataset: Dataset, clips: pa.Table) -> dict[str, dict[str, Any]]
 
 
 def _plan(
-    dataset: Dataset, clip: dict[str, Any], staged: dict[str, str], source: dict[str, Any], read_sources: bool
+    dataset: Dataset, clip: dict[str, Any], staged: dict[str, Place], source: dict[str, Any], read_sources: bool
 ) -> _Work | Strip:
     if clip.get("offsets"):
-        return _Work(clip, "shard", str(dataset.shards / clip["shard"]), source)
+        return _Work(clip, "shard", dataset.shards / clip["shard"], source)
     if clip["clip_id"] in staged:
         return _Work(clip, "staged", staged[clip["clip_id"]], source)
     if not read_sources:
@@ -156,13 +158,12 @@ def join_frames(frames: Iterable[np.ndarray]) -> bytes:
 
 
 def _packed_frames(work: _Work) -> list[np.ndarray]:
-    with open(work.path, "rb") as file:
-        places = zip(work.clip["offsets"], work.clip["sizes"], strict=True)
-        return [_decode(os.pread(file.fileno(), size, offset)) for offset, size in places]
+    places = zip(work.clip["offsets"], work.clip["sizes"], strict=True)
+    return [_decode(jpeg) for jpeg in read_ranges(work.path, [(start, start + size) for start, size in places])]
 
 
 def _staged_frames(work: _Work) -> list[np.ndarray]:
-    members = read_members(Path(work.path).read_bytes())
+    members = read_members(read_bytes(work.path))
     return [_decode(members[f"{sample_key(work.clip['clip_id'], k)}.jpg"]) for k in _spread(len(members) // 2)]
 
 

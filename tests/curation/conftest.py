@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from curation import pipeline
+from curation import crop, pipeline, scan
 from curation.distribute import ClusterOptions, make_unit_worker
 from curation.recipe import Recipe
+from manifests.storage import make_folder
 from manifests.store import Dataset, read_table
+from model.faces import AnalyserInfo, Detections, Landmarks
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +44,7 @@ class _Here:
         pass
 
     def run(self, stage: str, recipe: Recipe, folder: Path, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         do = make_unit_worker(stage, recipe, folder)
         for unit in units:
             yield do(unit)
@@ -71,3 +75,47 @@ def run_here() -> Callable[..., pipeline.Outcome]:
             return pipeline.run(inputs, output, recipe, **options)
 
     return run
+
+
+class OneFace:
+    """Stands in for the networks: one face in the middle of every picture, its identity made of the picture."""
+
+    info = AnalyserInfo("one", "none", {}, 2, 0.4)
+
+    def __init__(self, make_face68: Callable) -> None:
+        self._make = make_face68
+
+    def _points(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        return self._make((width / 2, height / 2), height * 0.45)
+
+    def detect(self, images):
+        found = []
+        for image in images:
+            points = self._points(image)
+            box = np.array([[*points.min(0), *points.max(0)]], np.float32)
+            found.append(Detections(box, np.full(1, 0.9, np.float32), np.zeros((1, 5, 2), np.float32)))
+        return found
+
+    def landmarks(self, image, faces):
+        return Landmarks(self._points(image)[None].astype(np.float32), np.ones(1, np.float32), np.zeros((1, 3)))
+
+    def embed(self, image, points):
+        angle = float(image.mean()) / 255 * np.pi
+        return np.array([[np.cos(angle), np.sin(angle)]], np.float32)
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch, without_ray, make_face68) -> list[str]:
+    """Five stills, two of them bright, and a broken one; the networks are replaced."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    for k, level in enumerate((60, 90, 120, 200, 220)):
+        picture = chance.integers(level - 30, level + 30, (300, 300, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{k}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:5000])
+
+    for stage in (scan, crop):
+        monkeypatch.setattr(stage, "load_analyser", lambda config: OneFace(make_face68))
+    return [str(folder)]

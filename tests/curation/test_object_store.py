@@ -1,0 +1,228 @@
+"""Data sets that live on an object store, with nothing but the store between sources, workers and driver.
+
+A real S3 protocol server on loopback; the stages run in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import manifests.__main__
+from curation import __main__ as command
+from curation import lock, pack, pipeline, units
+from curation.recipe import PackOptions, Recipe, SelectOptions
+from curation.sandbox import FatalError
+from curation.verify import verify
+from manifests.schema import TABLES
+from manifests.storage import list_files, place, read_bytes, write_bytes_atomically
+from manifests.store import Dataset, read_table
+
+RECIPE = Recipe(pack=PackOptions(shard_bytes=400_000), select=SelectOptions(min_sharpness=None, max_upscale=None))
+ROOT = "s3://data/sets/portraits"
+
+
+@pytest.fixture
+def remote_stills(s3, sources: list[str]) -> str:
+    """The stills of `sources` in the bucket."""
+    for path in sorted(Path(sources[0]).iterdir()):
+        s3.upload_file(str(path), "data", f"raw/{path.name}")
+    return "s3://data/raw"
+
+
+def keys(s3, prefix: str = "sets/") -> list[str]:
+    return [entry["Key"] for entry in s3.list_objects_v2(Bucket="data", Prefix=prefix).get("Contents", [])]
+
+
+def content_of(root: str | Path) -> dict[str, object]:
+    """Tables without times, workers and places of the sources; bytes of the shards; names of the manifests' files."""
+    dataset = Dataset(root)
+    found: dict[str, object] = {}
+    for name in TABLES:
+        rows = read_table(dataset, name).to_pylist()
+        for row in rows:
+            for column in ("wall_s", "worker", "uri", "uris", "unit"):
+                row.pop(column, None)
+            for column in ("detail", "message"):
+                row[column] = re.sub(r"\S+/(?=\w+\.\w)", "", row.get(column) or "")
+        found[name] = sorted(rows, key=lambda row: json.dumps(row, default=str, sort_keys=True))
+    found["shard files"] = {path.name: read_bytes(path) for path in list_files(dataset.shards)}
+    return found
+
+
+def differences_of(root: str | Path) -> list[str]:
+    return [str(difference) for difference in verify(Dataset(root))]
+
+
+def test_bucket_to_bucket_gives_what_files_give(s3, run_here, demo_run, capsys):
+    """Videos, with the real networks: the same shards byte for byte, the same manifests."""
+    local = demo_run[0]
+    for path in sorted((local.parent / f"{local.name}_videos").iterdir()):
+        s3.upload_file(str(path), "data", f"raw/{path.name}")
+    assert run_here(["s3://data/raw"], ROOT, Recipe()).num_units > 0
+    assert content_of(ROOT) == content_of(local)
+    assert not [key for key in keys(s3) if "/staging/" in key or key.endswith((".lock", ".tmp"))]
+    assert differences_of(ROOT) == []
+    assert run_here(["s3://data/raw"], ROOT, Recipe()).num_units == 0, "a second run does nothing"
+
+    assert manifests.__main__.main([ROOT]) == 0
+    assert manifests.__main__.main([ROOT, "SELECT count(*) AS n FROM frames", "--format", "csv"]) == 0
+    shown = capsys.readouterr().out
+    num_frames = len(read_table(Dataset(local), "frames"))
+    assert shown.endswith(f"n\n{num_frames}\n")
+    assert ROOT in shown
+
+
+def test_commands_on_a_bucket(s3, sources, remote_stills, capsys):
+    pipeline.run([remote_stills], ROOT, RECIPE)
+    strict = replace(RECIPE, select=replace(RECIPE.select, max_exposure=0.5))
+    pipeline.reselect(Dataset(ROOT), strict)
+    assert any("kept, but" in line or "not kept" in line for line in differences_of(ROOT)), "shards are not up to date"
+    pipeline.run([remote_stills], ROOT, strict)
+    kept = [c for c in read_table(Dataset(ROOT), "clips").to_pylist() if c["decision"] == "keep"]
+    assert len(kept) == 3
+    assert command.main(["verify", ROOT]) == 0
+    assert command.main(["select", "--output", ROOT, "--dry-run"]) == 0
+    s3.put_object(Bucket="data", Key="sets/portraits/shards/stray.tar", Body=b"?")
+    assert command.main(["verify", ROOT]) == 1
+    assert "shards/stray.tar: no manifest knows this file" in capsys.readouterr().out
+    assert command.main(["run", remote_stills, "--output", "s3://nowhere/portraits"]) == 2
+    assert "cannot write to s3://nowhere/portraits" in capsys.readouterr().err
+    assert command.main(["run", remote_stills, "--output", "s3://data/raw"]) == 2
+    assert "s3://data/raw exists and is no data set" in capsys.readouterr().err
+
+
+def test_shards_are_copied_by_ranges_over_clips(s3, flaky_s3, sources, remote_stills):
+    """Neither listing nor reading is done once a frame, and nothing is listed once a clip."""
+    flaky_s3.failed_share = 0.0
+    pipeline.run([remote_stills], ROOT, RECIPE)
+    flaky_s3.requests.clear()
+    pipeline.run([remote_stills], ROOT, replace(RECIPE, select=replace(RECIPE.select, max_exposure=0.5)))
+    ranged = [path for method, path in flaky_s3.requests if method == "GET" and path.endswith(".tar")]
+    assert len(ranged) == 3, "one a kept clip"
+    flaky_s3.requests.clear()
+    pipeline.run([remote_stills], ROOT, replace(RECIPE, select=replace(RECIPE.select, max_exposure=0.5)))
+    assert len(flaky_s3.requests) < 150
+
+
+def test_errors_of_the_store_change_nothing(s3, flaky_s3, sources, remote_stills, tmp_path):
+    pipeline.run(sources, tmp_path / "local", RECIPE)
+    flaky_s3.failed_share = 0.15
+    pipeline.run([remote_stills], ROOT, RECIPE)
+    flaky_s3.failed_share = 0.0
+    assert flaky_s3.num_failed > 15
+    assert content_of(ROOT) == content_of(tmp_path / "local")
+    assert not [key for key in keys(s3) if "/staging/" in key or key.endswith(".lock")]
+
+
+def test_a_store_that_throttles_everything_is_waited_for(flaky_s3):
+    flaky_s3.failed_share = 0.0
+    flaky_s3.throttle(2.0)
+    write_bytes_atomically(place(ROOT) / "recipe.toml", b"here")
+    assert flaky_s3.num_failed > 2
+    assert read_bytes(place(ROOT) / "recipe.toml") == b"here"
+
+
+def test_a_store_that_stays_out_of_reach_is_one_clear_line(flaky_s3, monkeypatch):
+    monkeypatch.setattr("manifests.object_store.PATIENCE_S", 1.0)
+    flaky_s3.throttle(600)
+    with pytest.raises(
+        OSError, match=r"has failed every call for \d+ s, .*head_object of s3:..data.sets/portraits/recipe.toml"
+    ):
+        read_bytes(place(ROOT) / "recipe.toml")
+
+
+class Killed(BaseException):
+    """What a killed process does not even see."""
+
+
+KILLS = {
+    "a unit is committed, its stage is not": (units, "read_files"),
+    "frames are written, their clips are not": (units.Ledger, "_merge"),
+    "the shards' markers are there, the shards are not in place": (pack, "move_all"),
+    "the shards are in place, the tables do not name them": (pack, "replace_table"),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_run_is_continued(s3, sources, remote_stills, tmp_path, monkeypatch, capsys, moment):
+    """Its lock stays, and the same command waits for it to go stale."""
+    pipeline.run(sources, tmp_path / "local", RECIPE)
+    monkeypatch.setattr(lock, "STALE_S", 2.0)
+    owner, name = KILLS[moment]
+    original, calls = getattr(owner, name), []
+
+    def kill(*arguments, **options):
+        is_last = name != "replace_table" or len(calls) == 1  # the first only drops what is going to be replaced
+        calls.append(name)
+        if is_last and (owner is not units.Ledger or arguments[0].stage == "crop"):
+            raise Killed
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, kill)
+        patch.setattr(lock._LockObject, "release", lambda self: None)
+        with pytest.raises(Killed):
+            pipeline.run([remote_stills], ROOT, RECIPE)
+    assert "sets/portraits/.lock" in keys(s3)
+    pipeline.run([remote_stills], ROOT, RECIPE)
+    assert "waiting up to 2 s: another run is writing to s3://data/sets/portraits" in capsys.readouterr().err
+    assert content_of(ROOT) == content_of(tmp_path / "local")
+    assert not [key for key in keys(s3) if "/staging/" in key or key.endswith(".lock")]
+
+
+def test_a_lock_that_another_run_holds(s3, sources, remote_stills, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW_S", 0.2)
+    with (
+        lock.only_run(Dataset(ROOT)),
+        pytest.raises(ValueError, match=r"another run is writing to s3://.* process \d+"),
+    ):
+        pipeline.run([remote_stills], ROOT, RECIPE)
+    assert keys(s3) == []
+
+
+def test_a_run_that_lost_its_lock_ends(s3, monkeypatch):
+    """It was out of touch, and another run has taken over."""
+    monkeypatch.setattr(lock, "RENEW_S", 0.1)
+    (Dataset(ROOT).root / "recipe.toml").write_text("")
+
+    def work() -> None:
+        with lock.only_run(Dataset(ROOT)):
+            s3.put_object(Bucket="data", Key="sets/portraits/.lock", Body=b"{}")
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    with pytest.raises(FatalError, match="has taken over"):
+        work()
+    assert "sets/portraits/.lock" in keys(s3), "the other run's lock is left alone"
+
+
+def test_a_local_lock_names_its_holder(tmp_path):
+    with (
+        lock.only_run(Dataset(tmp_path)),
+        pytest.raises(ValueError, match=r"another run is writing to .* process \d+, since 2"),
+        lock.only_run(Dataset(tmp_path)),
+    ):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_no_scratch_is_left(s3, sources, remote_stills, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    pipeline.run([remote_stills], ROOT, RECIPE)
+
+    def fail(*_):
+        raise OSError("no way")
+
+    monkeypatch.setattr("manifests.storage.upload", fail)
+    with pytest.raises(OSError, match="no way"):
+        pipeline.run([remote_stills], f"{ROOT}2", RECIPE)
+    assert not list(scratch.glob("portrait-scratch-*"))

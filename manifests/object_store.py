@@ -11,7 +11,7 @@ import random
 import time
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
@@ -47,21 +47,28 @@ class PatientS3FileSystem(S3FileSystem):
         while True:
             try:
                 return await super()._call_s3(method, *args, **kwargs)
+            except NoCredentialsError as error:
+                raise PermissionError(
+                    f"{error} for s3://{_place_of(kwargs)}: set AWS_* or ~/.aws/credentials"
+                ) from error
             except Exception as error:
                 if not is_transient(error):
                     raise
                 waited_s = time.monotonic() - start
                 if waited_s >= PATIENCE_S:
-                    place = "/".join(str(kwargs[k]) for k in ("Bucket", "Key", "Prefix") if kwargs.get(k))
                     # A kind that s3fs does not try again by itself.
                     raise ConnectionError(
                         f"the object store has failed every call for {waited_s:.0f} s, last: {error} ({method} of"
-                        f" s3://{place}): see that it can be reached and run the same again"
+                        f" s3://{_place_of(kwargs)}): see that it can be reached and run the same again"
                     ) from error
             await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     call_s3 = sync_wrapper(_call_s3)
+
+
+def _place_of(arguments: dict[str, Any]) -> str:
+    return "/".join(str(arguments[k]) for k in ("Bucket", "Key", "Prefix") if arguments.get(k))
 
 
 def is_transient(error: BaseException) -> bool:

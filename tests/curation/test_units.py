@@ -11,7 +11,7 @@ import pytest
 from curation import units
 from curation.units import Ledger, UnitResult, commit_unit, plain
 from manifests.schema import make_table
-from manifests.store import Dataset, read_table, replace_table
+from manifests.store import Dataset, read_parquet, read_table, replace_table, write_bytes_atomically
 
 UNITS = [{"name": f"unit{k}", "source_id": f"s{k}", "uri": f"/v/{k}.mp4"} for k in range(4)]
 
@@ -103,6 +103,27 @@ def test_absorb_may_crash_anywhere_and_be_repeated(ledger, monkeypatch, crash_at
     assert len(found["frames"]) == 8
     assert len(found["failures"]) == 4
     assert len(found["units"]) == 4
+
+
+def test_frames_come_in_files_of_bounded_size(ledger, monkeypatch):
+    """Whole units in the order of their names; the same units give the same files, and no row is there twice."""
+    for unit in UNITS[:2]:
+        commit(ledger, unit)
+    ledger.absorb()
+    monkeypatch.setattr(units, "FRAMES_OF_FILE", 3)
+    for unit in reversed(UNITS):
+        commit(ledger, unit)
+    commits = {p.name: p.read_bytes() for p in ledger.folder.glob("*.json")}
+    ledger.absorb()
+    files = {p.name: p.read_bytes() for p in ledger.dataset.table_files("frames")}
+    rows = [
+        read_parquet([p], "frames", ["clip_id"])["clip_id"].to_pylist() for p in ledger.dataset.table_files("frames")
+    ]
+    assert sorted(rows) == [["unit0_clip"] * 2 + ["unit1_clip"] * 2, ["unit2_clip"] * 2 + ["unit3_clip"] * 2]
+    for name, data in commits.items():
+        write_bytes_atomically(ledger.folder / name, data)
+    ledger.absorb()
+    assert {p.name: p.read_bytes() for p in ledger.dataset.table_files("frames")} == files
 
 
 def test_crash_while_commits_are_removed(ledger):

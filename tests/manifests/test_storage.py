@@ -1,0 +1,140 @@
+"""Folders of this machine and prefixes of a bucket give the same answers, also through a store that fails."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from manifests import storage
+from manifests.storage import (
+    NewFile,
+    append_line,
+    is_local,
+    list_files,
+    list_folders,
+    local_file,
+    move_all,
+    place,
+    read_bytes,
+    read_files,
+    read_ranges,
+    remove_file,
+    remove_tree,
+    require_local,
+    write_bytes_atomically,
+)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def root(request, tmp_path):
+    if request.param == "bucket":
+        request.getfixturevalue("s3")
+        return place("s3://data/some/root")
+    return place(tmp_path / "root")
+
+
+def names(folder, **options) -> dict[str, int]:
+    start = len(str(folder)) + 1
+    return {str(path)[start:]: size for path, size in list_files(folder, **options).items()}
+
+
+def test_places():
+    assert place("~/x") == Path("~/x").expanduser()
+    assert place("file:///a/b") == Path("/a/b")
+    assert is_local(place("/a"))
+    remote = place("s3://bucket/a/")
+    assert not is_local(remote)
+    assert (str(remote / "b.tar"), (remote / "b.tar").stem) == ("s3://bucket/a/b.tar", "b")
+    with pytest.raises(ValueError, match="the page s3://bucket/a is on an object store"):
+        require_local(remote, "the page")
+
+
+def test_files_are_listed_read_moved_and_removed(root):
+    assert names(root) == names(root, below=True) == {}
+    for name in ("b.json", "a.json", "c.tar", "deep/d.json", "deep/er/e.json"):
+        write_bytes_atomically(root / name, name.encode() * 2)
+    assert names(root) == {"a.json": 12, "b.json": 12, "c.tar": 10}
+    assert list(names(root, ending=".json", below=True)) == ["a.json", "b.json", "deep/d.json", "deep/er/e.json"]
+    assert [folder.name for folder in list_folders(root)] == ["deep"]
+    found = read_files(list_files(root, ".json", below=True))
+    assert [(path.name, data[:6]) for path, data in found][1:3] == [("b.json", b"b.json"), ("d.json", b"deep/d")]
+    assert read_ranges(root / "c.tar", [(0, 2), (3, 100)]) == [b"c.", b"arc.tar"]
+    move_all([(root / "a.json", root / "b.json"), (root / "deep/d.json", root / "d.json")])
+    assert read_bytes(root / "b.json") == b"a.jsona.json"
+    remove_file(root / "c.tar")
+    remove_file(root / "c.tar")
+    remove_tree(root / "deep")
+    remove_tree(root / "deep")
+    assert list(names(root, below=True)) == ["b.json", "d.json"]
+    with pytest.raises(FileNotFoundError):
+        read_bytes(root / "c.tar")
+
+
+def test_lines_are_added(root):
+    write_bytes_atomically(root / "log", b"")
+    append_line(root / "log", "one")
+    append_line(root / "log", "two")
+    assert read_bytes(root / "log") == b"one\ntwo\n"
+
+
+def test_an_unfinished_file_is_nowhere(root, tmp_path, monkeypatch):
+    write_bytes_atomically(root / "x", b"before")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        with NewFile(root / "x") as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert names(root) == {"x": 6}
+    assert list(tmp_path.glob("portrait-scratch-*")) == []
+    with NewFile(root / "x") as temporary:
+        temporary.write_bytes(b"whole")
+    assert read_bytes(root / "x") == b"whole"
+
+
+def test_a_large_file_comes_whole_through_a_failing_store(flaky_s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_PART_BYTES", 5 << 20)
+    flaky_s3.failed_share = 0.3
+    data = os.urandom(17 << 20)
+    target = place("s3://data/large")
+    with NewFile(target) as temporary:
+        temporary.write_bytes(data)
+    with local_file(target) as copy:
+        assert copy.read_bytes() == data
+    assert {"POST", "PUT"} <= {method for method, _ in flaky_s3.requests}, "in parts"
+    assert not copy.exists()
+
+
+def test_many_small_files_come_in_order_through_a_failing_store(s3, flaky_s3):
+    flaky_s3.failed_share = 0.2
+    for k in range(40):
+        s3.put_object(Bucket="data", Key=f"units/{k:02}.json", Body=str(k).encode())
+    found = list(read_files(list_files(place("s3://data/units"))))
+    assert [(path.stem, int(data)) for path, data in found] == [(f"{k:02}", k) for k in range(40)]
+    assert flaky_s3.num_failed > 2
+
+
+def test_what_is_absent_or_denied_is_not_tried_again(flaky_s3):
+    flaky_s3.failed_share = 0.0
+    with pytest.raises(FileNotFoundError):
+        read_bytes(place("s3://data/absent"))
+    with pytest.raises(FileNotFoundError, match="bucket does not exist"):
+        write_bytes_atomically(place("s3://nowhere/x"), b"")
+    assert len(flaky_s3.requests) <= 3
+
+
+def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("dead", "alive"):
+        (tmp_path / f"portrait-scratch-{name}").mkdir()
+        (tmp_path / f"portrait-scratch-{name}" / ".owner").touch()
+    with open(tmp_path / "portrait-scratch-alive" / ".owner") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        storage._remove_dead_scratch.cache_clear()
+        with storage.scratch_folder() as mine:
+            assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive", mine.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive"}

@@ -1,35 +1,35 @@
 """Units of work over Ray: one row of a Ray Data pipeline is a bundle of units, an actor of its pool does them in place.
 
 Only descriptions travel through the object store, never pictures. Each actor hands the units to a child process that
-may die (see `sandbox`), so a poisonous file costs its unit and nothing else.
+may die (see `sandbox`), so a poisonous file costs its unit and nothing else. What is lost with an actor or a node is
+done again (see `leftovers`): a unit counts by its commit file, so that one that was committed is never done twice.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.metrics import count_unit
+from curation import leftovers
 from curation.recipe import Recipe
-from curation.sandbox import FatalError, Sandbox, SandboxError
-from curation.units import UnitResult, commit_unit
-from manifests.storage import Place, make_folder
+from curation.sandbox import FatalError
+from curation.worker import UnitWorker, give_up
+from manifests.storage import Place
 
-ATTEMPTS = 2
 _BUNDLES_PER_WORKER = 6
 _MIN_BUNDLE_COST_S = 1.0
+_WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,90 +37,25 @@ class ClusterOptions:
     """Where the work runs."""
 
     workers: int = 0
-    """Actors that work side by side; 0: one a core of this machine, or all cores but one of a cluster."""
+    """Most actors that work side by side; 0: one a core of this machine, or all cores but one of a cluster, also of
+    the nodes that join it later."""
+    min_workers: int = 1
+    """On a cluster: as many actors stay when there is less to do."""
+    gpus_per_worker: float = 0.0
+    """Share of a GPU that each actor of scan and crop takes (0.25: four share one); needs --faces.device cuda."""
     address: str = ""
     """Ray cluster to use ("auto", ray://...); empty: RAY_ADDRESS if set, else Ray is started inside this process."""
     deadline_s: float = 0.0
     """Longest time for one unit of work before it is ended; 0: 5 minutes and 20 times the video's length."""
 
-
-def stage_class(name: str) -> Any:
-    """The class that does the work of a stage; imported only where it runs."""
-    if name == "index":
-        from curation.index import IndexStage as Stage
-    elif name == "scan":
-        from curation.scan import ScanStage as Stage
-    elif name == "crop":
-        from curation.crop import CropStage as Stage
-    else:
-        assert name == "pack", name
-        from curation.pack import PackStage as Stage
-    return Stage
-
-
-def make_unit_worker(stage: str, recipe: Recipe, folder: Place) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What the child process runs: do a unit, commit it, return its ledger row and its failures."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    work = stage_class(stage)(recipe, folder)
-
-    def do(unit: dict[str, Any]) -> dict[str, Any]:
-        start = time.perf_counter()
-        result = work.process(unit)
-        if unit.get("pixels_only"):
-            return {"unit": unit["name"], "num_frames": result.num_frames, "video_s": result.video_s, "failures": []}
-        row = commit_unit(folder, stage, unit, result, time.perf_counter() - start, _worker_name())
-        return _summary(row, result)
-
-    return do
-
-
-def _summary(row: dict[str, Any], result: UnitResult) -> dict[str, Any]:
-    failures = [{k: f[k] for k in ("reason", "message", "uri")} for f in result.rows.get("failures", [])]
-    rejected = sum(r.get("status") == "rejected" for r in result.rows.get("sources", []))
-    counts = {table: len(rows) for table, rows in result.rows.items() if table != "failures"}
-    measured = [r for table in ("sources", "clips", "shards") for r in result.rows.get(table, [])]
-    size_bytes = sum(r.get("staged_bytes") or r.get("size_bytes") or 0 for r in measured)
-    return {**row, "failures": failures, "rejected": rejected, "counts": counts, "size_bytes": size_bytes}
-
-
-def _worker_name() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}"
-
-
-class UnitWorker:
-    """The actor: does bundles of units in its sandbox and accounts for those that fail."""
-
-    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float) -> None:
-        self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
-        make_folder(folder)
-        self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder), deadline_s=3600)
-
-    def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """`row["units"]`: a bundle as JSON; returns one row with a summary, as JSON, for each unit."""
-        try:
-            summaries = [self._do(unit) for unit in json.loads(row["units"])]
-        except FatalError as error:
-            summaries = [{"fatal": str(error)}]
-        return [{"summary": json.dumps(summary)} for summary in summaries]
-
-    def _do(self, unit: dict[str, Any]) -> dict[str, Any]:
-        deadline_s = self._deadline_s or 300 + 20 * unit.get("expected_s", 0.0)
-        attempts = 0
-        while attempts < ATTEMPTS:
-            attempts += 1
-            try:
-                return count_unit(self._stage, unit, self._sandbox(unit, deadline_s))
-            except SandboxError as error:
-                reason, message = error.reason, str(error)
-            except RuntimeError as error:
-                reason, message = "error", str(error)
-                break  # an exception is no accident: the same again would give the same
-        result = UnitResult()
-        result.fail(self._stage, unit, reason, message, attempts)
-        row = commit_unit(self._folder, self._stage, unit, result, 0.0, _worker_name())
-        return count_unit(self._stage, unit, _summary(row, result))
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.min_workers < 1 or 0 < self.workers < self.min_workers:
+            raise ValueError(
+                f"got --min-workers {self.min_workers} and --workers {self.workers}: expected 1 or more, and not more"
+                " than --workers (0: as many as the cluster has room for)"
+            )
+        if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
+            raise ValueError(f"--gpus-per-worker is {self.gpus_per_worker}: expected a share up to 1, or whole GPUs")
 
 
 def bundle(units: list[dict[str, Any]], workers: int) -> list[list[dict[str, Any]]]:
@@ -160,6 +95,7 @@ class Cluster:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
         import ray.data
+        from ray.data import ExecutionResources
 
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("ray"):
@@ -168,30 +104,52 @@ class Cluster:
         start = time.perf_counter()
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-        if address or ray.is_initialized():
-            with _quiet_stderr():
-                ray.init(address=address or None, ignore_reinit_error=True, **quiet)
-            self.workers = self._options.workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
+        self._is_embedded = not address and not ray.is_initialized()
+        if self._is_embedded:
+            self._start_embedded(quiet)
         else:
-            self.workers = self._options.workers or os.cpu_count() or 1
-            self._folder = _make_ray_folder()
-            root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             with _quiet_stderr():
-                ray.init(
-                    num_cpus=self.workers + 1,  # one more than the actors take, so that Ray Data's own tasks always run
-                    include_dashboard=False,
-                    object_store_memory=200_000_000,
-                    _temp_dir=self._folder,
-                    **quiet,
-                )
+                ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **quiet)
+        if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
+            raise ValueError(f"--gpus-per-worker {self._options.gpus_per_worker:g}: Ray finds no GPU on this machine")
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
-        context.execution_options.preserve_order = False
         context.print_on_execution_start = False
+        context.execution_options.preserve_order = False
+        with _no_deprecation_warnings():
+            context.execution_options.exclude_resources = ExecutionResources(cpu=1)  # Ray's own tasks find room
+        context.execution_no_progress_timeout_s = -1  # every unit has its deadline
+        context.max_errored_blocks = -1  # what is lost is done again
+        context.max_consecutive_actor_init_deaths = 3
         self.is_connected = True
         self.startup_s = time.perf_counter() - start
+
+    def _start_embedded(self, quiet: dict[str, Any]) -> None:
+        import ray
+
+        self._folder = _make_ray_folder()
+        root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        with _quiet_stderr():
+            ray.init(
+                num_cpus=(self._options.workers or os.cpu_count() or 1) + 1,  # one more than the actors take
+                include_dashboard=False,
+                object_store_memory=200_000_000,
+                _temp_dir=self._folder,
+                **quiet,
+            )
+
+    @property
+    def workers(self) -> int:
+        """Actors that there is room for at the moment."""
+        import ray
+
+        there = ray.cluster_resources()
+        room = int(there.get("CPU", 2)) - 1
+        if share := self._options.gpus_per_worker:
+            room = min(room, int(there.get("GPU", 0) / share))
+        return max(1, min(room, self._options.workers or room))
 
     def close(self) -> None:
         """Leave the cluster; an embedded one is ended and its temporary files removed."""
@@ -204,35 +162,111 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
         self.is_connected = False
 
+    def check(self, do: Callable[[], None], needs_gpu: bool) -> None:
+        """Call `do` here, or where the workers will run when it needs what only they may have.
+
+        Raises:
+            FatalError: as `do` raises it.
+        """
+        if not needs_gpu:
+            do()
+            return
+        self.connect()
+        import ray
+
+        task = ray.remote(num_cpus=1, num_gpus=self._options.gpus_per_worker, max_retries=0)(_message_of)
+        answer = task.options(name="check").remote(do)
+        if not ray.wait([answer], timeout=60)[0]:
+            print("waiting for a worker with a GPU", file=sys.stderr)
+        if message := ray.get(answer):
+            raise FatalError(message)
+
     def run(self, stage: str, recipe: Recipe, folder: Place, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Do all units; yields a summary of each as it finishes, in any order.
+        """Do all units; yields a summary of each, once, as it finishes, in any order.
 
         Raises:
             FatalError: no unit can be done (the stage cannot start, the disk is full).
         """
         self.connect()
-        import ray
-
-        bundles = bundle(units, self.workers)
-        workers = min(self.workers, len(bundles))
-        rows = [{"units": json.dumps(units_of_bundle)} for units_of_bundle in bundles]
+        waiting = {unit["name"]: unit for unit in units}
         worker = type(stage.capitalize(), (UnitWorker,), {})  # the operator's name on the dashboard
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-            worker,
-            fn_constructor_kwargs={
-                "stage": stage,
-                "recipe": recipe,
-                "folder": folder,
-                "deadline_s": self._options.deadline_s,
-            },
-            compute=ray.data.ActorPoolStrategy(min_size=workers, max_size=workers, max_tasks_in_flight_per_actor=2),
-            num_cpus=1,
-        )
-        for row in results.iter_rows():
-            summary = json.loads(row["summary"])
+        options = {"stage": stage, "recipe": recipe, "folder": folder, "deadline_s": self._options.deadline_s}
+        num_gpus = self._options.gpus_per_worker if stage in ("scan", "crop") else 0
+        for summary in self._run_pool(units, worker, options, num_gpus):
             if "fatal" in summary:
                 raise FatalError(summary["fatal"])
-            yield summary
+            if waiting.pop(summary["unit"], None):
+                yield summary
+        if waiting:
+            yield from self._run_leftovers(list(waiting.values()), worker, options, num_gpus)
+
+    def _run_pool(
+        self, units: list[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
+    ) -> Iterator[dict[str, Any]]:
+        """All units by an autoscaling pool of actors. What an actor had in hand when it died is left out."""
+        import ray
+        from ray.data.exceptions import SystemException, UserCodeException
+
+        now = self.workers
+        most = self._options.workers or (now if self._is_embedded else sys.maxsize)
+        bundles = bundle(units, min(most, max(now, _WORKERS_TO_COME)) if not self._is_embedded else now)
+        most = min(most, len(bundles))
+        least = min(now if self._is_embedded else self._options.min_workers, most)
+        rows = [{"units": json.dumps(units_of_bundle)} for units_of_bundle in bundles]
+        with _no_deprecation_warnings():
+            results = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
+                worker,
+                fn_constructor_kwargs=options,
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=least,
+                    max_size=most,
+                    initial_size=max(least, min(now, most)),
+                    max_tasks_in_flight_per_actor=2,
+                ),
+                num_cpus=1,
+                num_gpus=num_gpus,
+                max_task_retries=0,
+            )
+        done = 0
+        try:
+            for row in results.iter_rows():
+                done += 1
+                yield json.loads(row["summary"])
+        except (ray.exceptions.RayError, SystemException, UserCodeException) as error:
+            if not done:
+                raise FatalError(f"no worker could do anything: {leftovers.describe_loss(error)}") from error
+
+    def _run_leftovers(
+        self, units: list[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
+    ) -> Iterator[dict[str, Any]]:
+        import ray
+
+        print(f"{options['stage']}: {len(units)} units were lost with their workers: doing them again", file=sys.stderr)
+        actor = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(worker)
+        for unit, answer in leftovers.do_again(units, lambda: actor.remote(**options), self.workers):
+            if isinstance(answer, leftovers.Loss):
+                message = f"every worker that it was given to died, the last one: {answer.message}"
+                yield give_up(options["folder"], options["stage"], unit, "worker_died", message, answer.attempts)
+            elif "fatal" in answer:
+                raise FatalError(answer["fatal"])
+            else:
+                yield answer
+
+
+def _message_of(do: Callable[[], None]) -> str:
+    try:
+        do()
+    except FatalError as error:
+        return str(error)
+    return ""
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """These packages for all nodes of a cluster that this process joins; a submitted job has brought them."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    root = Path(__file__).resolve().parents[1]
+    return {"py_modules": [str(root / name) for name in ("curation", "manifests", "model")]}
 
 
 _RAY_FOLDER = "portrait-ray-"
@@ -247,6 +281,16 @@ def _make_ray_folder() -> str:
         if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
             shutil.rmtree(entry, ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"{_RAY_FOLDER}{os.getpid()}-", dir=parent)
+
+
+@contextmanager
+def _no_deprecation_warnings() -> Iterator[None]:
+    """Around two options that Ray Data announces to remove without naming what takes their place."""
+    from ray.util.annotations import RayDeprecationWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield
 
 
 @contextmanager

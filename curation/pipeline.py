@@ -51,13 +51,16 @@ def run(
         ValueError: an input is missing, or the output is no data set or belongs to another version of recipes.
         FatalError: the work cannot go on at all; what was finished stays and the same call continues.
     """
+    cluster_options = cluster_options or ClusterOptions()
+    if cluster_options.gpus_per_worker and recipe.faces.device != "cuda":
+        raise ValueError("--gpus-per-worker without --faces.device cuda would take GPUs and not use them")
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
-    with only_run(dataset), cluster(cluster_options or ClusterOptions()) as workers:
+    with only_run(dataset), cluster(cluster_options) as workers:
         job = _Job(dataset, recipe, workers)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
         if not {unit["name"] for unit in sources} <= job.ledger("index").finished_units():
-            check_networks(recipe)
+            workers.check(functools.partial(check_networks, recipe), needs_gpu=recipe.faces.device == "cuda")
         refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
         job.do("index", sources, collapse={"sources": functools.partial(index.merge_sources, refused=refused)})
         job.do("scan", job.scan_units())

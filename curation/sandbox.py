@@ -30,6 +30,10 @@ class FatalError(Exception):
     """Work cannot go on, whatever the argument. The message says why and what to do."""
 
 
+class NoSpaceError(FatalError):
+    """A disk is full or read-only."""
+
+
 class Sandbox:
     """Runs `make()(argument)` for many arguments in one child process that is replaced when it dies.
 
@@ -47,7 +51,8 @@ class Sandbox:
 
         Raises:
             SandboxError: the child died ("crashed") or took longer than the deadline ("deadline").
-            FatalError: no argument can work: the worker cannot be built, or the disk is full or read-only.
+            FatalError: no argument can work: the worker cannot be built, or the object store is out of reach.
+            NoSpaceError: the disk is full or read-only.
             RuntimeError: what the worker itself raised, as words.
         """
         if self._process is None:
@@ -65,6 +70,8 @@ class Sandbox:
             code = self._process.exitcode
             self.close()
             raise SandboxError("crashed", f"the worker process died: {_describe_exit(code)}") from error
+        if status == "no_space":
+            raise NoSpaceError(value)
         if status == "fatal":
             raise FatalError(value)
         if status == "error":
@@ -110,9 +117,16 @@ def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, life: Con
         try:
             answer = ("ok", work(argument))
         except Exception as error:
-            is_fatal = isinstance(error, OSError) and error.errno in _NO_SPACE
-            answer = ("fatal" if is_fatal else "error", f"{type(error).__name__}: {error}")
+            answer = (_weigh(error), f"{type(error).__name__}: {error}")
         pipe.send(answer)
+
+
+def _weigh(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return "no_space"
+    # Itself, no kind of it: what the object store's client raises when its patience is over. A foreign web server that
+    # breaks off is ConnectionResetError and costs the file that it serves.
+    return "fatal" if type(error) is ConnectionError else "error"
 
 
 def _end_with_parent(life: Connection) -> None:

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # insightface imports matplotlib and albumentations where they are installed; both may warn about their own affairs.
 with warnings.catch_warnings():
@@ -26,7 +27,7 @@ import numpy as np
 from model import framing
 from model.faces import Detections, FacesConfig, Landmarks, WeightInfo
 from model.faces.alignment import arcface_crop, letterbox, upright_square
-from model.faces.onnx_session import execution_providers, session_options
+from model.faces.onnx_session import execution_providers, require_provider, session_options
 from model.faces.pose import euler_deg, fit_rotation, points68_pose_deg
 from model.faces.schemes import points68_from_points106
 
@@ -88,15 +89,23 @@ def _pack_folder(config: FacesConfig) -> Path:
     return folder
 
 
-def _load_models(folder: Path, config: FacesConfig, tasks: Sequence[str]) -> dict[str, object]:
+def _load_models(folder: Path, config: FacesConfig, tasks: Sequence[str]) -> dict[str, Any]:
     """insightface's models for the tasks that the pack has; threads are bounded, which the package leaves open."""
     options = {
         "sess_options": session_options(config.num_threads),
         "providers": execution_providers(config.device),
     }
     if (folder / "manifest.json").is_file():  # newer packs say themselves which file does what
-        return dict(FaceAnalysis(name=str(folder), allowed_modules=[*tasks, _DETECTION], **options).models)
-    models: dict[str, object] = {}
+        models = dict(FaceAnalysis(name=str(folder), allowed_modules=[*tasks, _DETECTION], **options).models)
+    else:
+        models = _load_files(folder, options, tasks)
+    for model in models.values():
+        require_provider(model.session, config.device)
+    return models
+
+
+def _load_files(folder: Path, options: dict[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    models: dict[str, Any] = {}
     for path in sorted(folder.glob("*.onnx")):
         try:
             model = model_zoo.get_model(str(path), **options)

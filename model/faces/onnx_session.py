@@ -40,9 +40,20 @@ def open_session(
     fold_constants(model)
     if free_axes:
         release_axes(model, free_axes)
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         model.SerializeToString(), session_options(num_threads), providers=execution_providers(device)
     )
+    require_provider(session, device)
+    return session
+
+
+def require_provider(session: onnxruntime.InferenceSession, device: str) -> None:
+    """ValueError where `cuda` was asked for and the session runs on the CPU: ONNX Runtime itself only logs that."""
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise ValueError(
+            "device is cuda, but ONNX Runtime cannot use a GPU here: see that the machine has one, with its driver and"
+            " the CUDA and cuDNN libraries that this onnxruntime-gpu wants, or use device cpu"
+        )
 
 
 def fold_constants(model: onnx.ModelProto) -> None:

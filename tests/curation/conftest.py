@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from curation import crop, pipeline, scan
-from curation.distribute import ClusterOptions, make_unit_worker
+from curation.distribute import ClusterOptions
 from curation.recipe import Recipe
+from curation.worker import make_unit_worker
 from manifests.storage import make_folder
 from manifests.store import Dataset, read_table
 from model.faces import AnalyserInfo, Detections, Landmarks
@@ -41,6 +42,9 @@ class _Here:
     workers = 1
 
     def connect(self) -> None:
+        pass
+
+    def check(self, do: Callable[[], None], needs_gpu: bool) -> None:
         pass
 
     def run(self, stage: str, recipe: Recipe, folder: Path, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,18 @@
-"""Units are bundled by their cost; none is lost, and nothing expensive waits to the end."""
+"""Units are bundled by their cost; none is lost, and nothing expensive waits to the end. Options, and giving up."""
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
-from curation.distribute import bundle
+from curation.distribute import ClusterOptions, bundle
+from curation.pipeline import run
+from curation.recipe import Recipe
+from curation.sandbox import FatalError
+from curation.worker import committed_summary, give_up
 
 
 def units(costs: list[float]) -> list[dict]:
@@ -48,3 +54,46 @@ def test_order_of_the_input_does_not_matter():
 
 def test_nothing_to_do():
     assert bundle([], 2) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 2, "min_workers": 3}, "--min-workers 3"),
+        ({"min_workers": 0}, "--min-workers 0"),
+        ({"workers": -1}, "--workers -1"),
+        ({"gpus_per_worker": -0.5}, "--gpus-per-worker is -0.5"),
+        ({"gpus_per_worker": 1.5}, "share up to 1"),
+    ],
+)
+def test_impossible_options_are_named(options, said):
+    with pytest.raises(ValueError, match=said):
+        ClusterOptions(**options)
+
+
+def test_gpus_that_nobody_would_use_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--faces\.device cuda"):
+        run([str(tmp_path)], tmp_path / "data", Recipe(), cluster_options=ClusterOptions(gpus_per_worker=0.25))
+    assert not (tmp_path / "data").exists()
+
+
+def test_given_up_units_are_named_once(tmp_path: Path):
+    unit = {"name": "u1", "source_id": "s", "uri": "a.mp4"}
+    summary = give_up(tmp_path, "crop", unit, "worker_died", "out of memory", 3)
+    assert summary["failures"] == [{"reason": "worker_died", "message": "out of memory", "uri": "a.mp4"}]
+    assert committed_summary(tmp_path, unit)["failures"] == summary["failures"], "it is committed and not done again"
+    row = json.loads((tmp_path / "u1.json").read_bytes())["rows"]["failures"][0]
+    assert (row["attempts"], row["unit"]) == (3, "u1")
+
+
+def test_a_unit_that_was_committed_for_its_rows_is_not_committed_as_failed(tmp_path: Path):
+    unit = {"name": "u1", "pixels_only": True}
+    assert give_up(tmp_path, "crop", unit, "crashed", "SIGSEGV", 2)["failures"]
+    assert not list(tmp_path.iterdir())
+    assert committed_summary(tmp_path, unit) is None, "its commit says nothing of its pictures"
+
+
+def test_a_shard_that_cannot_be_written_ends_the_run(tmp_path: Path):
+    with pytest.raises(FatalError, match=r"train-000000\.tar cannot be written: SIGKILL"):
+        give_up(tmp_path, "pack", {"name": "1f", "shard": "train-000000.tar"}, "worker_died", "SIGKILL", 3)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model.faces.onnx_session import execution_providers, fold_constants, open_session
+from model.faces.onnx_session import execution_providers, fold_constants, open_session, require_provider
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,10 @@ def test_cuda_that_is_not_there_says_what_to_install(monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="onnxruntime-gpu"):
         execution_providers("cuda")
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(quantised):
+    session = open_session(quantised, num_threads=1, device="cpu", free_axes=(2, 3))
+    require_provider(session, "cpu")
+    with pytest.raises(ValueError, match="cannot use a GPU here"):
+        require_provider(session, "cuda")

@@ -1,0 +1,96 @@
+"""Units that were lost with their worker or its node: done again until they are done or are themselves to blame.
+
+Ray Data starts an actor that died anew and gives it the same task again, for ever. Here that is off: what a dead actor
+had in hand is missing at the end of a stage, and comes here. First the units run side by side, each alone in its actor;
+one that takes its actor down again runs once more with nothing beside it (the machine may have been short of memory).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A unit that took down every worker that it was given to."""
+
+    attempts: int
+    message: str
+    """What was heard of the last one."""
+
+
+@dataclass(slots=True)
+class _Case:
+    unit: dict[str, Any]
+    attempts: int = 0
+    message: str = ""
+
+
+def do_again(
+    units: list[dict[str, Any]], start: Callable[[], Any], workers: int
+) -> Iterator[tuple[dict[str, Any], Any | Loss]]:
+    """Each unit once, with the answer of an actor or with its `Loss`, in any order.
+
+    `start` makes an actor with a method `finish(unit)`; up to `workers` of them work side by side. That a node went
+    away counts against no unit.
+    """
+    suspects = yield from _do([_Case(unit) for unit in units], start, workers, ATTEMPTS - 1)
+    for suspect in suspects:
+        for case in (yield from _do([suspect], start, 1, ATTEMPTS)):
+            yield case.unit, Loss(case.attempts, case.message)
+
+
+def _do(
+    cases: list[_Case], start: Callable[[], Any], workers: int, attempts: int
+) -> Generator[tuple[dict[str, Any], Any], None, list[_Case]]:
+    """Yields units with their answers; returns those that have been tried `attempts` times."""
+    import ray
+
+    waiting, given_up = deque(cases), []
+    busy: dict[Any, tuple[Any, _Case]] = {}
+    idle: list[Any] = []
+    lost_nodes = _num_lost_nodes()
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                actor, case = idle.pop() if idle else start(), waiting.popleft()
+                busy[actor.finish.remote(case.unit)] = actor, case
+            answer = ray.wait(list(busy), num_returns=1)[0][0]
+            actor, case = busy.pop(answer)
+            try:
+                summary = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                ray.kill(actor)
+                lost_before, lost_nodes = lost_nodes, _num_lost_nodes()
+                case.attempts += lost_nodes == lost_before
+                case.message = describe_loss(error)
+                (waiting if case.attempts < attempts else given_up).append(case)
+            else:
+                idle.append(actor)
+                yield case.unit, summary
+    finally:
+        for actor in [*idle, *(actor for actor, _ in busy.values())]:
+            ray.kill(actor)
+    return given_up
+
+
+def _num_lost_nodes() -> int:
+    import ray
+
+    return sum(not node["Alive"] for node in ray.nodes())
+
+
+def describe_loss(error: BaseException) -> str:
+    """The sentence of Ray's message, some ten lines, that says what happened."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        error = cause
+    text = " ".join(str(error).split())
+    found = re.search(r"(Worker exit type: .*|The actor (?:is dead|died) because .*|.* running low on memory.*)", text)
+    return (found.group(1) if found else text or type(error).__name__)[:500]

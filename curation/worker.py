@@ -1,0 +1,135 @@
+"""What an actor does: units of a stage, one after the other, in a child process that may die (see `sandbox`)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from curation.metrics import count_unit
+from curation.recipe import Recipe
+from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
+from curation.units import UnitResult, commit_unit
+from manifests.storage import Place, is_local, make_folder, read_bytes
+
+ATTEMPTS = 2
+
+
+def stage_class(name: str) -> Any:
+    """The class that does the work of a stage; imported only where it runs."""
+    if name == "index":
+        from curation.index import IndexStage as Stage
+    elif name == "scan":
+        from curation.scan import ScanStage as Stage
+    elif name == "crop":
+        from curation.crop import CropStage as Stage
+    else:
+        assert name == "pack", name
+        from curation.pack import PackStage as Stage
+    return Stage
+
+
+def make_unit_worker(stage: str, recipe: Recipe, folder: Place) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What the child process runs: do a unit, commit it, return its ledger row and its failures."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    make_folder(folder)
+    work = stage_class(stage)(recipe, folder)
+
+    def do(unit: dict[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        result = work.process(unit)
+        if unit.get("pixels_only"):
+            return {"unit": unit["name"], "num_frames": result.num_frames, "video_s": result.video_s, "failures": []}
+        row = commit_unit(folder, stage, unit, result, time.perf_counter() - start, _worker_name())
+        return _summary(row, result)
+
+    return do
+
+
+def _summary(row: dict[str, Any], result: UnitResult) -> dict[str, Any]:
+    failures = [{k: f[k] for k in ("reason", "message", "uri")} for f in result.rows.get("failures", [])]
+    rejected = sum(r.get("status") == "rejected" for r in result.rows.get("sources", []))
+    counts = {table: len(rows) for table, rows in result.rows.items() if table != "failures"}
+    measured = [r for table in ("sources", "clips", "shards") for r in result.rows.get(table, [])]
+    size_bytes = sum(r.get("staged_bytes") or r.get("size_bytes") or 0 for r in measured)
+    return {**row, "failures": failures, "rejected": rejected, "counts": counts, "size_bytes": size_bytes}
+
+
+def committed_summary(folder: Place, unit: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a unit whose commit file is there."""
+    if unit.get("pixels_only"):
+        return None
+    try:
+        content = json.loads(read_bytes(folder / f"{unit['name']}.json"))
+    except FileNotFoundError:
+        return None
+    return _summary(content["ledger"], UnitResult(rows=content["rows"]))
+
+
+def _worker_name() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+class UnitWorker:
+    """The actor: does bundles of units in its sandbox and accounts for those that fail."""
+
+    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float) -> None:
+        self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
+        self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder), deadline_s=3600)
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        """`row["units"]`: a bundle as JSON; returns one row with a summary, as JSON, for each unit."""
+        try:
+            summaries = [self._do(unit) for unit in json.loads(row["units"])]
+        except FatalError as error:
+            summaries = [{"fatal": str(error)}]
+        return [{"summary": json.dumps(summary)} for summary in summaries]
+
+    def finish(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """The summary of a unit that another actor may have committed before it died."""
+        try:
+            return committed_summary(self._folder, unit) or self._do(unit)
+        except FatalError as error:
+            return {"fatal": str(error)}
+
+    def _do(self, unit: dict[str, Any]) -> dict[str, Any]:
+        deadline_s = self._deadline_s or 300 + 20 * unit.get("expected_s", 0.0)
+        attempts = 0
+        while attempts < ATTEMPTS:
+            attempts += 1
+            try:
+                return count_unit(self._stage, unit, self._sandbox(unit, deadline_s))
+            except NoSpaceError as error:
+                if is_local(self._folder):
+                    raise
+                raise OSError(str(error)) from error  # this node's own disk: another node may do it
+            except SandboxError as error:
+                reason, message = error.reason, str(error)
+            except RuntimeError as error:
+                reason, message = "error", str(error)
+                break  # an exception is no accident: the same again would give the same
+        return count_unit(self._stage, unit, give_up(self._folder, self._stage, unit, reason, message, attempts))
+
+
+def give_up(
+    folder: Place, stage: str, unit: dict[str, Any], reason: str, message: str, attempts: int
+) -> dict[str, Any]:
+    """Commit that a unit failed; returns its summary.
+
+    Raises:
+        FatalError: without this unit there is no data set.
+    """
+    if stage == "pack":
+        raise FatalError(f"the shard {unit['shard']} cannot be written: {message}")
+    result = UnitResult()
+    result.fail(stage, unit, reason, message, attempts)
+    row = {"unit": unit["name"]}
+    if not unit.get("pixels_only"):  # such a unit has been committed, only its pictures are made again
+        row = commit_unit(folder, stage, unit, result, 0.0, _worker_name())
+    return _summary(row, result)

@@ -1,0 +1,145 @@
+"""A Ray cluster of several nodes on this machine: each node has its own processes, ports and temporary folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+_START_S = 180
+
+
+class RayNodes:
+    """A head without room for actors but one, with the job server, and worker nodes that come and go.
+
+    All processes are children of this one, and only they are ended.
+    """
+
+    def __init__(self, *, head_cpus: int = 1) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp"))  # short: sockets have long names below it
+        self._nodes: dict[str, subprocess.Popen] = {}
+        self._env = os.environ | {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._env.pop("RAY_ADDRESS", None)
+        port, dashboard, client = (_free_port() for _ in range(3))
+        self.address, self.job_server = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        self._start(
+            "head",
+            head_cpus,
+            *("--head", "--port", port, "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard),
+            *("--ray-client-server-port", client),
+        )
+        self.wait_for(1)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a client of this cluster needs in its environment."""
+        return self._env
+
+    def add(self, name: str, cpus: int) -> None:
+        """Start a worker node; returns when the cluster knows it."""
+        known = self.count()
+        self._start(name, cpus, "--address", self.address)
+        self.wait_for(known + 1)
+
+    def remove(self, name: str) -> None:
+        """End a node with all its processes at once, as a machine that loses power."""
+        _end(self._nodes.pop(name))
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of all nodes."""
+        found = []
+        for node in self._nodes.values():
+            try:
+                found += psutil.Process(node.pid).children(recursive=True)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def actors(self) -> list[psutil.Process]:
+        """The processes of the actors that do units."""
+        found = []
+        for process in self.processes():
+            try:
+                title = " ".join(process.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if title.startswith("ray::") and any(f"({stage}" in title for stage in ("Index", "Scan", "Crop", "Pack")):
+                found.append(process)
+        return found
+
+    def count(self) -> int:
+        """Nodes that are alive, as the head's server says."""
+        try:
+            with urllib.request.urlopen(f"{self.job_server}/api/v0/nodes", timeout=20) as answer:
+                nodes = json.load(answer)["data"]["result"]["result"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0  # it is still starting
+        return sum(node["state"] == "ALIVE" for node in nodes)
+
+    def wait_for(self, num_nodes: int) -> None:
+        """Wait until so many nodes are alive."""
+        deadline = time.monotonic() + _START_S
+        while self.count() != num_nodes:
+            assert time.monotonic() < deadline, f"no {num_nodes} nodes after {_START_S} s: {self._log()}"
+            assert all(node.poll() is None for node in self._nodes.values()), self._log()
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        """End all nodes and remove their files."""
+        for name in list(self._nodes):
+            self.remove(name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, name: str, cpus: int, *options: object) -> None:
+        temporary = self.folder / name
+        temporary.mkdir()
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *("--num-cpus", cpus, "--object-store-memory", 100_000_000, "--temp-dir", temporary / "ray"),
+            *("--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", _free_port(), *options),
+        ]
+        log = open(self.folder / f"{name}.log", "w")  # noqa: SIM115  (the node's for all its life)
+        self._nodes[name] = subprocess.Popen(
+            [str(word) for word in command],
+            env=self._env | {"TMPDIR": str(temporary)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _log(self) -> str:
+        return "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _end(node: subprocess.Popen) -> None:
+    try:
+        below = psutil.Process(node.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    node.kill()
+    for process in below:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    node.wait()
+    psutil.wait_procs(below, timeout=10)

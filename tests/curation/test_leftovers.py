@@ -1,0 +1,83 @@
+"""Units that were lost with their worker: done again, blamed only for what they do alone, and never for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.leftovers import ATTEMPTS, Loss, describe_loss, do_again
+
+
+class _Worker:
+    """Does what the unit says; `marks` holds a file for each try, and one for each unit that is being done."""
+
+    def __init__(self, marks: Path) -> None:
+        self._marks = marks
+
+    def finish(self, unit: dict[str, Any]) -> str:
+        name = unit["name"]
+        tries = 1 + len(list(self._marks.glob(f"{name}.try*")))
+        others = sorted(path.name for path in self._marks.glob("*.busy"))
+        (self._marks / f"{name}.try{tries}").write_text(" ".join(others))
+        if tries <= unit.get("deaths", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit.get("raises"):
+            raise OSError(f"no room for {name}")
+        busy = self._marks / f"{name}.busy"
+        busy.touch()
+        time.sleep(0.05)
+        busy.unlink()
+        return f"{name} done"
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="rl-", dir="/tmp") as folder:
+        ray.init(
+            num_cpus=3, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False, _temp_dir=folder
+        )
+        yield ray
+        ray.shutdown()
+
+
+def test_each_unit_ends_once_and_only_the_culprit_is_lost(ray, tmp_path: Path):
+    units = [
+        *({"name": f"good{k}"} for k in range(6)),
+        {"name": "unlucky", "deaths": 1},
+        {"name": "poison", "deaths": 99},
+        {"name": "raises", "raises": True},
+        {"name": "hungry", "deaths": ATTEMPTS - 1},
+    ]
+    actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
+    results = list(do_again(units, lambda: actor.remote(tmp_path), 2))
+    assert sorted(unit["name"] for unit, _ in results) == sorted(unit["name"] for unit in units), "each exactly once"
+    answers = {unit["name"]: answer for unit, answer in results}
+    assert {name for name, answer in answers.items() if isinstance(answer, Loss)} == {"poison", "raises"}
+    assert all(answer == f"{name} done" for name, answer in answers.items() if not isinstance(answer, Loss))
+    assert answers["poison"].attempts == answers["raises"].attempts == ATTEMPTS
+    assert "Worker exit type" in answers["poison"].message
+    assert "no room for raises" in answers["raises"].message
+    assert "\n" not in answers["poison"].message
+    tries = {unit["name"]: len(list(tmp_path.glob(f"{unit['name']}.try*"))) for unit in units}
+    assert tries == dict.fromkeys((f"good{k}" for k in range(6)), 1) | {
+        "unlucky": 2,
+        "poison": ATTEMPTS,
+        "raises": ATTEMPTS,
+        "hungry": ATTEMPTS,
+    }
+    assert (tmp_path / f"hungry.try{ATTEMPTS}").read_text() == "", "the last time nothing runs beside it"
+
+
+def test_what_ray_says_becomes_one_line():
+    text = "The actor died unexpectedly.\n\tclass_name: Crop\n\tThe actor is dead because its node has died. More."
+    assert describe_loss(Exception(text)) == "The actor is dead because its node has died. More."
+    assert describe_loss(Exception("")) == "Exception"

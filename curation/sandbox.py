@@ -15,6 +15,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from manifests.storage import StoreUnreachable
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -124,9 +126,8 @@ def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, life: Con
 def _weigh(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return "no_space"
-    # Itself, no kind of it: what the object store's client raises when its patience is over. A foreign web server that
-    # breaks off is ConnectionResetError and costs the file that it serves.
-    return "fatal" if type(error) is ConnectionError else "error"
+    # A foreign web server that breaks off costs the file that it serves.
+    return "fatal" if isinstance(error, StoreUnreachable) else "error"
 
 
 def _end_with_parent(life: Connection) -> None:

@@ -14,7 +14,7 @@ from curation.metrics import count_unit
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
-from manifests.storage import Place, is_local, make_folder, read_bytes
+from manifests.storage import Place, StoreUnreachable, is_local, make_folder, read_bytes
 
 ATTEMPTS = 2
 
@@ -87,7 +87,7 @@ class UnitWorker:
         """`row["units"]`: a bundle as JSON; returns one row with a summary, as JSON, for each unit."""
         try:
             summaries = [self._do(unit) for unit in json.loads(row["units"])]
-        except FatalError as error:
+        except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]
 
@@ -95,7 +95,7 @@ class UnitWorker:
         """The summary of a unit that another actor may have committed before it died."""
         try:
             return committed_summary(self._folder, unit) or self._do(unit)
-        except FatalError as error:
+        except (FatalError, StoreUnreachable) as error:
             return {"fatal": str(error)}
 
     def _do(self, unit: dict[str, Any]) -> dict[str, Any]:

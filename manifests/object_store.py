@@ -17,6 +17,8 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
+from manifests.storage import StoreUnreachable
+
 PATIENCE_S = 120.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 15.0
 _TRANSIENT_CODES = {
@@ -56,8 +58,7 @@ class PatientS3FileSystem(S3FileSystem):
                     raise
                 waited_s = time.monotonic() - start
                 if waited_s >= PATIENCE_S:
-                    # A kind that s3fs does not try again by itself.
-                    raise ConnectionError(
+                    raise StoreUnreachable(  # which s3fs does not try again by itself
                         f"the object store has failed every call for {waited_s:.0f} s, last: {error} ({method} of"
                         f" s3://{_place_of(kwargs)}): see that it can be reached and run the same again"
                     ) from error
@@ -65,6 +66,15 @@ class PatientS3FileSystem(S3FileSystem):
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     call_s3 = sync_wrapper(_call_s3)
+
+    async def _isfile(self, path: str) -> bool:
+        """As fsspec's, which takes every error for an answer."""
+        try:
+            return (await self._info(path))["type"] == "file"
+        except FileNotFoundError:
+            return False
+
+    isfile = sync_wrapper(_isfile)
 
 
 def _place_of(arguments: dict[str, Any]) -> str:

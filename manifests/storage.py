@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 Place: TypeAlias = "Path | UPath"
 T, R = TypeVar("T"), TypeVar("R")
 
+
+class StoreUnreachable(OSError):
+    """An object store has failed for so long that nothing can go on; the same call may work later."""
+
+
 _PART_BYTES = 16 << 20  # of an upload; a few of them are held in memory
 _READ_BYTES = 64 << 20  # of small objects that are read side by side
 _READ_FILES = 256

@@ -29,6 +29,7 @@ class FlakyStore:
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
         self._throttled_until = 0.0
+        self._num_throttled = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -37,6 +38,10 @@ class FlakyStore:
     def throttle(self, seconds: float) -> None:
         """Answer everything with SlowDown from now on for so long."""
         self._throttled_until = time.monotonic() + seconds
+
+    def throttle_next(self, num_requests: int) -> None:
+        """Answer so many requests with SlowDown, whenever they come."""
+        self._num_throttled = num_requests
 
     def close(self) -> None:
         """Stop serving."""
@@ -47,8 +52,9 @@ class FlakyStore:
         """How this request fails; empty: not at all."""
         with self._lock:
             self.requests.append((method, path))
-            if time.monotonic() < self._throttled_until:
+            if self._num_throttled or time.monotonic() < self._throttled_until:
                 failure = "slow down"
+                self._num_throttled = max(0, self._num_throttled - 1)
             elif self._chance.random() < self.failed_share:
                 failure = self._chance.choice(_FAILURES)
             else:

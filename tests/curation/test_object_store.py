@@ -139,9 +139,9 @@ def test_errors_of_the_store_change_nothing(s3, flaky_s3, sources, remote_stills
 
 def test_a_store_that_throttles_everything_is_waited_for(flaky_s3):
     flaky_s3.failed_share = 0.0
-    flaky_s3.throttle(2.0)
+    flaky_s3.throttle_next(4)
     write_bytes_atomically(place(ROOT) / "recipe.toml", b"here")
-    assert flaky_s3.num_failed > 2
+    assert flaky_s3.num_failed == 4
     assert read_bytes(place(ROOT) / "recipe.toml") == b"here"
 
 
@@ -152,6 +152,7 @@ def test_a_store_that_stays_out_of_reach_is_one_clear_line(flaky_s3, monkeypatch
         OSError, match=r"has failed every call for \d+ s, .*head_object of s3:..data.sets/portraits/recipe.toml"
     ):
         read_bytes(place(ROOT) / "recipe.toml")
+    assert command.main(["verify", ROOT]) == 1, "and not: there is no data set"
 
 
 class Killed(BaseException):

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from manifests.storage import list_files
 from manifests.store import Dataset
 
 _MAX_OPEN_FILES = 128  # of a worker; shards may be many more than a process may open
@@ -66,10 +67,7 @@ class DatasetStorage:
 
     def shard_sizes(self) -> dict[str, int]:
         """Size in bytes of every file in shards/."""
-        if self.is_local:
-            folder = Dataset(Path(self.root)).shards
-            return {e.name: e.stat().st_size for e in os.scandir(folder) if e.is_file()} if folder.is_dir() else {}
-        return {url.rsplit("/", 1)[-1]: info["size"] for url, info in self._listing("shards").items()}
+        return {path.name: size for path, size in list_files(Dataset(self.root).shards).items()}
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
         """The bytes of each (shard, start, end), fewer at a file's end; for what cannot be read, the exception."""

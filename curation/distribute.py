@@ -131,14 +131,17 @@ class Cluster:
         self._folder = _make_ray_folder()
         root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        with _quiet_stderr():
-            ray.init(
-                num_cpus=(self._options.workers or os.cpu_count() or 1) + 1,  # one more than the actors take
-                include_dashboard=False,
-                object_store_memory=200_000_000,
-                _temp_dir=self._folder,
-                **quiet,
-            )
+        try:
+            with _quiet_stderr():
+                ray.init(
+                    num_cpus=(self._options.workers or os.cpu_count() or 1) + 1,  # one more than the actors take
+                    include_dashboard=False,
+                    object_store_memory=200_000_000,
+                    _temp_dir=self._folder,
+                    **quiet,
+                )
+        except Exception as error:  # Ray raises nothing more precise when, say, a busy machine takes more than 30 s
+            raise FatalError(f"Ray cannot be started on this machine: {error}") from error
 
     @property
     def workers(self) -> int:

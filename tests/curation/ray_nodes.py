@@ -12,10 +12,13 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-_START_S = 180
+ROOT = Path(__file__).resolve().parents[2]
+
+_START_S = 400
 
 
 class RayNodes:
@@ -24,13 +27,17 @@ class RayNodes:
     All processes are children of this one, and only they are ended.
     """
 
-    def __init__(self, *, head_cpus: int = 1) -> None:
+    def __init__(self, *, head_cpus: int = 1, env: dict[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp"))  # short: sockets have long names below it
         self._nodes: dict[str, subprocess.Popen] = {}
-        self._env = os.environ | {
+        self._started: dict[str, tuple[Any, ...]] = {}
+        self._env = dict(env or os.environ) | {
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),  # a job's `python`
+            "RAY_worker_niceness": "0",  # else whatever else the machine does goes first, and the job hardly moves
+            "RAY_raylet_start_wait_time_s": "120",
         }
         self._env.pop("RAY_ADDRESS", None)
         port, dashboard, client = (_free_port() for _ in range(3))
@@ -76,7 +83,7 @@ class RayNodes:
                 title = " ".join(process.cmdline())
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            if title.startswith("ray::") and any(f"({stage}" in title for stage in ("Index", "Scan", "Crop", "Pack")):
+            if title.startswith("ray::") and any(stage in title for stage in ("Index", "Scan", "Crop", "Pack")):
                 found.append(process)
         return found
 
@@ -94,8 +101,30 @@ class RayNodes:
         deadline = time.monotonic() + _START_S
         while self.count() != num_nodes:
             assert time.monotonic() < deadline, f"no {num_nodes} nodes after {_START_S} s: {self._log()}"
-            assert all(node.poll() is None for node in self._nodes.values()), self._log()
+            for name, node in list(self._nodes.items()):
+                if node.poll() is not None:  # on a busy machine the 30 s that Ray gives a node may be too few
+                    self._start(name, *self._started[name])
             time.sleep(0.5)
+
+    def submit(self, runtime_env: dict[str, Any], *command: object, timeout_s: float = 1200) -> str:
+        """Submit `python -m curation COMMAND` with the working tree as `ray job submit` does; returns what it says.
+
+        The call fails unless the job succeeds.
+        """
+        submit = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", self.job_server),
+            *("--working-dir", ROOT, "--runtime-env-json", json.dumps(runtime_env), "--"),
+            *("python", "-m", "curation", *command),
+        ]
+        deadline = time.monotonic() + _START_S
+        while True:
+            done = subprocess.run(
+                [str(word) for word in submit], env=self._env, capture_output=True, text=True, timeout=timeout_s
+            )
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the head is still starting
+                break
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
 
     def close(self) -> None:
         """End all nodes and remove their files."""
@@ -104,8 +133,9 @@ class RayNodes:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, name: str, cpus: int, *options: object) -> None:
+        self._started[name] = (cpus, *options)
         temporary = self.folder / name
-        temporary.mkdir()
+        temporary.mkdir(exist_ok=True)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *("--num-cpus", cpus, "--object-store-memory", 100_000_000, "--temp-dir", temporary / "ray"),

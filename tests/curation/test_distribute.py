@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from curation.distribute import ClusterOptions, bundle
+from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
 from curation.worker import committed_summary, give_up
+from model.faces import Detections, FacesConfig
+from model.faces.yunet import YuNetDetector
 
 
 def units(costs: list[float]) -> list[dict]:
@@ -97,3 +104,49 @@ def test_a_shard_that_cannot_be_written_ends_the_run(tmp_path: Path):
     with pytest.raises(FatalError, match=r"train-000000\.tar cannot be written: SIGKILL"):
         give_up(tmp_path, "pack", {"name": "1f", "shard": "train-000000.tar"}, "worker_died", "SIGKILL", 3)
     assert not list(tmp_path.iterdir())
+
+
+class KillsItsWorker(YuNetDetector):
+    """Takes the actor down, not only its child process, on a still of 97 pixels' height; on one of 98 once."""
+
+    def __init__(self, config: FacesConfig) -> None:
+        super().__init__(config)
+
+    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+        marks = Path(os.environ["KILLER_MARKS"])
+        for image in images:
+            height = image.shape[0]
+            tries = len(list(marks.glob(f"{height}-*")))
+            if height == 97 or (height == 98 and not tries):
+                (marks / f"{height}-{tries}").touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(60)
+        return super().detect(images)
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_its_actor_down_is_named_and_the_job_goes_on(curate, rows_of, tmp_path: Path, monkeypatch):
+    import cv2
+    import skimage.data
+
+    marks, sources = tmp_path / "marks", tmp_path / "sources"
+    marks.mkdir()
+    sources.mkdir()
+    monkeypatch.setenv("KILLER_MARKS", str(marks))
+    portrait = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)[:300, 100:400]
+    for name, height in (("poison", 97), ("unlucky", 98), ("good", 300), ("fine", 299)):
+        cv2.imwrite(str(sources / f"{name}.png"), cv2.resize(portrait, (300, height)))
+    done = curate(
+        *("run", sources, "--output", tmp_path / "dataset", "--workers", 2),
+        *("--faces.detector", "tests.curation.test_distribute:KillsItsWorker"),
+    )
+    failures = [r for r in rows_of(tmp_path / "dataset", "failures") if r["reason"] == "worker_died"]
+    assert [(Path(row["uri"]).name, row["stage"], row["attempts"]) for row in failures] == [("poison.png", "scan", 3)]
+    assert "Worker exit type" in failures[0]["message"]
+    assert "poison.png" in done.stderr
+    assert len(list(marks.glob("97-*"))) in (ATTEMPTS, 1 + ATTEMPTS), "in its bundle, if that came so far, and alone"
+    assert len(list(marks.glob("98-*"))) == 1
+    names = {row["source_id"]: Path(row["uris"][0]).name for row in rows_of(tmp_path / "dataset", "sources")}
+    assert {names[row["source_id"]] for row in rows_of(tmp_path / "dataset", "clips")} >= {"good.png", "fine.png"}
+    units = [(row["stage"], row["unit"]) for row in rows_of(tmp_path / "dataset", "units")]
+    assert len(units) == len(set(units))

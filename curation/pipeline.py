@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import index, pack, tombstones
@@ -64,7 +65,7 @@ def run(
         refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
         job.do("index", sources, collapse={"sources": functools.partial(index.merge_sources, refused=refused)})
         job.do("scan", job.scan_units())
-        job.do("crop", job.crop_units())
+        job.do("crop", job.crop_units(job.ledger("crop").finished_units()))
         select(dataset, recipe, same_person_similarity(recipe.faces))
         job.pack()
         if not keep_staging:
@@ -185,15 +186,17 @@ class _Job:
                 )
         return units
 
-    def crop_units(self) -> list[dict[str, Any]]:
-        """The scanned spans that have candidates, with them."""
+    def crop_units(self, finished: Set[str]) -> list[dict[str, Any]]:
+        """The scanned spans that have candidates, with them; of `finished` ones only the names, to spare memory."""
         tracks = read_table(self.dataset, "tracks", ["track_id", "unit", "candidates"])
+        tracks = tracks.filter(pc.greater(pc.list_value_length(tracks["candidates"]), 0))
+        is_finished = pc.is_in(tracks["unit"], pa.array(sorted(finished), pa.string()))
+        units = [{"name": name} for name in tracks.filter(is_finished)["unit"].unique().to_pylist()]
         candidates: dict[str, list[dict[str, Any]]] = {}
-        for row in tracks.to_pylist():
-            for candidate in row["candidates"] or []:
+        for row in tracks.filter(pc.invert(is_finished)).to_pylist():
+            for candidate in row["candidates"]:
                 candidates.setdefault(row["unit"], []).append(candidate | {"track_id": row["track_id"]})
-        units = []
-        for unit in self.scan_units():
+        for unit in self.scan_units() if candidates else ():
             if found := candidates.get(unit["name"]):
                 length_s = sum(c["end_s"] - c["start_s"] for c in found)
                 units.append(unit | {"candidates": found, "expected_s": 0.1 + 0.3 * length_s})
@@ -211,10 +214,12 @@ class _Job:
         finished = set(ledger.staged_units())
         unwritten = [shard for shard in plan if shard["plan_hash"] not in finished]
         if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
+            is_missing = pc.is_in(clips["clip_id"], pa.array(sorted(missing), pa.string()))
+            again = set(clips.filter(is_missing)["unit"].to_pylist())
             units = [
-                u | {"only": sorted(missing), "pixels_only": True}
-                for u in self.crop_units()
-                if any(c["clip_id"] in missing for c in u["candidates"])
+                u | {"only": sorted({c["clip_id"] for c in u["candidates"]} & missing), "pixels_only": True}
+                for u in self.crop_units(self.ledger("crop").finished_units() - again)
+                if u["name"] in again
             ]
             self.work("crop", units, len(units), crop)
             if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):

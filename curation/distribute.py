@@ -29,6 +29,8 @@ from manifests.storage import Place
 
 _BUNDLES_PER_WORKER = 6
 _MIN_BUNDLE_COST_S = 1.0
+_MAX_BUNDLE_COST_S = 60.0
+_MAX_BUNDLE_UNITS = 500
 _WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
 
 
@@ -61,15 +63,16 @@ class ClusterOptions:
 def bundle(units: list[dict[str, Any]], workers: int) -> list[list[dict[str, Any]]]:
     """Units put together by expected cost, the expensive ones first and alone, so that no worker ends much later.
 
-    A row of Ray Data costs about 10 ms and its scheduling; bundles of at least a second make that small.
+    A row of Ray Data costs about 10 ms and its scheduling; bundles of at least a second make that small. No bundle
+    is so large that progress stands still for minutes or that its description fills Ray's object store.
     """
     ordered = sorted(units, key=lambda u: (-u.get("expected_s", 0.0), u["name"]))
     total = sum(u.get("expected_s", 0.0) for u in ordered)
-    limit = max(_MIN_BUNDLE_COST_S, total / (workers * _BUNDLES_PER_WORKER))
+    limit = min(max(_MIN_BUNDLE_COST_S, total / (workers * _BUNDLES_PER_WORKER)), _MAX_BUNDLE_COST_S)
     bundles: list[list[dict[str, Any]]] = []
     cost = 0.0
     for unit in ordered:
-        if not bundles or cost + unit.get("expected_s", 0.0) > limit:
+        if not bundles or cost + unit.get("expected_s", 0.0) > limit or len(bundles[-1]) == _MAX_BUNDLE_UNITS:
             bundles.append([])
             cost = 0.0
         bundles[-1].append(unit)

@@ -52,6 +52,11 @@ def test_expensive_units_stay_alone():
     assert [len(group) for group in bundles] == [1, 1, 2]
 
 
+def test_no_bundle_keeps_progress_waiting():
+    assert max(len(group) for group in bundle(units([0.001] * 20_000), 2)) == 500
+    assert max(cost(group) for group in bundle(units([10.0] * 1000), 2)) == pytest.approx(60)
+
+
 def test_order_of_the_input_does_not_matter():
     work = units([k % 7 / 3 for k in range(100)])
     shuffled = work.copy()

@@ -105,6 +105,7 @@ class _LockObject:
     def __init__(self, path: Any) -> None:
         self._path = path
         self._owner = uuid.uuid4().hex
+        self._note = _note()
         self._num_writes = 0
         self._version = ""
         self._end = threading.Event()
@@ -184,7 +185,7 @@ class _LockObject:
     def _write(self, **condition: str) -> bool:
         """Put it where the condition holds; whether it did."""
         self._num_writes += 1
-        note = json.dumps({**_note(), "owner": self._owner, "written": self._num_writes}).encode()
+        note = json.dumps({**self._note, "owner": self._owner, "written": self._num_writes}).encode()
         filesystem = self._path.fs
         if "s3" not in filesystem.protocol:
             return self._write_unconditionally(note, condition)

@@ -48,7 +48,11 @@ class RayNodes:
             *("--head", "--port", port, "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard),
             *("--ray-client-server-port", client),
         )
-        self.wait_for(1)
+        try:
+            self.wait_for(1)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def env(self) -> dict[str, str]:
@@ -139,7 +143,11 @@ class RayNodes:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *("--num-cpus", cpus, "--object-store-memory", 100_000_000, "--temp-dir", temporary / "ray"),
-            *("--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", _free_port(), *options),
+            # An address of its own for every node: a driver joins the node that has the address of its machine.
+            *("--node-ip-address", f"127.0.0.{1 + list(self._started).index(name)}"),
+            # Ports that are not chosen here the agents must tell in 15 s, or the node ends.
+            *("--dashboard-agent-listen-port", _free_port(), "--dashboard-agent-grpc-port", _free_port()),
+            *("--metrics-export-port", _free_port(), "--runtime-env-agent-port", _free_port(), *options),
         ]
         log = open(self.folder / f"{name}.log", "w")  # noqa: SIM115  (the node's for all its life)
         self._nodes[name] = subprocess.Popen(

@@ -72,7 +72,10 @@ def _do(
                 case.message = describe_loss(error)
                 (waiting if case.attempts < attempts else given_up).append(case)
             else:
-                idle.append(actor)
+                if waiting:
+                    idle.append(actor)
+                else:
+                    ray.kill(actor)  # after the loss of a node there may be no room for the others until it is gone
                 yield case.unit, summary
     finally:
         for actor in [*idle, *(actor for actor, _ in busy.values())]:

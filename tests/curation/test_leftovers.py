@@ -77,6 +77,13 @@ def test_each_unit_ends_once_and_only_the_culprit_is_lost(ray, tmp_path: Path):
     assert (tmp_path / f"hungry.try{ATTEMPTS}").read_text() == "", "the last time nothing runs beside it"
 
 
+def test_actors_that_find_no_room_wait_for_those_that_are_done(ray, tmp_path: Path):
+    units = [{"name": f"u{k}"} for k in range(6)]
+    actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
+    results = list(do_again(units, lambda: actor.remote(tmp_path), 5))  # of which three have a CPU
+    assert sorted(answer for _, answer in results) == [f"u{k} done" for k in range(6)]
+
+
 def test_what_ray_says_becomes_one_line():
     text = "The actor died unexpectedly.\n\tclass_name: Crop\n\tThe actor is dead because its node has died. More."
     assert describe_loss(Exception(text)) == "The actor is dead because its node has died. More."

@@ -199,6 +199,29 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Status:
+    """Tell how a run goes or went: done of planned, rates, time to go, workers, problems.
+
+    From anywhere, while it runs and after its driver died; only the data set's files are read.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Folder of the data set, or its URL."""
+    json: bool = False
+    """For scripts: one JSON object, with --watch one a line."""
+    watch: bool = False
+    """Look again and again until the run ends."""
+    every_s: float = 2.0
+    """With --watch: how often."""
+
+    def main(self) -> int:
+        from curation.status import show_status
+
+        show_status(Dataset(self.dataset), as_json=self.json, watch=self.watch, every_s=self.every_s)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """Write the data set's card: size, people, sources and licences, measurements, recipe, how to leave it."""
 
@@ -248,6 +271,7 @@ class Review:
 COMMANDS = {
     "run": Run,
     "select": Select,
+    "status": Status,
     "demo": Demo,
     "weights": Weights,
     "rules": Rules,

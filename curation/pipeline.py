@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Set
 from contextlib import suppress
@@ -18,6 +19,7 @@ from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
 from curation.recipe import Recipe, load_recipe, recipe_toml
+from curation.runs import RunRecord, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
@@ -57,17 +59,12 @@ def run(
         raise ValueError("--gpus-per-worker without --faces.device cuda would take GPUs and not use them")
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
+    address = cluster_options.address or os.environ.get("RAY_ADDRESS", "")
     with only_run(dataset), cluster(cluster_options) as workers:
-        job = _Job(dataset, recipe, workers)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
-        if not {unit["name"] for unit in sources} <= job.ledger("index").finished_units():
-            workers.check(functools.partial(check_networks, recipe), needs_gpu=recipe.faces.device == "cuda")
-        refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
-        job.do("index", sources, collapse={"sources": functools.partial(index.merge_sources, refused=refused)})
-        job.do("scan", job.scan_units())
-        job.do("crop", job.crop_units(job.ledger("crop").finished_units()))
-        select(dataset, recipe, same_person_similarity(recipe.faces))
-        job.pack()
+        with record_run(dataset, inputs, recipe, address) as record:
+            job = _Job(dataset, recipe, workers, record)
+            job.do_all(sources)
         if not keep_staging:
             with suppress(OSError):
                 remove_tree(dataset.staging)
@@ -133,9 +130,22 @@ def _holds_other_things(dataset: Dataset) -> bool:
 class _Job:
     """One run over one data set."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, workers: Cluster) -> None:
-        self.dataset, self.recipe, self.workers = dataset, recipe, workers
+    def __init__(self, dataset: Dataset, recipe: Recipe, workers: Cluster, record: RunRecord) -> None:
+        self.dataset, self.recipe, self.workers, self.record = dataset, recipe, workers, record
         self.num_units = 0
+
+    def do_all(self, sources: list[dict[str, Any]]) -> None:
+        """From the listed files to shards in their places."""
+        if not {unit["name"] for unit in sources} <= self.ledger("index").finished_units():
+            needs_gpu = self.recipe.faces.device == "cuda"
+            self.workers.check(functools.partial(check_networks, self.recipe), needs_gpu=needs_gpu)
+        refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
+        self.do("index", sources, collapse={"sources": functools.partial(index.merge_sources, refused=refused)})
+        self.do("scan", self.scan_units())
+        self.do("crop", self.crop_units(self.ledger("crop").finished_units()))
+        self.record.enter("select")
+        select(self.dataset, self.recipe, same_person_similarity(self.recipe.faces))
+        self.pack()
 
     def ledger(self, stage: str) -> Ledger:
         return Ledger(self.dataset, stage, self.recipe.stage_hash(stage))
@@ -147,7 +157,9 @@ class _Job:
         if ledger.forget_other_recipes(tables):
             print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
         finished = ledger.finished_units()
-        self.work(stage, [u for u in units if u["name"] not in finished], len(units), ledger.folder)
+        unfinished = [u for u in units if u["name"] not in finished]
+        self.record.enter(stage, ledger.folder.name, len(units), len(unfinished), len(finished))
+        self.work(stage, unfinished, len(units), ledger.folder)
         ledger.absorb(collapse)
 
     def work(self, stage: str, units: list[dict[str, Any]], total: int, folder: Place) -> None:
@@ -159,6 +171,7 @@ class _Job:
         progress = StageProgress(stage, total, total - len(units), metrics)
         for summary in self.workers.run(stage, self.recipe, folder, units):
             progress.add(summary)
+            self.record.count(summary)
         progress.finish()
         self.num_units += len(units)
 
@@ -221,6 +234,7 @@ class _Job:
                 for u in self.crop_units(self.ledger("crop").finished_units() - again)
                 if u["name"] in again
             ]
+            self.record.enter("recrop", "", len(units), len(units))
             self.work("crop", units, len(units), crop)
             if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
                 raise FatalError(
@@ -228,5 +242,6 @@ class _Job:
                     " shard, and their source cannot be read any more: put the sources back and run again"
                 )
         units = pack.pack_units(self.dataset, unwritten, crop)
+        self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))
         self.work("pack", units, len(plan), ledger.folder)
         pack.publish(self.dataset, plan, ledger.folder)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from curation import index, pack, tombstones
 from curation.recipe import Recipe, recipe_of
+from curation.runs import run_file
 from curation.units import Ledger, commit_unit
 from manifests.schema import CLIP_PLACES, TABLES, make_table
 from manifests.storage import (
@@ -164,7 +165,8 @@ def _write_shards(dataset: Dataset, removal: Removal, folder: Place) -> None:
 
 
 def _remove_staged(dataset: Dataset, removal: Removal) -> None:
-    """Cropped pictures that wait in staging/, finished or not."""
+    """Cropped pictures that wait in staging/, finished or not, and what the last run told about its work."""
+    remove_file(run_file(dataset))
     whole, clips = {source["source_id"] for source in removal.sources}, set(removal.clips)
     stages = [folder for folder in list_folders(dataset.staging) if folder.name.startswith("crop-")]
     for path in (path for stage in stages for path in list_files(stage, below=True)):
@@ -182,6 +184,7 @@ def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Place) -> None:
     _rewrite(dataset, "tracks", lambda table: _strip_tracks(_without(table, "source_id", whole), touched, removal))
     _rewrite(dataset, "failures", lambda table: _strip_failures(table, removal))
     _rewrite(dataset, "units", lambda table: _without(table, "source_id", whole))
+    _rewrite(dataset, "runs", lambda table: _strip_runs(table, removal))
     _rewrite(dataset, "sources", lambda table: _without(table, "source_id", whole))
     commits = [json.loads(read_bytes(folder / f"{s['plan_hash']}.json"))["rows"] for s in removal.rewritten]
     places = {place["clip_id"]: place for commit in commits for place in commit["places"]}
@@ -240,6 +243,18 @@ def _strip_failures(table: pa.Table, removal: Removal) -> pa.Table:
         for row, said in zip(columns, words, strict=True)
     ]
     return table if all(keep) else table.filter(pa.array(keep))
+
+
+def _strip_runs(table: pa.Table, removal: Removal) -> pa.Table:
+    """Without inputs that name one of the sources itself, and without errors that name a source or a clip."""
+    uris = {uri for source in removal.sources for uri in source["uris"]}
+    names = uris | {source["source_id"] for source in removal.sources} | set(removal.clips)
+    rows = table.to_pylist()
+    for row in rows:
+        row["inputs"] = ["(forgotten)" if text in uris else text for text in row["inputs"] or []]
+        if row["last_error"] and any(name in row["last_error"] for name in names):
+            row["last_error"] = "(forgotten)"
+    return make_table("runs", rows)
 
 
 def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal: Removal) -> pa.Table:

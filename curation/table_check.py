@@ -94,6 +94,8 @@ CHECKS = (
           "SELECT unit FROM failures WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')"
           " OR len(list_intersect(regexp_extract_all(message, '\\w+'),"
           " (SELECT coalesce(list(clip_id), []) FROM tombstones))) > 0", _FORGET),
+    Check("runs", "the same run_id more than once",
+          "SELECT run_id FROM runs GROUP BY run_id HAVING count(*) > 1", _DAMAGED),
     Check("units", "of a forgotten source",
           "SELECT unit FROM units WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')",
           _FORGET),

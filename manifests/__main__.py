@@ -7,8 +7,8 @@ python -m manifests ~/dataset pose_coverage --list            its documentation 
 python -m manifests s3://bucket/dataset                       on an object store
 python -m manifests ~/dataset "FROM clips LIMIT 5" --format csv --output clips.csv
 
-The views are sources, tracks, clips, frames, shards, failures, units, tombstones and files; their columns are in
-manifests/schema.py. Nothing is changed from here.
+The views are sources, tracks, clips, frames, shards, failures, units, runs, tombstones and files; their columns are
+in manifests/schema.py. Nothing is changed from here.
 """
 
 from __future__ import annotations

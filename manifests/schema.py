@@ -1,4 +1,4 @@
-"""Arrow schemas of the six tables of a data set, of the ledger of finished units of work, and of what was forgotten.
+"""Arrow schemas of the six tables of a data set, of its ledger of finished units of work, its runs and its tombstones.
 
 Conventions: units are part of a name (`_s _px _deg _fps _bytes`); frame ranges are half-open; presentation time stamps
 (PTS, in the stream's time base) stand beside frame indices; unknown is NULL, never a sentinel. Angles: yaw + = the face
@@ -243,6 +243,38 @@ UNITS = pa.schema(
     ]
 )
 
+STAGE_OF_RUN = pa.struct(
+    [
+        ("stage", pa.string()),  # index | scan | crop | select | recrop | pack
+        ("num_planned", pa.int64()),  # units of work; NULL where it is not divided into any
+        ("num_done_before", pa.int64()),  # of those, finished by earlier attempts
+        ("num_done", pa.int64()),  # finished by this attempt
+        ("num_failed", pa.int64()),  # of those, with problems
+        ("num_frames", pa.int64()),
+        ("video_s", pa.float64()),
+        ("took_s", pa.float64()),
+    ]
+)
+
+RUNS = pa.schema(  # history: the one table that is not the same after the same work was done in another way
+    [
+        ("run_id", pa.string()),
+        ("started_at", pa.string()),  # UTC, ISO 8601
+        ("ended_at", pa.string()),  # of a killed one its last sign of life; NULL while it runs
+        ("status", pa.string()),  # running | succeeded | failed | killed
+        ("inputs", _TEXTS),  # as given, with full names
+        ("recipe_hash", pa.string()),
+        ("seed", pa.int64()),
+        ("host", pa.string()),  # of the driver
+        ("process", pa.int64()),
+        ("address", pa.string()),  # of the Ray cluster; NULL: one inside the driver
+        ("num_workers", pa.int64()),  # processes that finished any unit
+        ("program_version", pa.string()),
+        ("stages", pa.list_(STAGE_OF_RUN)),  # in the order of the work
+        ("last_error", pa.string()),  # why it failed, in plain words
+    ]
+)
+
 TOMBSTONES = pa.schema(
     [
         ("tombstone_id", pa.string()),  # 16 hex digits over what it refuses
@@ -277,6 +309,7 @@ TABLES: dict[str, pa.Schema] = {
     "shards": SHARDS,
     "failures": FAILURES,
     "units": UNITS,
+    "runs": RUNS,
     "tombstones": TOMBSTONES,
 }
 

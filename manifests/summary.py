@@ -24,6 +24,7 @@ _SECTIONS = {
     "licences": "Licences",
     "sources_status": "Sources",
     "costs": "Work",
+    "runs": "Runs",
 }
 
 

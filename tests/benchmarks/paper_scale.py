@@ -108,6 +108,7 @@ def write_dataset(folder: Path, plan: Plan, frames_per_file: int = 5_000_000) ->
     replace_table(dataset, "shards", shards(plan))
     replace_table(dataset, "units", units(plan))
     replace_table(dataset, "failures", failures(plan))
+    replace_table(dataset, "runs", TABLES["runs"].empty_table())
     replace_table(dataset, "tombstones", TABLES["tombstones"].empty_table())
     return dataset
 

@@ -69,7 +69,7 @@ def until(act: Callable[[], object], last_change: int | None) -> int:
 
 def content_of(folder: Path) -> dict[str, object]:
     dataset = Dataset(folder)
-    tables = {name: read_table(dataset, name).to_pylist() for name in TABLES if name != "units"}
+    tables = {name: read_table(dataset, name).to_pylist() for name in TABLES if name not in ("units", "runs")}
     for row in tables["tombstones"]:
         row["forgotten_at"] = None
     tables["frames"].sort(key=lambda row: (row["clip_id"], row["frame"]))

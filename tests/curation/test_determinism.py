@@ -34,7 +34,7 @@ SMALL_SHARDS = ("--pack.shard-bytes", "4000000")
 def content_of(folder: Path) -> dict[str, object]:
     """Rows of every table but the bookkeeping, and a hash of every shard."""
     dataset = Dataset(folder)
-    tables = {name: read_table(dataset, name).to_pylist() for name in TABLES if name != "units"}
+    tables = {name: read_table(dataset, name).to_pylist() for name in TABLES if name not in ("units", "runs")}
     tables["frames"].sort(key=lambda row: (row["clip_id"], row["frame"]))
     shards = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(dataset.shards.glob("*"))}
     return tables | {"shard files": shards}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import re
@@ -21,6 +22,7 @@ import pytest
 from curation.__main__ import main
 from curation.forget import Request, forget
 from curation.recipe import PackOptions, Recipe, SelectOptions
+from curation.runs import run_file
 from curation.verify import verify
 from manifests.schema import TABLES, make_table
 from manifests.store import Dataset, read_table, replace_table
@@ -246,7 +248,7 @@ def test_killed_at_random_moments(made, run_here, tmp_path, num_kills):
     """SIGKILL, then the same command again, or a run: the same state as without."""
 
     def content(people: People) -> dict:
-        tables = {name: people.rows(name) for name in TABLES}
+        tables = {name: people.rows(name) for name in TABLES if name != "runs"}
         for row in tables["tombstones"]:
             row["forgotten_at"] = None
         return (
@@ -293,3 +295,21 @@ def test_copies_in_other_sources_are_pointed_out(people, capsys):
     assert f"--source {copy['source_id']}" in capsys.readouterr().out
     assert traces(people.folder, {best["clip_id"]}) == set()
     assert people.clips("i16")[0] == copy
+
+
+def test_runs_name_it_no_more(demo_copy, rows_of):
+    """Inputs that were this source itself and errors that name it go from the history; folders around it stay."""
+    (uri,) = next(row["uris"] for row in rows_of(demo_copy, "sources") if row["uris"][0].endswith("sway.mp4"))
+    dataset = Dataset(demo_copy)
+    (run,) = rows_of(demo_copy, "runs")
+    others = [str(Path(uri).parent), f"{uri}.copy"]
+    rows = [run | {"inputs": [uri, *others], "last_error": f"{uri} is gone"}, run | {"run_id": "b", "inputs": [uri]}]
+    replace_table(dataset, "runs", make_table("runs", rows))
+    dataset.staging.mkdir()
+    run_file(dataset).write_text(json.dumps({"failures": [{"uri": uri}]}))
+    forget(dataset, Request(sources=(uri,)))
+    after = rows_of(demo_copy, "runs")
+    assert [row["inputs"] for row in after] == [["(forgotten)", *others], ["(forgotten)"]]
+    assert [row["last_error"] for row in after] == ["(forgotten)", None]
+    assert after[0]["stages"] == run["stages"]
+    assert not dataset.staging.exists(), "the heartbeat of a killed run named it, too"

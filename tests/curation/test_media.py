@@ -277,7 +277,7 @@ def test_only_results_are_left(run):
     files = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
     wanted = re.compile(
         r"recipe\.toml|metrics\.jsonl|shards/(train|val|test)-\d{6}\.tar"
-        r"|manifests/(sources|tracks|clips|frames|shards|failures|units)/[\w-]+\.parquet"
+        r"|manifests/(sources|tracks|clips|frames|shards|failures|units|runs)/[\w-]+\.parquet"
     )
     assert [f for f in sorted(files) if not wanted.fullmatch(f)] == []
     assert {"recipe.toml", "metrics.jsonl"} < files

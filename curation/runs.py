@@ -1,0 +1,250 @@
+"""What is known of each attempt at a run: a row of the table `runs`, and `staging/run.json` while it goes on.
+
+The row is written when an attempt starts and again when it ends. `run.json` is the heartbeat: what the attempt wants
+to do and how far it has come, written when a stage begins and every few seconds by a thread, so that anybody can ask
+(`curation.status`) and the next attempt can say what became of one that was killed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+import pyarrow.compute as pc
+
+from curation.recipe import Recipe
+from manifests.schema import TABLES, make_table
+from manifests.storage import Place, list_files, read_bytes
+from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
+
+BEAT_S, STALE_S, RECENT_S = 10.0, 45.0, 300.0
+_MAX_FAILURES, _MAX_WORKERS, _MAX_ERROR = 20, 2000, 2000
+_OF_STAGES = tuple(field.name for field in TABLES["runs"].field("stages").type.value_type)
+
+
+def run_file(dataset: Dataset) -> Place:
+    """There while a run has not ended, and after one that was killed or failed."""
+    return dataset.staging / "run.json"
+
+
+def read_heartbeat(dataset: Dataset) -> dict[str, Any] | None:
+    """The content of `run_file`."""
+    try:
+        return json.loads(read_bytes(run_file(dataset)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def committed_units(dataset: Dataset, ledger_stage: str) -> tuple[int, int]:
+    """Units of a stage and recipe (`scan-0123abcd`) that are finished, and how many of them are still staged.
+
+    A listing and one column: no commit file is read, and no driver needs to be alive.
+    """
+    staged = {path.stem for path in list_files(dataset.staging / ledger_stage, ".json")}
+    units = read_table(dataset, "units", ["stage", "unit"])
+    absorbed = units.filter(pc.equal(units["stage"], ledger_stage))["unit"].to_pylist()
+    return len(staged.union(absorbed)), len(staged)
+
+
+@contextmanager
+def record_run(dataset: Dataset, inputs: list[str], recipe: Recipe, address: str = "") -> Iterator[RunRecord]:
+    """Keep the records of one attempt. The caller holds the data set's lock, and its recipe is written."""
+    record = RunRecord(dataset, inputs, recipe, address)
+    record.begin()
+    try:
+        yield record
+    except KeyboardInterrupt:
+        record.end("killed", "interrupted")
+        raise
+    except Exception as error:
+        record.end("failed", str(error) or type(error).__name__)
+        raise
+    else:
+        record.end("succeeded")
+    finally:
+        record.stop()
+
+
+class RunRecord:
+    """One attempt. `enter` begins a stage, `count` takes the summary of each unit."""
+
+    def __init__(self, dataset: Dataset, inputs: list[str], recipe: Recipe, address: str) -> None:
+        self._dataset = dataset
+        self._mutex = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._failed_before: dict[str, int] = {}
+        now = time.time()
+        self._state: dict[str, Any] = {
+            "run_id": f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
+            "started_at": _text_of(now),
+            "ended_at": None,
+            "status": "running",
+            "inputs": [_full_name(text) for text in inputs],
+            "recipe_hash": recipe.stage_hash("pack"),
+            "seed": recipe.seed,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "address": address or None,
+            "num_workers": 0,
+            "program_version": _program_version(),
+            "last_error": None,
+            "stages": [],
+            "workers": {},  # name -> when it last finished a unit
+            "last_unit_at": None,
+            "failures": [],  # the last few
+            "beat_at": now,
+        }
+
+    def begin(self) -> None:
+        """Write the first row; attempts whose row still says `running` were killed, because we have the lock."""
+        left = read_heartbeat(self._dataset)
+        rows = read_table(self._dataset, "runs").to_pylist()
+        for row in rows:
+            if row["status"] == "running":
+                if left is not None and left["run_id"] == row["run_id"]:
+                    row |= _row_of(left) | {"ended_at": _text_of(left["beat_at"])}
+                row["status"] = "killed"
+        if left is not None:
+            self._failed_before = {s["ledger_stage"]: s["failed_before"] + s["num_failed"] for s in left["stages"]}
+        _write_rows(self._dataset, [*rows, _row_of(self._state)])
+        self._thread.start()
+
+    def enter(
+        self,
+        stage: str,
+        ledger_stage: str = "",
+        num_planned: int | None = None,
+        num_todo: int = 0,
+        num_committed: int = 0,
+    ) -> None:
+        """A stage begins.
+
+        ledger_stage: where commits are counted (see `committed_units`); "": the work leaves none behind (select).
+        num_planned: units that there are in all, of which `num_todo` are not finished.
+        num_committed: units that have committed, those of other inputs too.
+        """
+        with self._mutex:
+            now = time.time()
+            self._end_stage(now)
+            self._state["stages"].append(
+                {
+                    "stage": stage,
+                    "ledger_stage": ledger_stage,
+                    "num_planned": num_planned,
+                    "num_done_before": None if num_planned is None else num_planned - num_todo,
+                    "num_committed_before": num_committed,
+                    "failed_before": self._failed_before.get(ledger_stage, 0),
+                    "num_done": 0,
+                    "num_failed": 0,
+                    "num_frames": 0,
+                    "video_s": 0.0,
+                    "took_s": 0.0,
+                    "began_at": now,
+                    "is_over": False,
+                    "samples": [],  # time, units, frames; of the last minutes
+                }
+            )
+        self.write()
+
+    def count(self, summary: dict[str, Any]) -> None:
+        """A unit of the stage has finished."""
+        with self._mutex:
+            now, stage = time.time(), self._state["stages"][-1]
+            stage["num_done"] += 1
+            stage["num_frames"] += summary.get("num_frames") or 0
+            stage["video_s"] += summary.get("video_s") or 0.0
+            stage["num_failed"] += bool(summary.get("failures"))
+            self._state["last_unit_at"] = now
+            for failure in summary.get("failures", []):
+                self._state["failures"].append({"at": now, "stage": stage["stage"], **failure})
+            del self._state["failures"][:-_MAX_FAILURES]
+            if worker := summary.get("worker"):
+                workers = self._state["workers"]
+                self._state["num_workers"] += worker not in workers
+                workers.pop(worker, None)
+                workers[worker] = now
+                if len(workers) > _MAX_WORKERS:
+                    del workers[next(iter(workers))]
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Write the last row. A full disk may prevent it: then the next attempt says that this one was killed."""
+        self.stop()
+        with self._mutex:
+            self._end_stage(time.time())
+            self._state |= {"status": status, "last_error": error and error[:_MAX_ERROR], "ended_at": _text_of()}
+        with suppress(OSError):
+            if status != "succeeded":
+                self.write()
+            rows = read_table(self._dataset, "runs").to_pylist()
+            others = [row for row in rows if row["run_id"] != self._state["run_id"]]
+            _write_rows(self._dataset, [*others, _row_of(self._state)])
+
+    def stop(self) -> None:
+        """End the heartbeat."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _end_stage(self, now: float) -> None:
+        if self._state["stages"]:
+            stage = self._state["stages"][-1]
+            stage |= {"took_s": now - stage["began_at"], "is_over": True}
+
+    def write(self) -> None:
+        """Write the heartbeat now."""
+        with self._mutex:
+            now = time.time()
+            self._state["beat_at"] = now
+            if self._state["stages"] and not (stage := self._state["stages"][-1])["is_over"]:
+                stage["took_s"] = now - stage["began_at"]
+                fresh = [s for s in stage["samples"] if s[0] >= now - RECENT_S]
+                stage["samples"] = [*fresh, [now, stage["num_done"], stage["num_frames"]]]
+            data = json.dumps(self._state).encode()
+        write_bytes_atomically(run_file(self._dataset), data)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(BEAT_S):
+            with suppress(OSError):  # a full disk stops the work, not the heartbeat
+                self.write()
+
+
+def _row_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The row of the table `runs` of a heartbeat."""
+    stages = [{name: stage[name] for name in _OF_STAGES} for stage in state["stages"]]
+    return {name: state[name] for name in TABLES["runs"].names if name != "stages"} | {"stages": stages}
+
+
+def _write_rows(dataset: Dataset, rows: list[dict[str, Any]]) -> None:
+    table = make_table("runs", rows)
+    replace_table(dataset, "runs", table.sort_by([("started_at", "ascending"), ("run_id", "ascending")]))
+
+
+def _full_name(text: str) -> str:
+    """An input as `sources.uris` would name it, so that `forget` finds it."""
+    filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
+    if filesystem.protocol in ("file", ("file", "local")):
+        return os.path.abspath(path)
+    return filesystem.unstrip_protocol(path)
+
+
+def _program_version() -> str | None:
+    try:
+        return importlib.metadata.version("portrait-training")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _text_of(at: float | None = None) -> str:
+    """UTC, ISO 8601."""
+    return datetime.fromtimestamp(time.time() if at is None else at, UTC).isoformat(timespec="milliseconds")

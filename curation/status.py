@@ -1,0 +1,325 @@
+"""How a run goes, or went: told from the files of the data set alone, by whoever can read them, whatever became of it.
+
+The plan and the rates come from the heartbeat of the driver, what is finished from the commits of the workers: a
+listing of `staging/STAGE-HASH/` and the table `units`. So the counts are right when the driver is dead, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from curation.runs import RECENT_S, STALE_S, committed_units, read_heartbeat
+from curation.summary import make_console
+from manifests.storage import is_local, list_files, list_folders
+from manifests.store import Dataset, read_table
+
+_MAX_FAILURES_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """One stage of the last run."""
+
+    stage: str
+    state: str
+    """running | done | stopped"""
+    num_planned: int | None = None
+    """Units of work; None: nobody has said."""
+    num_done: int | None = None
+    num_problems: int = 0
+    """Of the units that are done, in this run or before."""
+    num_frames: int = 0
+    """Looked at in this run; so are all rates."""
+    took_s: float | None = None
+    units_per_s: float | None = None
+    frames_per_s: float | None = None
+    recent_units_per_s: float | None = None
+    """Over the last five minutes."""
+    recent_frames_per_s: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """What is known of a data set's last run."""
+
+    dataset: str
+    status: str
+    """running | succeeded | failed | killed | lost (its driver is gone and nothing has run since) | none"""
+    run_id: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    host: str | None = None
+    process: int | None = None
+    address: str | None = None
+    recipe_hash: str | None = None
+    last_error: str | None = None
+    heartbeat_s: float | None = None
+    """Age of the driver's last sign of life."""
+    stages: list[StageStatus]
+    num_workers: int = 0
+    """Processes that finished a unit in this run."""
+    num_recent_workers: int = 0
+    """Those that did in the last five minutes."""
+    last_unit_at: str | None = None
+    failures: list[dict[str, Any]]
+    """The last ones: stage, uri, reason, message."""
+    runs: dict[str, int]
+    """Attempts by status."""
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == "running"
+
+
+def read_status(dataset: Dataset) -> Status:
+    """Look now. Nothing is changed, no lock is taken.
+
+    Raises:
+        ValueError: there is no data set.
+    """
+    if not dataset.recipe_file.exists():
+        raise ValueError(f"no data set at {dataset.root}: expected a folder with recipe.toml in it")
+    now = time.time()
+    beat = read_heartbeat(dataset)  # before the table: a run that ends in between has its row
+    rows = read_table(dataset, "runs").to_pylist()
+    last = rows[-1] if rows else None
+    counts = Counter(row["status"] for row in rows)
+    failures = read_table(dataset, "failures").to_pylist()
+    problems = {stage: len({f["unit"] for f in failures if f["stage"] == stage}) for stage in _stages_of(failures)}
+    if last is None:
+        stages = _stages_without_plan(dataset, problems)
+        return Status(dataset=str(dataset.root), status="none", stages=stages, failures=_last(failures), runs={})
+    if beat is not None and beat["run_id"] != last["run_id"]:
+        beat = None  # of an earlier one: the last has just begun
+    status = last["status"]
+    if status == "running" and not _is_alive(beat, last, now):
+        status = "lost"
+        counts = counts - Counter(["running"]) + Counter(["lost"])
+    if status == "running" and beat is not None:
+        stages = [_live_stage(dataset, stage, problems, beat["beat_at"], is_alive=True) for stage in beat["stages"]]
+    elif status == "lost" and beat is not None:
+        stages = [_live_stage(dataset, stage, problems, beat["beat_at"], is_alive=False) for stage in beat["stages"]]
+    else:
+        stages = [_past_stage(stage, problems, status) for stage in last["stages"] or []]
+    workers = (beat or {}).get("workers", {})
+    return Status(
+        dataset=str(dataset.root),
+        status=status,
+        **{k: last[k] for k in ("run_id", "started_at", "ended_at", "host", "process", "address", "recipe_hash")},
+        last_error=last["last_error"],
+        heartbeat_s=None if beat is None else round(now - beat["beat_at"], 1),
+        stages=stages,
+        num_workers=max((beat or {}).get("num_workers", 0), last["num_workers"] or 0),
+        num_recent_workers=sum(at >= now - RECENT_S for at in workers.values()) if status == "running" else 0,
+        last_unit_at=_text_of(_last_commit_at(dataset, beat) if beat else None),
+        failures=_last((beat or {}).get("failures") or failures),
+        runs=dict(sorted(counts.items())),
+    )
+
+
+def _is_alive(beat: dict[str, Any] | None, row: dict[str, Any], now: float) -> bool:
+    """Whether the driver lives: its process, where it ran on this machine, and its heartbeat."""
+    if row["host"] == socket.gethostname() and not _is_process(row["process"]):
+        return False
+    seen_at = beat["beat_at"] if beat else datetime.fromisoformat(row["started_at"]).timestamp()
+    return now - seen_at < STALE_S
+
+
+def _is_process(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _live_stage(
+    dataset: Dataset, stage: dict[str, Any], problems: dict[str, int], beat_at: float, *, is_alive: bool
+) -> StageStatus:
+    """A stage of a heartbeat, with what has been committed by now."""
+    name, planned, took_s = stage["stage"], stage["num_planned"], stage["took_s"]
+    before = stage["num_done_before"] or 0
+    num_done, num_new, num_problems = before + stage["num_done"], stage["num_done"], problems.get(name, 0)
+    if stage["is_over"]:
+        num_done, state = planned, "done"
+    else:
+        state = "running" if is_alive else "stopped"
+        if stage["ledger_stage"]:
+            finished, staged = committed_units(dataset, stage["ledger_stage"])
+            num_new = max(finished - stage["num_committed_before"], 0)  # the driver may not have heard of the last
+            num_done = before + num_new
+            num_problems += stage["failed_before"] + stage["num_failed"] if staged else 0
+        if is_alive:
+            took_s += max(time.time() - beat_at, 0.0)
+    if name == "pack":
+        num_problems = stage["failed_before"] + stage["num_failed"]
+    rates = (_rate(num_new, took_s), _rate(stage["num_frames"], stage["took_s"]))
+    recent = (None, None)
+    if state == "running" and len(stage["samples"]) > 1:
+        (first_at, first_done, first_frames), (at, done, frames) = stage["samples"][0], stage["samples"][-1]
+        recent = (_rate(done - first_done, at - first_at), _rate(frames - first_frames, at - first_at))
+    rate = recent[0] or rates[0]
+    is_going_on = state == "running" and planned is not None and rate
+    return StageStatus(
+        stage=name,
+        state=state,
+        num_planned=planned,
+        num_done=num_done if planned is not None else None,
+        num_problems=num_problems,
+        num_frames=stage["num_frames"],
+        took_s=round(took_s, 1),
+        units_per_s=rates[0],
+        frames_per_s=rates[1],
+        recent_units_per_s=recent[0],
+        recent_frames_per_s=recent[1],
+        eta_s=round((planned - num_done) / rate, 1) if is_going_on else None,
+    )
+
+
+def _past_stage(stage: dict[str, Any], problems: dict[str, int], status: str) -> StageStatus:
+    """A stage of a row of the table `runs`."""
+    planned, name = stage["num_planned"], stage["stage"]
+    num_done = None if planned is None else (stage["num_done_before"] or 0) + (stage["num_done"] or 0)
+    return StageStatus(
+        stage=name,
+        state="done" if status == "succeeded" or num_done == planned else "stopped",
+        num_planned=planned,
+        num_done=num_done,
+        num_problems=max(problems.get(name, 0), stage["num_failed"] or 0),
+        num_frames=stage["num_frames"] or 0,
+        took_s=round(stage["took_s"] or 0.0, 1),
+        units_per_s=_rate(stage["num_done"], stage["took_s"]),
+        frames_per_s=_rate(stage["num_frames"], stage["took_s"]),
+    )
+
+
+def _stages_without_plan(dataset: Dataset, problems: dict[str, int]) -> list[StageStatus]:
+    """Of a data set that no recorded run has touched: what is finished."""
+    names = {path.name for path in list_folders(dataset.staging)}
+    names |= set(read_table(dataset, "units", ["stage"])["stage"].to_pylist())
+    stages = []
+    for stage in ("index", "scan", "crop", "pack"):
+        num_done = sum(committed_units(dataset, name)[0] for name in names if name.startswith(f"{stage}-"))
+        if num_done:
+            done = StageStatus(stage=stage, state="done", num_done=num_done, num_problems=problems.get(stage, 0))
+            stages.append(done)
+    return stages
+
+
+def _rate(number: int | None, seconds: float | None) -> float | None:
+    return round(number / seconds, 4) if number and seconds else None
+
+
+def _last_commit_at(dataset: Dataset, beat: dict[str, Any]) -> float | None:
+    """When the last unit of the stage at work committed, by the clock of the file system; else as the driver says."""
+    ledger_stage = beat["stages"][-1]["ledger_stage"] if beat["stages"] else ""
+    folder = dataset.staging / ledger_stage
+    times = [beat["last_unit_at"]] if beat["last_unit_at"] else []
+    if ledger_stage and is_local(folder):
+        times += [path.stat().st_mtime for path in list_files(folder, ".json")]
+    elif ledger_stage and list_files(folder, ".json"):
+        entries = folder.fs.ls(folder.path, detail=True)
+        times += [entry["LastModified"].timestamp() for entry in entries if "LastModified" in entry]
+    return max(times, default=None)
+
+
+def _stages_of(failures: list[dict[str, Any]]) -> set[str]:
+    return {failure["stage"] for failure in failures}
+
+
+def _last(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    wanted = ("stage", "uri", "reason", "message")
+    return [{k: f.get(k) for k in wanted} for f in failures[-_MAX_FAILURES_SHOWN:]]
+
+
+def _text_of(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def show_status(dataset: Dataset, *, as_json: bool = False, watch: bool = False, every_s: float = 2.0) -> None:
+    """Print the status, once or again and again until the run ends."""
+    console = make_console()
+    while True:
+        status = read_status(dataset)
+        if as_json:
+            print(json.dumps(asdict(status) | {"is_active": status.is_active}, indent=None if watch else 2), flush=True)
+        else:
+            if watch and console.is_terminal:
+                console.clear()
+            print_status(status, console)
+        if not watch or not status.is_active:
+            return
+        time.sleep(every_s)
+
+
+def print_status(status: Status, console: Console) -> None:
+    """The status for people."""
+    console.print(f"{status.dataset}: {_headline(status)}", highlight=False, soft_wrap=True)
+    if status.stages:
+        console.print(_table_of_stages(status.stages), highlight=False)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    if status.num_workers:
+        active = f", {status.num_recent_workers} of them in the last 5 minutes" if status.is_active else ""
+        facts.add_row("workers", f"{status.num_workers} finished units{active}")
+    if status.last_unit_at:
+        facts.add_row("last unit", f"{status.last_unit_at}, {_ago(status.last_unit_at)} ago")
+    if status.runs:
+        facts.add_row("runs", ", ".join(f"{number} {name}" for name, number in status.runs.items()))
+    for failure in reversed(status.failures):
+        where = failure["uri"] or ""
+        facts.add_row("problem", f"{failure['stage']}: {where}: {failure['message']} ({failure['reason']})")
+    if facts.row_count:
+        console.print(facts, highlight=False)
+
+
+def _headline(status: Status) -> str:
+    where = f"{status.host}, process {status.process}"
+    if status.status == "none":
+        return "no run is recorded"
+    if status.status == "running":
+        silence = "" if status.heartbeat_s is None else f"; heartbeat {status.heartbeat_s:.0f} s ago"
+        return f"running on {where}, for {_ago(status.started_at)}{silence}"
+    if status.status == "lost":
+        beat = "" if status.heartbeat_s is None else f", last heard of {_clock(status.heartbeat_s)} ago"
+        return f"lost: the driver on {where} is gone{beat}; the same command continues"
+    error = f": {status.last_error}" if status.last_error else ""
+    return f"{status.status} {_ago(status.ended_at)} ago{error}" if status.ended_at else f"{status.status}{error}"
+
+
+def _table_of_stages(stages: list[StageStatus]) -> Table:
+    table = Table("stage", "", box=None, pad_edge=False)
+    for column in ("done", "problems", "units/s", "frames/s", "last 5 min: units/s", "frames/s", "took", "ETA"):
+        table.add_column(column, justify="right")
+    for s in stages:
+        done = "" if s.num_done is None else f"{s.num_done}/{'?' if s.num_planned is None else s.num_planned}"
+        rates = (s.units_per_s, s.frames_per_s, s.recent_units_per_s, s.recent_frames_per_s)
+        shown = ["" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}" for rate in rates]
+        times = ["" if seconds is None else _clock(seconds) for seconds in (s.took_s, s.eta_s)]
+        table.add_row(s.stage, s.state, done, str(s.num_problems) if s.num_problems else "", *shown, *times)
+    return table
+
+
+def _ago(text: str | None) -> str:
+    return "?" if text is None else _clock(max(time.time() - datetime.fromisoformat(text).timestamp(), 0.0))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -10,6 +10,8 @@ import errno
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -45,7 +47,7 @@ class Sandbox:
     def __init__(self, make: Callable[[], Callable[[Any], Any]], deadline_s: float) -> None:
         self._make = make
         self._deadline_s = deadline_s
-        self._process: Any = None
+        self._process: subprocess.Popen | None = None
         self._pipe: Connection | None = None
 
     def __call__(self, argument: Any, deadline_s: float | None = None) -> Any:
@@ -57,19 +59,18 @@ class Sandbox:
             NoSpaceError: the disk is full or read-only.
             RuntimeError: what the worker itself raised, as words.
         """
-        if self._process is None:
-            self._start()
-        assert self._pipe is not None
         deadline_s = deadline_s or self._deadline_s
         try:
+            if self._process is None:
+                self._start()
+            assert self._pipe is not None
             self._pipe.send(argument)
             if not self._pipe.poll(deadline_s):
                 self.close()
                 raise SandboxError("deadline", f"took longer than {deadline_s:.0f} s and was ended")
             status, value = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            self._process.join(5)
-            code = self._process.exitcode
+            code = self._exit_code()
             self.close()
             raise SandboxError("crashed", f"the worker process died: {_describe_exit(code)}") from error
         if status == "no_space":
@@ -84,27 +85,41 @@ class Sandbox:
         """End the child at once."""
         if self._process is not None:
             self._process.kill()
-            self._process.join()
-            self._process.close()
+            self._process.wait()
             assert self._pipe is not None
             self._pipe.close()
+            self._life.close()
         self._process = self._pipe = None
 
+    def _exit_code(self) -> int | None:
+        assert self._process is not None
+        try:
+            return self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return None
+
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child_pipe = context.Pipe()
-        life, child_life = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(self._make, child_pipe, life), daemon=True)
-        self._process.start()
-        child_pipe.close()
-        life.close()
-        self._life = child_life  # held open: its closing tells the child that this process is gone
+        # Not by multiprocessing, whose children import the main module first: in an actor that is Ray, half a second.
+        self._pipe, child_pipe = multiprocessing.Pipe()
+        life, self._life = multiprocessing.Pipe(duplex=False)  # its closing tells the child that this process is gone
+        places = [path or os.getcwd() for path in sys.path]
+        with child_pipe, life:
+            ends = child_pipe.fileno(), life.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"from curation.sandbox import serve; serve{ends}"],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+                pass_fds=ends,
+            )
+        self._pipe.send(self._make)
 
 
-def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, life: Connection) -> None:
-    """The child: build the worker, then answer until the parent is gone."""
+def serve(pipe_end: int, life_end: int) -> None:
+    """The child: build the worker, then answer until the parent is gone. It gets the ends of two pipes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    life = Connection(life_end, writable=False)
     threading.Thread(target=_end_with_parent, args=(life,), daemon=True).start()
+    pipe = Connection(pipe_end)
+    make: Callable[[], Callable[[Any], Any]] = pipe.recv()
     work: Callable[[Any], Any] | None = None
     while True:
         try:

@@ -62,7 +62,7 @@ def whole_run(inputs: list[str], output: Path, workers: int) -> Measured:
             try:
                 times = child.cpu_times()
                 cpu[child.pid, child.create_time()] = times.user + times.system
-                if "multiprocessing" in " ".join(child.cmdline()):
+                if "curation.sandbox" in " ".join(child.cmdline()):
                     worker_mb = max(worker_mb, child.memory_info().rss / 1e6)
             except psutil.Error:
                 continue
@@ -95,18 +95,18 @@ class Kernels:
         self.calls[name] += 1
 
 
-def bare_kernels(dataset: Dataset) -> Kernels:
+def bare_kernels(dataset: Dataset, share: int = 0, num_shares: int = 1) -> Kernels:
     """The kernels with the inputs that the run gave them: each video decoded once, faces on sampled frames, every
-    frame of every candidate cropped at the target rate."""
+    frame of every candidate cropped at the target rate. Of the videos, by length, every `num_shares`-th."""
     recipe = load_recipe("default")
     analyser = load_analyser(recipe.faces)
     kernels = Kernels()
     tracks = defaultdict(list)
     for row in read_table(dataset, "tracks").to_pylist():
         tracks[row["source_id"]] += row["candidates"]
-    for source in read_table(dataset, "sources").to_pylist():
-        if source["status"] == "ok" and source["kind"] == "video":
-            _bare_video(source["uris"][0], tracks[source["source_id"]], recipe, analyser, kernels)
+    sources = [s for s in read_table(dataset, "sources").to_pylist() if s["status"] == "ok" and s["kind"] == "video"]
+    for source in sorted(sources, key=lambda s: -(s["duration_s"] or 0.0))[share::num_shares]:
+        _bare_video(source["uris"][0], tracks[source["source_id"]], recipe, analyser, kernels)
     return kernels
 
 

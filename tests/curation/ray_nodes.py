@@ -91,6 +91,18 @@ class RayNodes:
                 found.append(process)
         return found
 
+    def drivers(self) -> list[psutil.Process]:
+        """The processes of submitted `python -m curation run`, without the shells that they were started by."""
+        found = []
+        for process in self.processes():
+            try:
+                command = process.cmdline()
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if command[1:4] == ["-m", "curation", "run"]:
+                found.append(process)
+        return found
+
     def count(self) -> int:
         """Nodes that are alive, as the head's server says."""
         try:

@@ -3,11 +3,12 @@
     python -m tests.benchmarks.alternatives VIDEOS... [--workers 2] [--rounds 2] [--data-juicer VENV/bin/python]
 
 Source-seconds a second, CPU-seconds a source-second and peak memory (proportional set size, all processes) of each,
-start-up apart: it is measured on the shortest of the files and taken off. Rounds go A B C A B C, so that what else the
-machine does meets all alike; while it is busy, the CPU-seconds are what can be compared.
+start-up apart: it is measured on a few small files, with all workers started, and taken off. Rounds go A B C A B C, so
+that what else the machine does meets all alike; while it is busy, the CPU-seconds are what can be compared.
 
-- bare kernels: decoding once, faces on sampled frames, every frame of every candidate cropped; one process, and a
-  machine's throughput is that of `--workers` such processes (see `tests.benchmarks.curation`).
+- bare kernels: decoding once, faces on sampled frames, every frame of every candidate cropped; `--workers` processes
+  side by side, a share of the videos each (see `tests.benchmarks.curation`). "two passes": the same with the decoding
+  counted twice, because where a face stays in reach of a fixed crop is known only when its whole track has been seen.
 - ours: `python -m curation run`, from files to shards, manifests, measurements, copies and splits.
 - plain pool: `tests.benchmarks.plain_pool`.
 - Data-Juicer: split into scenes, then the share of frames with a face, on its Ray executor. No crops, landmarks or
@@ -33,6 +34,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,7 @@ from tests.benchmarks.curation import bare_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE_S = 0.2
+_STILLS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,42 +157,47 @@ def data_juicer_runner(python: Path) -> Callable[[list[str], Path, int], Measure
     return run
 
 
-def run_bare(dataset: Path, log: Path) -> Measured:
-    """The kernels alone, in a process of their own; its wall seconds are CPU-seconds of the kernels."""
-    run = measure([sys.executable, "-m", "tests.benchmarks.alternatives", "--bare", str(dataset)], log)
-    cpu_s = json.loads(log.read_text().splitlines()[-1])
-    return Measured(cpu_s, cpu_s, run.peak_mb)
+def run_bare(dataset: Path, workers: int) -> tuple[Measured, Measured]:
+    """The kernels alone, in processes of their own, with the decoding counted once and twice. Seconds of work, start-up
+    left out."""
+    command = [sys.executable, "-m", "tests.benchmarks.alternatives", str(dataset), "--workers", str(workers)]
+    logs = [dataset.with_name(f"bare-{k}.log") for k in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        runs = list(pool.map(lambda k: measure([*command, "--bare", str(k)], logs[k]), range(workers)))
+    seconds = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    once, decode = (sum(of[kind] for of in seconds) for kind in ("all", "decode"))
+    peak_mb = sum(run.peak_mb for run in runs)
+    return tuple(Measured(cpu_s / workers, cpu_s, peak_mb) for cpu_s in (once, once + decode))
 
 
-def write_smallest(folder: Path) -> tuple[str, str]:
-    """A still, which goes through all stages, and a video of a few frames."""
-    still, video = folder / "still.png", folder / "few.mp4"
+def write_smallest(folder: Path) -> tuple[list[str], list[str]]:
+    """Stills, which go through all stages, enough that every worker gets some; and a video of a few frames."""
+    stills, video = [folder / f"still-{k}.png" for k in range(_STILLS)], folder / "few.mp4"
     picture = skimage.data.astronaut()
-    cv2.imwrite(str(still), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    for k, still in enumerate(stills):
+        cv2.imwrite(str(still), cv2.cvtColor(picture[k:], cv2.COLOR_RGB2BGR))
     with av.open(str(video), "w") as file:
         stream = file.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = *picture.shape[1::-1], "yuv420p"
         for _ in range(8):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode(None))
-    return str(still), str(video)
+    return [str(still) for still in stills], [str(video)]
 
 
 def print_table(rounds: dict[str, list[Measured]], startup: dict[str, Measured], source_s: float, workers: int) -> None:
     """Medians of the rounds, start-up taken off, and each against ours."""
     heads = ("start-up s", "CPU s", "work s", "CPU s", "source-s/s", "by CPU", "peak MB")
-    print(f"\n{'':<14}" + "".join(f"{head:>12}" for head in heads))
+    print(f"\n{'':<26}" + "".join(f"{head:>12}" for head in heads))
     by_wall, by_cpu = {}, {}
     for name, runs in rounds.items():
         start = startup.get(name, Measured(0.0, 0.0, 0.0))
         wall_s = statistics.median(run.wall_s for run in runs) - start.wall_s
         cpu_s = statistics.median(run.cpu_s for run in runs) - start.cpu_s
-        if name == "bare kernels":
-            wall_s = cpu_s / workers
         by_wall[name], by_cpu[name] = source_s / wall_s, workers * source_s / cpu_s
-        peak_mb = max(run.peak_mb for run in runs) * (workers if name == "bare kernels" else 1)
+        peak_mb = max(run.peak_mb for run in runs)
         print(
-            f"{name:<14}{start.wall_s:12.1f}{start.cpu_s:12.1f}{wall_s:12.1f}{cpu_s:12.1f}"
+            f"{name:<26}{start.wall_s:12.1f}{start.cpu_s:12.1f}{wall_s:12.1f}{cpu_s:12.1f}"
             f"{by_wall[name]:12.2f}{by_cpu[name]:12.2f}{peak_mb:12.0f}"
         )
     print("by CPU: source-seconds a second if nobody else used the cores")
@@ -206,11 +214,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data-juicer", type=Path, help="interpreter of the virtual environment that it is in")
-    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)  # what a process of ours is to do
+    parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)  # which share a process of ours is to do
     options = parser.parse_args()
-    if options.bare:
+    if options.bare is not None:
         cv2.setNumThreads(1)
-        print(sum(bare_kernels(Dataset(options.bare)).seconds.values()))
+        seconds = bare_kernels(Dataset(options.videos[0]), options.bare, options.workers).seconds
+        print(json.dumps({"all": sum(seconds.values()), "decode": seconds["decode"]}))
         return
     videos = [str(Path(video).resolve()) for video in options.videos]
     lengths_s = {video: probe_video(video).duration_s or 0.0 for video in videos}
@@ -221,9 +230,9 @@ def main() -> None:
     print(f"{len(videos)} files, {source_s:.1f} s of video; {os.cpu_count()} cores, {options.workers} workers")
     with tempfile.TemporaryDirectory(prefix="side-") as temporary:
         folder = Path(temporary)
-        still, video = write_smallest(folder)
+        stills, video = write_smallest(folder)
         startup = {
-            name: run([still if name == "ours" else video], folder / f"startup-{k}", options.workers)
+            name: run(stills if name == "ours" else video, folder / f"startup-{k}", options.workers)
             for k, (name, run) in enumerate(systems.items())
         }
         rounds: dict[str, list[Measured]] = defaultdict(list)
@@ -232,8 +241,10 @@ def main() -> None:
                 rounds[name].append(run(videos, folder / f"run-{number}-{k}", options.workers))
                 print(f"{name}: {rounds[name][-1]}, load {os.getloadavg()[0]:.1f}", flush=True)
                 if name == "ours":
-                    rounds["bare kernels"].append(run_bare(folder / f"run-{number}-{k}", folder / "bare.log"))
-                    print(f"bare kernels: {rounds['bare kernels'][-1]}", flush=True)
+                    once, twice = run_bare(folder / f"run-{number}-{k}", options.workers)
+                    rounds["bare kernels"].append(once)
+                    rounds["bare kernels, two passes"].append(twice)
+                    print(f"bare kernels: {once}", flush=True)
                 else:
                     shutil.rmtree(folder / f"run-{number}-{k}", ignore_errors=True)
         print_table(rounds, startup, source_s, options.workers)

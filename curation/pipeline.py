@@ -212,7 +212,9 @@ class _Job:
         for unit in self.scan_units() if candidates else ():
             if found := candidates.get(unit["name"]):
                 length_s = sum(c["end_s"] - c["start_s"] for c in found)
-                units.append(unit | {"candidates": found, "expected_s": 0.1 + 0.3 * length_s})
+                megapixels = unit["width_px"] * unit["height_px"] / 1e6
+                expected_s = 0.1 + length_s * (0.15 + 0.1 * megapixels)
+                units.append(unit | {"candidates": found, "expected_s": expected_s})
         return units
 
     def pack(self) -> None:

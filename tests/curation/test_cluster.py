@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from curation.demo import make_videos
-from curation.recipe import PackOptions, Recipe
 from curation.verify import verify
 from manifests.store import Dataset, read_table
 from tests.curation.ray_nodes import RayNodes
@@ -18,14 +17,19 @@ from tests.curation.test_object_store import content_of
 
 pytestmark = pytest.mark.slow
 
-RECIPE = Recipe(pack=PackOptions(shard_bytes=6_000_000))
+SHARDS = ("--pack.shard-bytes", 6_000_000)
 FEW = ("videos/v10_man_suit_vfr22fps_700.mp4", "videos/v16_man_webcam_av1_1s.mp4", "images/i11_two_men_in_office.jpg")
 
 
-@pytest.fixture
-def few(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """The demonstration's clips, and a few real ones where there are some."""
+@pytest.fixture(params=["few", "all"])
+def sources(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The demonstration's clips with a few real ones where there are some; or all real media, malformed ones too."""
     folder = tmp_path / "raw"
+    if request.param == "all":
+        media = request.getfixturevalue("media")
+        for name in ("videos", "malformed", "images"):
+            shutil.copytree(media / name, folder / name)
+        return folder
     make_videos(folder)
     try:
         media = request.getfixturevalue("media")
@@ -48,14 +52,16 @@ def nodes(s3) -> Iterator[RayNodes]:
         cluster.close()
 
 
-def test_bucket_to_bucket_over_three_nodes_gives_what_files_give(s3, nodes: RayNodes, few: Path, run_here, tmp_path):
-    for path in sorted(few.iterdir()):
-        s3.upload_file(str(path), "data", f"raw/{path.name}")
+def test_bucket_to_bucket_over_three_nodes_gives_what_files_give(
+    s3, nodes: RayNodes, sources: Path, curate: Callable, tmp_path: Path
+):
+    for path in (path for path in sorted(sources.rglob("*")) if path.is_file()):
+        s3.upload_file(str(path), "data", f"raw/{path.relative_to(sources)}")
     store = {"env_vars": {name: value for name, value in os.environ.items() if name.startswith("AWS_")}}
-    command = ("run", "s3://data/raw", "--output", "s3://data/portraits", "--pack.shard-bytes", 6_000_000)
+    command = ("run", "s3://data/raw", "--output", "s3://data/portraits", *SHARDS)
     said = nodes.submit(store, *command)
     assert "clips" in said
-    run_here([str(few)], tmp_path / "local", RECIPE)
+    curate("run", sources, "--output", tmp_path / "local", *SHARDS, "--workers", 2)
     assert content_of("s3://data/portraits") == content_of(tmp_path / "local")
     dataset = Dataset("s3://data/portraits")
     units = read_table(dataset, "units").to_pylist()
@@ -64,5 +70,6 @@ def test_bucket_to_bucket_over_three_nodes_gives_what_files_give(s3, nodes: RayN
     assert not list(verify(dataset))
     left = [entry["Key"] for entry in s3.list_objects_v2(Bucket="data", Prefix="portraits/")["Contents"]]
     assert not [key for key in left if "/staging/" in key or key.endswith((".lock", ".tmp"))]
-    assert not list(nodes.folder.glob("*/portrait-scratch-*")), "every node has cleaned its scratch"
+    left_on_nodes = [*nodes.folder.glob("*/portrait-scratch-*"), *nodes.folder.glob("*/portrait-sources-*")]
+    assert not left_on_nodes, "every node has cleaned its scratch"
     assert "nothing to do" in nodes.submit(store, *command), "the same job again finds all done"

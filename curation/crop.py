@@ -14,8 +14,8 @@ import numpy as np
 import simplejpeg
 
 from curation import measures
+from curation.fetching import local_copy
 from curation.fingerprints import FaceHasher
-from curation.index import local_copy
 from curation.quality import load_quality_model
 from curation.recipe import CropOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key

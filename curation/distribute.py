@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from curation import leftovers
+from curation.fetching import remove_kept
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
 from curation.worker import UnitWorker, give_up
@@ -31,6 +32,7 @@ _BUNDLES_PER_WORKER = 6
 _MIN_BUNDLE_COST_S = 1.0
 _MAX_BUNDLE_COST_S = 60.0
 _MAX_BUNDLE_UNITS = 500
+_TIDY_S = 60.0
 _WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
 
 
@@ -49,8 +51,13 @@ class ClusterOptions:
     """Ray cluster to use ("auto", ray://...); empty: RAY_ADDRESS if set, else Ray is started inside this process."""
     deadline_s: float = 0.0
     """Longest time for one unit of work before it is ended; 0: 5 minutes and 20 times the video's length."""
+    kept_sources_gb: float = 20.0
+    """Sources on an object store that a node keeps in its scratch during a run, so that a long video is fetched once a
+    node and not once a span; 0: none. More only while its workers read more at the same moment."""
 
     def __post_init__(self) -> None:
+        if self.kept_sources_gb < 0:
+            raise ValueError(f"--kept-sources-gb is {self.kept_sources_gb}: expected 0 or more")
         if self.workers < 0 or self.min_workers < 1 or 0 < self.workers < self.min_workers:
             raise ValueError(
                 f"got --min-workers {self.min_workers} and --workers {self.workers}: expected 1 or more, and not more"
@@ -86,6 +93,7 @@ class Cluster:
     def __init__(self, options: ClusterOptions) -> None:
         self._options = options
         self._folder: str | None = None
+        self._has_remote_sources = False
         self.is_connected = False
         self.startup_s = 0.0
 
@@ -163,10 +171,26 @@ class Cluster:
             return
         import ray
 
+        if self._has_remote_sources:
+            self._remove_kept_sources()
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self.is_connected = False
+
+    def _remove_kept_sources(self) -> None:
+        """On every node that is there."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if self._is_embedded:
+            remove_kept()
+            return
+        task = ray.remote(num_cpus=0, max_retries=0)(remove_kept)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        done = [task.options(scheduling_strategy=place, name="remove kept sources").remote() for place in places]
+        ray.wait(done, num_returns=len(done), timeout=_TIDY_S)
 
     def check(self, do: Callable[[], None], needs_gpu: bool) -> None:
         """Call `do` here, or where the workers will run when it needs what only they may have.
@@ -197,6 +221,8 @@ class Cluster:
         waiting = {unit["name"]: unit for unit in units}
         worker = type(stage.capitalize(), (UnitWorker,), {})  # the operator's name on the dashboard
         options = {"stage": stage, "recipe": recipe, "folder": folder, "deadline_s": self._options.deadline_s}
+        options["kept_bytes"] = int(self._options.kept_sources_gb * 1e9)
+        self._has_remote_sources |= any("://" in (unit.get("uri") or "") for unit in units)
         num_gpus = self._options.gpus_per_worker if stage in ("scan", "crop") else 0
         for summary in self._run_pool(units, worker, options, num_gpus):
             if "fatal" in summary:

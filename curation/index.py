@@ -11,7 +11,6 @@ import io
 import math
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from curation.fetching import local_copy
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
-from manifests.storage import scratch_folder
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
@@ -107,26 +106,6 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
             uri = place
         info = target.info(place) if target.exists(place) else {}
         yield _entry(uri, info, columns)
-
-
-@contextmanager
-def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
-    """A local path of `uri`: the file itself, or a temporary copy of a remote one that is removed afterwards.
-
-    What `result` then says of the copy is said of `uri`.
-    """
-    if "://" not in uri:
-        yield uri
-        return
-    with scratch_folder() as folder:
-        path = str(folder / f"source{os.path.splitext(uri)[1]}")
-        filesystem, remote = fsspec.core.url_to_fs(uri)
-        filesystem.get_file(remote, path)
-        yield path
-        for row in [row for rows in result.rows.values() for row in rows] if result else ():
-            for column in ("detail", "message"):
-                if row.get(column):
-                    row[column] = row[column].replace(path, uri)
 
 
 class IndexStage:

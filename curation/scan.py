@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from curation.cuts import CutFinder
-from curation.index import local_copy
+from curation.fetching import local_copy
 from curation.recipe import Recipe
 from curation.stills import read_still
 from curation.tombstones import Refusals, strip_tracks

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from curation.fetching import keep_up_to
 from curation.metrics import count_unit
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
@@ -33,11 +34,17 @@ def stage_class(name: str) -> Any:
     return Stage
 
 
-def make_unit_worker(stage: str, recipe: Recipe, folder: Place) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What the child process runs: do a unit, commit it, return its ledger row and its failures."""
+def make_unit_worker(
+    stage: str, recipe: Recipe, folder: Place, kept_bytes: int = 0
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What the child process runs: do a unit, commit it, return its ledger row and its failures.
+
+    kept_bytes: see `fetching.keep_up_to`.
+    """
     import cv2
 
     cv2.setNumThreads(1)
+    keep_up_to(kept_bytes)
     make_folder(folder)
     work = stage_class(stage)(recipe, folder)
 
@@ -79,9 +86,9 @@ def _worker_name() -> str:
 class UnitWorker:
     """The actor: does bundles of units in its sandbox and accounts for those that fail."""
 
-    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float) -> None:
+    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float, kept_bytes: int) -> None:
         self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
-        self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder), deadline_s=3600)
+        self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder, kept_bytes), deadline_s=3600)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """`row["units"]`: a bundle as JSON; returns one row with a summary, as JSON, for each unit."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from curation.index import local_copy
+from curation.fetching import local_copy
 from curation.pack import staged_clips
 from curation.recipe import Recipe
 from curation.samples import read_members, sample_key

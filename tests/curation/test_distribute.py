@@ -74,6 +74,7 @@ def test_nothing_to_do():
         ({"workers": 2, "min_workers": 3}, "--min-workers 3"),
         ({"min_workers": 0}, "--min-workers 0"),
         ({"workers": -1}, "--workers -1"),
+        ({"kept_sources_gb": -1.0}, "--kept-sources-gb is -1"),
         ({"gpus_per_worker": -0.5}, "--gpus-per-worker is -0.5"),
         ({"gpus_per_worker": 1.5}, "share up to 1"),
     ],

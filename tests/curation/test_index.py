@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curation.index import IndexStage, hash_file, list_inputs, local_copy, merge_sources
+from curation.fetching import local_copy
+from curation.index import IndexStage, hash_file, list_inputs, merge_sources
 from curation.recipe import IndexOptions, Recipe
 from model.video import VideoWriter
 

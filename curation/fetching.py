@@ -1,0 +1,182 @@
+"""Sources on an object store, copied to this machine while they are read; large ones stay for the next reader.
+
+A long video is read span by span, by several workers of a node, first by scan and then by crop: they share one copy.
+Such copies lie in one folder below the temporary directory, each beside a lock: who reads a copy holds its lock
+together with other readers, who fetches or removes it holds it alone. Locks of killed processes are free.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from curation.units import UnitResult
+from manifests.storage import scratch_folder
+
+_MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
+_room_bytes = 0
+
+
+def keep_up_to(num_bytes: int) -> None:
+    """From now on this process leaves copies for others, of so many bytes altogether; 0: none."""
+    global _room_bytes
+    _room_bytes = num_bytes
+
+
+@contextmanager
+def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
+    """A local path of `uri`: the file itself, or a copy of a remote one, which is only to be read.
+
+    What `result` then says of the copy is said of `uri`.
+    """
+    if "://" not in uri:
+        yield uri
+        return
+    with _copy_of(uri) as path:
+        yield path
+        for row in [row for rows in result.rows.values() for row in rows] if result else ():
+            for column in ("detail", "message"):
+                if row.get(column):
+                    row[column] = row[column].replace(path, uri)
+
+
+@contextmanager
+def _copy_of(uri: str) -> Iterator[str]:
+    filesystem, remote = fsspec.core.url_to_fs(uri)
+    ending = os.path.splitext(uri)[1]
+    info = filesystem.info(remote) if _room_bytes else {}
+    version = next((str(info[name]) for name in ("ETag", "etag", "mtime") if info.get(name)), "")
+    size = info.get("size") or 0
+    if version and _MIN_BYTES <= size <= _room_bytes:
+        name = hashlib.sha256(f"{uri}|{size}|{version}".encode()).hexdigest()[:32]
+        with _kept_copy(filesystem, remote, name, ending, size) as path:
+            yield str(path)
+    else:
+        with scratch_folder() as folder:
+            path = str(folder / f"source{ending}")
+            filesystem.get_file(remote, path)
+            yield path
+
+
+def kept_folder() -> Path:
+    """Where the copies of this user's runs are."""
+    return Path(tempfile.gettempdir()) / f"portrait-sources-{os.getuid()}"
+
+
+def remove_kept() -> None:
+    """Remove all copies that nobody reads at the moment."""
+    for lock in kept_folder().glob("*.lock"):
+        _remove(lock)
+    try:
+        kept_folder().rmdir()
+    except OSError:
+        return  # there was none, or one is being read
+
+
+@contextmanager
+def _kept_copy(filesystem: Any, remote: str, name: str, ending: str, size: int) -> Iterator[Path]:
+    copy, lock = kept_folder() / f"{name}.copy{ending}", kept_folder() / f"{name}.lock"
+    while True:
+        kept_folder().mkdir(mode=0o700, exist_ok=True)
+        with _opened(lock) as file:
+            if file is None or not _take(lock, file, fcntl.LOCK_SH):
+                continue
+            if not copy.exists():
+                # Between two kinds of lock nobody holds it: another may have fetched the copy, or removed it.
+                if not _take(lock, file, fcntl.LOCK_EX):
+                    continue
+                if not copy.exists():
+                    _fetch(filesystem, remote, copy, size)
+                if not _take(lock, file, fcntl.LOCK_SH) or not copy.exists():
+                    continue
+            os.utime(lock)
+            yield copy
+            return
+
+
+@contextmanager
+def _opened(lock: Path) -> Iterator[IO[str] | None]:
+    try:
+        file = open(lock, "a")  # noqa: SIM115  (closed below)
+    except FileNotFoundError:  # the folder has just been removed
+        yield None
+        return
+    with file:
+        yield file
+
+
+def _take(lock: Path, file: IO[str], kind: int) -> bool:
+    """Lock it; False where it has been removed meanwhile."""
+    fcntl.flock(file, kind)
+    try:
+        return os.stat(lock).st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _fetch(filesystem: Any, remote: str, copy: Path, size: int) -> None:
+    """Put the copy in its place, with its lock held."""
+    part = copy.with_suffix(".part")
+    _make_room(_room_bytes - size)
+    try:
+        try:
+            filesystem.get_file(remote, str(part))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            part.unlink(missing_ok=True)
+            _make_room(0)  # the disk has less room than was promised
+            filesystem.get_file(remote, str(part))
+        os.replace(part, copy)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _make_room(most_bytes: int) -> None:
+    """Remove copies that nobody reads, those first that were read the longest ago, until so many bytes are left."""
+    sizes, last_read = {}, {}
+    for lock in kept_folder().glob("*.lock"):
+        try:
+            last_read[lock] = lock.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        sizes[lock] = _size_of(lock)
+    left = sum(sizes.values())
+    for lock in sorted(last_read, key=last_read.__getitem__):
+        if left <= most_bytes:
+            return
+        if _remove(lock):
+            left -= sizes[lock]
+
+
+def _size_of(lock: Path) -> int:
+    size = 0
+    for path in lock.parent.glob(f"{lock.stem}.*"):
+        try:
+            size += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return size
+
+
+def _remove(lock: Path) -> bool:
+    """Remove a copy with its lock; False where somebody reads or fetches it."""
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in lock.parent.glob(f"{lock.stem}.*"):
+                if path != lock:
+                    path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""Copies of remote sources: one for all readers of a node, never more than there is room for, none left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from curation import fetching
+from curation.fetching import kept_folder, local_copy, remove_kept
+from tests.flaky_store import FlakyStore
+
+SIZE = fetching._MIN_BYTES
+
+
+@pytest.fixture
+def store(flaky_s3: FlakyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyStore]:
+    """A store that fails nothing, and a scratch of its own for this process and its children."""
+    flaky_s3.failed_share = 0.0
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    fetching.keep_up_to(10 * SIZE)
+    yield flaky_s3
+    fetching.keep_up_to(0)
+
+
+@pytest.fixture
+def put(s3) -> Callable[[str, int], str]:
+    """Puts a source of so many bytes into the bucket; returns its URI."""
+
+    def put(name: str, num_bytes: int) -> str:
+        s3.put_object(Bucket="data", Key=f"raw/{name}", Body=name.encode()[:1] * num_bytes)
+        return f"s3://data/raw/{name}"
+
+    return put
+
+
+def read(uri: str) -> bytes:
+    with local_copy(uri) as path:
+        assert path.endswith(os.path.splitext(uri)[1])
+        return Path(path).read_bytes()
+
+
+def num_fetched(store: FlakyStore, name: str) -> int:
+    return sum(method == "GET" and path.split("?")[0].endswith(f"/{name}") for method, path in store.requests)
+
+
+def copies() -> list[int]:
+    return sorted(path.stat().st_size for path in kept_folder().glob("*.copy*"))
+
+
+def test_large_source_is_fetched_once_and_removed_at_the_end(store, put):
+    uri = put("a.mp4", SIZE)
+    assert read(uri) == read(uri) == b"a" * SIZE
+    assert num_fetched(store, "a.mp4") == 1
+    assert copies() == [SIZE]
+    remove_kept()
+    assert not kept_folder().exists()
+
+
+def test_small_source_is_not_kept(store, put):
+    uri = put("a.mp4", SIZE - 1)
+    assert len(read(uri)) == len(read(uri)) == SIZE - 1
+    assert num_fetched(store, "a.mp4") == 2
+    assert not kept_folder().exists()
+    assert not list(kept_folder().parent.glob("portrait-scratch-*"))
+
+
+def test_without_room_none_is_kept(store, put):
+    fetching.keep_up_to(0)
+    assert len(read(put("a.mp4", SIZE))) == SIZE
+    assert not kept_folder().exists()
+
+
+def test_changed_source_is_fetched_anew(store, put, s3):
+    uri = put("a.mp4", SIZE)
+    read(uri)
+    s3.put_object(Bucket="data", Key="raw/a.mp4", Body=b"z" * SIZE)
+    assert read(uri) == b"z" * SIZE
+
+
+def test_the_one_read_longest_ago_goes_first_and_none_that_is_being_read(store, put):
+    fetching.keep_up_to(2 * SIZE)
+    uris = [put(f"{name}.mp4", SIZE) for name in "abc"]
+    with local_copy(uris[0]) as path:
+        read(uris[1])
+        read(uris[2])
+        assert Path(path).read_bytes() == b"a" * SIZE
+        assert copies() == [SIZE, SIZE], "a, which is being read, and c"
+        remove_kept()
+        assert copies() == [SIZE]
+    read(uris[0])
+    read(uris[2])
+    assert [num_fetched(store, f"{name}.mp4") for name in "abc"] == [1, 1, 2]
+
+
+def test_what_a_killed_worker_left_half_fetched_is_fetched_again(store, put):
+    uri = put("a.mp4", SIZE)
+    read(uri)
+    (copy,) = kept_folder().glob("*.copy.mp4")
+    copy.rename(copy.with_suffix(".part"))
+    os.truncate(copy.with_suffix(".part"), 100)
+    assert read(uri) == b"a" * SIZE
+    assert not list(kept_folder().glob("*.part"))
+
+
+def _read_often(uri: str, room: int) -> int:
+    fetching.keep_up_to(room)
+    good = 0
+    for number in range(10):
+        good += read(uri) == b"a" * SIZE
+        if number % 3 == 2:
+            remove_kept()
+    return good
+
+
+def test_processes_share_a_copy_and_removal_takes_it_from_none(store, put):
+    uri = put("a.mp4", SIZE)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert pool.starmap(_read_often, [(uri, 10 * SIZE)] * 3, chunksize=1) == [10, 10, 10]
+    assert 1 <= num_fetched(store, "a.mp4") < 30
+    remove_kept()
+    assert not kept_folder().exists()
+
+
+def test_full_disk_gives_up_what_is_kept(store, put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, other, large = put("a.mp4", SIZE), put("b.mp4", SIZE), put("c.mp4", 2 * SIZE)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE + SIZE // 2}", "tmpfs", disk]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        monkeypatch.setattr("tempfile.tempdir", str(disk))
+        assert len(read(one)) == len(read(other)) == SIZE
+        assert copies() == [SIZE]
+        with pytest.raises(OSError, match="No space left"):
+            read(large)
+        assert copies() == []
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

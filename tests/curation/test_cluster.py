@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,10 @@ def sources(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
             shutil.copytree(media / name, folder / name)
         return folder
     make_videos(folder)
+    pad = b"\0" * (9 << 20)  # so large that nodes keep it between stages
+    (folder / "large.mp4").write_bytes(
+        (folder / "zoom.mp4").read_bytes() + struct.pack(">I4s", 8 + len(pad), b"free") + pad
+    )
     try:
         media = request.getfixturevalue("media")
     except pytest.skip.Exception:

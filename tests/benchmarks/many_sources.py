@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -122,16 +123,19 @@ def print_growth(title: str, reports: dict[int, dict[str, Any]]) -> None:
     print(f"{'':<22}{heads}{f'x of {many / few:.1f}x':>12}{'ms each':>9}{f'at {MANY}':>12}{'wall':>9}  {heads} MB")
     for label, seconds in cpu.items():
         growth = f"{seconds[-1] / seconds[0]:.1f}" if seconds[0] > 0.2 else "-"
-        each = max(seconds[-1] - seconds[0], 0.0) / max(many - few, 1)
+        each = max(seconds[-1] - seconds[0], 0.0) / (many - few) if many > few else math.nan
         print(
             f"{label:<22}{''.join(f'{s:9.2f}' for s in seconds)}{growth:>12}{1000 * each:9.2f}"
             f"{clock(each * MANY):>12}{wall[label]:9.2f}  {''.join(f'{mb:9.0f}' for mb in peaks[label])}"
         )
-    slope_mb = (peaks["all"][-1] - peaks["all"][0]) / max(many - few, 1)
-    print(f"memory of the driver: {1000 * slope_mb:.1f} kB a source; at {MANY}: {slope_mb * MANY / 1000:.1f} GB")
+    if many > few:
+        slope_mb = (peaks["all"][-1] - peaks["all"][0]) / (many - few)
+        print(f"memory of the driver: {1000 * slope_mb:.1f} kB a source; at {MANY}: {slope_mb * MANY / 1000:.1f} GB")
 
 
 def clock(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "-"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
 
 

@@ -14,6 +14,32 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+class Conv3d(nn.Conv3d):
+    """Convolution with an odd kernel that keeps the size of a volume [N, C, D, H, W].
+
+    Volumes of one or two slices, as small models have, go through the 2D kernels with their slices as channels: the
+    same sums without the taps that see only padding. Forward and backward of a 7x7x7 kernel on [8, 74, 2, 16, 16] took
+    37 ms so and 154 ms in 3D on a CPU core.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        depth = x.shape[2]
+        if depth > 2:
+            return super().forward(x)
+        bias = self.bias.repeat_interleave(depth)
+        y = functional.conv2d(x.flatten(1, 2), self._flat_weight(depth), bias, padding=self.padding[1:])
+        return y.unflatten(1, (self.out_channels, depth))
+
+    def _flat_weight(self, depth: int) -> Tensor:
+        """[out * D, in * D, k, k]: output slice i sees input slice j through tap j - i."""
+        slices = torch.arange(depth, device=self.weight.device)
+        taps = slices - slices[:, None] + self.padding[0]
+        return self.weight[:, :, taps].permute(0, 2, 1, 3, 4, 5).flatten(2, 3).flatten(0, 1)
+
+
 class ConvNorm2d(nn.Module):
     """3x3 convolution, batch norm, ReLU (or leaky ReLU), then an optional halving by average pooling."""
 
@@ -36,7 +62,7 @@ class DownBlock3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.conv = Conv3d(in_channels, out_channels, 3)
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +74,7 @@ class UpBlock3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.conv = Conv3d(in_channels, out_channels, 3)
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +86,8 @@ class ResBlock3d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv1 = Conv3d(channels, channels, 3)
+        self.conv2 = Conv3d(channels, channels, 3)
         self.norm1 = nn.BatchNorm3d(channels)
         self.norm2 = nn.BatchNorm3d(channels)
 

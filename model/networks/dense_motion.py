@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.networks.blocks import DownBlock3d, UpBlock3d, without_autocast
+from model.networks.blocks import Conv3d, DownBlock3d, UpBlock3d, without_autocast
 
 KEYPOINT_VARIANCE = 0.01
 
@@ -49,7 +49,7 @@ class HourglassDecoder(nn.Module):
             skip = 0 if level == len(widths) - 1 else widths[level]
             self.up_blocks.append(UpBlock3d(widths[level] + skip, widths[level - 1] if level > 1 else out_channels))
         self.out_channels = out_channels + widths[0]
-        self.conv = nn.Conv3d(self.out_channels, self.out_channels, 3, padding=1)
+        self.conv = Conv3d(self.out_channels, self.out_channels, 3)
         self.norm = nn.BatchNorm3d(self.out_channels)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
@@ -84,7 +84,7 @@ class DenseMotion(nn.Module):
         num_motions = config.num_keypoints + 1  # the first is the still background
         self.hourglass = Hourglass(num_motions * (config.compressed_channels + 1), config)
         channels = self.hourglass.out_channels
-        self.mask = nn.Conv3d(channels, num_motions, 7, padding=3)
+        self.mask = Conv3d(channels, num_motions, 7)
         self.compress = nn.Conv3d(config.volume_channels, config.compressed_channels, 1)
         self.norm = nn.BatchNorm3d(config.compressed_channels)
         self.occlusion = nn.Conv2d(channels * config.volume_depth, 1, 7, padding=3)

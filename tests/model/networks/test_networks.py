@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.inference import InferenceEngine
 from model.keypoints import Motion
 from model.networks import LivePortrait
+from model.networks.blocks import Conv3d
 
 REFERENCE_NAMES = {
     "appearance": "appearance_feature_extractor",
@@ -184,3 +185,18 @@ def test_spectral_norm_learns_the_largest_singular_value() -> None:
     for _ in range(200):
         conv(torch.rand(1, conv.weight_orig.shape[1], 4, 4))
     assert torch.linalg.matrix_norm(conv.normalized_weight().flatten(1), ord=2).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_convolution_of_shallow_volumes_is_the_3d_one(depth: int, kernel_size: int) -> None:
+    torch.manual_seed(0)
+    conv = Conv3d(3, 5, kernel_size)
+    x = torch.randn(2, 3, depth, 6, 8, requires_grad=True)
+    plain = torch.nn.functional.conv3d(x, conv.weight, conv.bias, padding=kernel_size // 2)
+    weights = torch.randn_like(plain)
+    expected = torch.autograd.grad((plain * weights).sum(), [x, conv.weight, conv.bias])
+    found = conv(x)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+    gradients = torch.autograd.grad((found * weights).sum(), [x, conv.weight, conv.bias])
+    torch.testing.assert_close(gradients, expected, atol=1e-4, rtol=1e-5)

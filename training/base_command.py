@@ -56,9 +56,11 @@ class Base(RunOptions):
         begun = CheckpointFolder(self.output, keep_last=1, writes=False).newest_name() is not None
         if portrait is not None and not begun:
             batch_size = min(8, recipe.batch_size)
-            loader = make_loader(self.data, config=recipe.data, batch_size=batch_size, seed=recipe.seed)
-            batches = itertools.islice(loader, -(-INIT_FRAMES // batch_size))
             image_size = recipe.model.image_size
+            loader = make_loader(
+                self.data, config=recipe.data, batch_size=batch_size, seed=recipe.seed, side_px=2 * image_size
+            )
+            batches = itertools.islice(loader, -(-INIT_FRAMES // batch_size))
             for note in stage.learn_conventions(
                 prepare(batch.to(process.device), image_size=image_size) for batch in batches
             ):

@@ -95,6 +95,7 @@ def train(
         seed=recipe.seed,
         position=state.images,
         cross_identity=stage.cross_identity,
+        side_px=2 * recipe.model.image_size,
     )
     interrupted = False
     with stop_request() as request, reporter:
@@ -164,6 +165,12 @@ def look(
 def due(every_images: int, images: int, batch_size: int) -> bool:
     """Whether a multiple of `every_images` lies within the step that ended after `images`."""
     return images == 0 or images // every_images > (images - batch_size) // every_images
+
+
+def make_adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    """Adam of all parameters of a module; the schedule multiplies `learning_rate`."""
+    group = {"params": [*module.parameters()], "lr": learning_rate, "initial_lr": learning_rate}
+    return torch.optim.Adam([group], betas=betas, fused=True)
 
 
 def take_step(optimizer: Optimizer, max_norm: float) -> Tensor:

@@ -78,6 +78,7 @@ def held_out_batches(
             seed=recipe.seed,
             split=split,
             cross_identity=stage.cross_identity,
+            side_px=2 * recipe.model.image_size,
         )
     except ValueError as error:
         _log.warning(

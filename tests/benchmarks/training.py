@@ -88,7 +88,9 @@ class Parts:
 def measure(options: Options, recipe: BaseRecipe, process: Process) -> None:
     """Lines of one batch size."""
     stage = BaseStage(recipe, process, allow_random_features=options.allow_random_features)
-    loader = make_loader(options.data, config=recipe.data, batch_size=recipe.batch_size, seed=0)
+    loader = make_loader(
+        options.data, config=recipe.data, batch_size=recipe.batch_size, seed=0, side_px=2 * recipe.model.image_size
+    )
     batches = iter(loader)
     past_warmup = recipe.losses.discriminator_warmup_images  # so that all losses count
     state = RunState(images=past_warmup)

@@ -25,9 +25,11 @@ from manifests.store import read_parquet
 from training.data.storage import DatasetStorage
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1  # of the mapped file; raise it when its columns change
+_FORMAT = 2  # of the mapped file; raise it when its columns change
 _PLACES = ("frame_offsets", "frame_sizes", "label_offsets", "label_sizes")
 _COLUMNS = ("clip_id", "kind", "crop_fps", "num_repeats", "num_corrupt", "identity_id", "weight", "shard", *_PLACES)
+MOTION = ("pitch_deg", "yaw_deg", "roll_deg", "eye_openness_right", "eye_openness_left", "lip_openness")
+"""Columns of a frame that tell what moves between two frames."""
 _FILES_AT_ONCE = 256
 
 OnDamage = Literal["skip", "fail"]
@@ -77,7 +79,7 @@ class ClipIndex:
         """int [N + 1]: where a clip's frames begin in the columns of frames."""
         self._places = {name: column[name].values.to_numpy() for name in _PLACES}
         self._unfit = column["unfit"].values.to_numpy()
-        self._pose = column["pose"].values.to_numpy().reshape(-1, 3)
+        self._motion = column["motion"].values.to_numpy().reshape(-1, len(MOTION))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipIndex, (self.path,)
@@ -98,9 +100,9 @@ class ClipIndex:
         """bool [T]: frames that repeat the one before or that the decoder repaired."""
         return self._unfit[self.first[clip] : self.first[clip + 1]].view(bool)
 
-    def pose(self, clip: int) -> np.ndarray:
-        """float16 [T, 3]: pitch, yaw, roll in degrees, NaN where unknown; [0, 3] in an index made without poses."""
-        return self._pose[self.first[clip] : self.first[clip + 1]]
+    def motion(self, clip: int) -> np.ndarray:
+        """float16 [T, 6]: the numbers of MOTION, NaN where unknown; [0, 6] in an index made without them."""
+        return self._motion[self.first[clip] : self.first[clip + 1]]
 
     def place(self, clip: int, frame: int) -> FramePlace:
         at = int(self.first[clip]) + frame
@@ -116,10 +118,10 @@ class ClipIndex:
         return np.maximum(*ends)
 
 
-def open_index(storage: DatasetStorage, split: str, *, with_pose: bool = False, folder: str = "") -> ClipIndex:
+def open_index(storage: DatasetStorage, split: str, *, with_motion: bool = False, folder: str = "") -> ClipIndex:
     """The kept clips of a split, from the mapped file if the manifests are those that it was made of.
 
-    with_pose: include the pose of every frame (12 percent more memory).
+    with_motion: include pose and openness of every frame (24 percent more memory).
     folder: for the mapped files; by default one in the machine's folder for temporary files. Other processes that want
     the same wait for the one that makes it. Raises ValueError where there is no data set or no clip.
     """
@@ -129,13 +131,13 @@ def open_index(storage: DatasetStorage, split: str, *, with_pose: bool = False, 
             f"no data set at {storage.root}: no Parquet files in its manifests/clips. Make one with "
             f"`python -m curation run VIDEOS --output {storage.root}`"
         )
-    key = hashlib.sha256(json.dumps([_FORMAT, storage.root, split, with_pose, marks]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([_FORMAT, storage.root, split, with_motion, marks]).encode()).hexdigest()[:24]
     place = Path(folder).expanduser() if folder else Path(tempfile.gettempdir()) / f"portrait-clips-{getpass.getuser()}"
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = place / f"{key}.arrow"
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            _write_index(path, _make_table(storage, split, with_pose))
+            _write_index(path, _make_table(storage, split, with_motion))
     index = ClipIndex(path)
     if not index.has_weights:
         _log.warning("%s: the manifests hold no sampling weights; every clip of %s is drawn alike", storage.root, split)
@@ -157,7 +159,7 @@ def _write_index(path: Path, table: pa.Table) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _make_table(storage: DatasetStorage, split: str, with_pose: bool) -> pa.Table:
+def _make_table(storage: DatasetStorage, split: str, with_motion: bool) -> pa.Table:
     with storage.table_files("clips") as files:
         clips = read_parquet(files, "clips", [*_COLUMNS, "split", "decision"])
     splits = pc.value_counts(clips["split"].drop_null()).to_pylist()
@@ -174,7 +176,7 @@ def _make_table(storage: DatasetStorage, split: str, with_pose: bool) -> pa.Tabl
     clips = clips.sort_by([("shard", "ascending"), ("first_offset", "ascending")]).combine_chunks()
     shard = clips["shard"].combine_chunks().dictionary_encode()
     lengths = pc.list_value_length(clips["frame_offsets"]).to_numpy()
-    unfit, pose = _frame_columns(storage, clips, lengths, with_pose)
+    unfit, motion = _frame_columns(storage, clips, lengths, with_motion)
     identity_id = pc.coalesce(clips["identity_id"], clips["clip_id"]).combine_chunks()
     weight = clips["weight"].combine_chunks()
     has_weights = weight.null_count < len(weight)
@@ -188,7 +190,9 @@ def _make_table(storage: DatasetStorage, split: str, with_pose: bool) -> pa.Tabl
         "has_weights": has_weights,
     }
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    pose_offsets = offsets.to_numpy().astype(np.int64) * 3 if with_pose else np.zeros(len(clips) + 1, np.int64)
+    motion_offsets = (
+        offsets.to_numpy().astype(np.int64) * len(MOTION) if with_motion else np.zeros(len(clips) + 1, np.int64)
+    )
     columns = {
         "clip_id": clips["clip_id"],
         "identity_id": identity_id,
@@ -199,29 +203,29 @@ def _make_table(storage: DatasetStorage, split: str, with_pose: bool) -> pa.Tabl
         "shard": shard.indices,
         **{name: clips[name] for name in _PLACES},
         "unfit": pa.ListArray.from_arrays(offsets, pa.array(unfit)),
-        "pose": pa.LargeListArray.from_arrays(pa.array(pose_offsets, pa.int64()), pa.array(pose)),
+        "motion": pa.LargeListArray.from_arrays(pa.array(motion_offsets, pa.int64()), pa.array(motion)),
     }
     return pa.table(columns).replace_schema_metadata({"header": json.dumps(header)})
 
 
 def _frame_columns(
-    storage: DatasetStorage, clips: pa.Table, lengths: np.ndarray, with_pose: bool
+    storage: DatasetStorage, clips: pa.Table, lengths: np.ndarray, with_motion: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [F] of unfit frames and float16 [3 F] of poses (empty without), in the order of the clips' frames."""
+    """uint8 [F] of unfit frames and float16 [6 F] of motion (empty without), in the order of the clips' frames."""
     first = np.concatenate([[0], np.cumsum(lengths)])
     unfit = np.zeros(first[-1], np.uint8)
-    pose = np.full((first[-1] if with_pose else 0, 3), np.nan, np.float16)
+    motion = np.full((first[-1] if with_motion else 0, len(MOTION)), np.nan, np.float16)
     damaged = pc.add(pc.fill_null(clips["num_repeats"], 0), pc.fill_null(clips["num_corrupt"], 0))
-    if not with_pose and not pc.any(pc.greater(damaged, 0)).as_py():
-        return unfit, pose.reshape(-1)
-    angles = ["pitch_deg", "yaw_deg", "roll_deg"] if with_pose else []
+    if not with_motion and not pc.any(pc.greater(damaged, 0)).as_py():
+        return unfit, motion.reshape(-1)
+    numbers = MOTION if with_motion else ()
     ids = clips["clip_id"].combine_chunks()
     with storage.table_files("frames") as files:
         for start in range(0, len(files), _FILES_AT_ONCE):
-            columns = ["clip_id", "frame", "is_repeat", "is_corrupt", *angles]
+            columns = ["clip_id", "frame", "is_repeat", "is_corrupt", *numbers]
             rows = read_parquet(files[start : start + _FILES_AT_ONCE], "frames", columns)
             is_unfit = pc.fill_null(pc.or_kleene(rows["is_repeat"], rows["is_corrupt"]), False)
-            if not with_pose:
+            if not with_motion:
                 rows, is_unfit = rows.filter(is_unfit), is_unfit.filter(is_unfit)
             names = rows["clip_id"].combine_chunks().dictionary_encode()
             clip = pc.index_in(names.dictionary, ids).take(names.indices)  # NULL: not a clip of this split
@@ -230,9 +234,9 @@ def _frame_columns(
             inside = (clip >= 0) & (frame < lengths[clip])
             at = first[clip[inside]] + frame[inside]
             unfit[at] = is_unfit.to_numpy()[inside]
-            for axis, name in enumerate(angles):
-                pose[at, axis] = rows[name].to_numpy()[inside]
-    return unfit, pose.reshape(-1)
+            for axis, name in enumerate(numbers):
+                motion[at, axis] = rows[name].to_numpy()[inside]
+    return unfit, motion.reshape(-1)
 
 
 def damaged_clips(storage: DatasetStorage, index: ClipIndex, *, on_damage: OnDamage) -> np.ndarray:

@@ -39,8 +39,8 @@ class DataConfig:
     """How worker processes start. `fork` is quick, but not safe once CUDA, gloo or S3 threads run."""
     min_gap_s: float = 0.4
     """Least time between the two frames; of a clip that is shorter, the two that are farthest apart."""
-    pose_candidates: int = 1
-    """Driving frames to draw, of which the one that turns the head farthest from the source's pose is taken."""
+    driving_candidates: int = 1
+    """Driving frames to draw, of which the one that differs most from the source in pose, eyes and lips is taken."""
     still_share: float | None = None
     """Part of the samples that are stills; None: as their weights say."""
     held_out_share: float = 0.0
@@ -59,7 +59,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.reader not in ("pread", "webdataset"):
             raise ValueError(f"reader is {self.reader!r}, expected 'pread' or 'webdataset'")
-        for name, least in (("num_workers", 0), ("prefetch_batches", 1), ("pose_candidates", 1), ("shuffle_buffer", 1)):
+        for name, least in (
+            ("num_workers", 0),
+            ("prefetch_batches", 1),
+            ("driving_candidates", 1),
+            ("shuffle_buffer", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if self.min_gap_s < 0 or self.stream_pairs_per_clip <= 0:
@@ -72,7 +77,7 @@ class DataConfig:
         """The part that chooses pairs."""
         return PairOptions(
             min_gap_s=self.min_gap_s,
-            pose_candidates=self.pose_candidates,
+            driving_candidates=self.driving_candidates,
             still_share=self.still_share,
             held_out_share=self.held_out_share,
         )
@@ -131,6 +136,7 @@ def make_loader(
     position: int = 0,
     split: str = "train",
     cross_identity: bool = False,
+    side_px: int = 0,
 ) -> BatchLoader:
     """Batches of rank `rank`. Step n takes the global indices position + n * W * B + rank * B, and B - 1 more.
 
@@ -138,6 +144,8 @@ def make_loader(
     batch_size: B, pairs of this rank. position: pairs that all ranks have consumed, as `Batch.position` says; the
     number of ranks and workers may differ from the run before (`webdataset`: see streaming.py).
     cross_identity: the driving frame shows another person.
+    side_px: as large as pictures are needed; the JPEG decoder makes larger ones half as large, up to three times, for
+    less than it costs to decode them whole. Landmarks follow. 0: as stored.
     Raises ValueError for a data set that is missing, empty or, with `on_damage="fail"`, damaged.
     """
     assert 0 <= rank < world_size
@@ -146,19 +154,19 @@ def make_loader(
     storage = DatasetStorage(dataset)
     held_out = split == HELD_OUT
     index = open_index(
-        storage, "train" if held_out else split, with_pose=config.pose_candidates > 1, folder=config.index_folder
+        storage, "train" if held_out else split, with_motion=config.driving_candidates > 1, folder=config.index_folder
     )
     damaged = damaged_clips(storage, index, on_damage=config.on_damage)
     order = PairOrder(index, config.pairs, seed=seed, cross_identity=cross_identity, held_out=held_out)
+    stored_px = _picture_side(storage, index, damaged)
+    halvings = next((n for n in (3, 2, 1) if side_px and stored_px % 2**n == 0 and stored_px >> n >= side_px), 0)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "rank": rank,
         "world_size": world_size,
         "start": position,
         "on_damage": config.on_damage,
-        "memory": PictureMemory(
-            batch_size, _picture_side(storage, index, damaged), prefetch_batches=config.prefetch_batches
-        ),
+        "memory": PictureMemory(batch_size, stored_px, prefetch_batches=config.prefetch_batches, halvings=halvings),
     }
     if config.reader == "webdataset" and split == "train":
         reader = StreamReader(

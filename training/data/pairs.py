@@ -23,6 +23,8 @@ from training.data.draws import draw_below, draw_uniform, shuffled
 _log = logging.getLogger(__name__)
 _ORDER, _PHASE, _FRAMES, _OTHER, _REPLACEMENT = 11, 12, 13, 14, 15  # purposes of draws
 _MAX_DRAWS_OF_OTHER = 64
+_TYPICAL_MOTION = np.array([10.0, 10.0, 10.0, 0.1, 0.1, 0.15], np.float32)
+"""Of the numbers of MOTION (degrees, openness): what a talking head does within seconds. A blink counts as a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class PairOptions:
 
     min_gap_s: float = 0.4
     """Least time between the frames; of a clip that is shorter, the two that are farthest apart."""
-    pose_candidates: int = 1
-    """Driving frames to draw, of which the one that turns the head farthest from the source's pose is taken."""
+    driving_candidates: int = 1
+    """Driving frames to draw, of which the one that differs most from the source in pose, eyes and lips is taken."""
     still_share: float | None = None
     """Part of the samples that are stills; None: as their weights say."""
     held_out_share: float = 0.0
@@ -64,7 +66,7 @@ class FramePairs:
 
     def choose(self, clip: int, *keys: int) -> tuple[int, int]:
         """Source and driving frame, by `keys`: the source uniform among frames that have a partner far enough away,
-        the driving frame uniform among these partners (or the most turned of several)."""
+        the driving frame uniform among these partners (or the most moved of several)."""
         sources, drivers = self._fit_frames(clip)
         distance = int(max(drivers[-1] - sources[0], sources[-1] - drivers[0]))
         gap = max(1, math.ceil(self._options.min_gap_s * float(self._index.fps[clip]) - 1e-6))
@@ -82,8 +84,8 @@ class FramePairs:
             return int(drivers[place if place < num_before[at] else place - num_before[at] + first_after[at]])
 
         source = int(sources[at])
-        candidates = [partner(number) for number in range(self._options.pose_candidates)]
-        return source, candidates[0] if len(candidates) == 1 else self._most_turned(clip, source, candidates)
+        candidates = [partner(number) for number in range(self._options.driving_candidates)]
+        return source, candidates[0] if len(candidates) == 1 else self._most_moved(clip, source, candidates)
 
     def choose_one(self, clip: int, *keys: int) -> int:
         """One driving frame, uniform."""
@@ -97,10 +99,10 @@ class FramePairs:
         before = _fit(unfit[:start])
         return before, start + _fit(unfit[start:]) if self._held_out else before
 
-    def _most_turned(self, clip: int, source: int, candidates: list[int]) -> int:
-        pose = self._index.pose(clip).astype(np.float32)
-        turn = np.linalg.norm(np.nan_to_num(pose[candidates] - pose[source], nan=0.0), axis=1)
-        return candidates[int(turn.argmax())]
+    def _most_moved(self, clip: int, source: int, candidates: list[int]) -> int:
+        motion = self._index.motion(clip).astype(np.float32)
+        moved = np.nan_to_num((motion[candidates] - motion[source]) / _TYPICAL_MOTION, nan=0.0)
+        return candidates[int(np.linalg.norm(moved, axis=1).argmax())]
 
 
 def _fit(unfit: np.ndarray) -> np.ndarray:

@@ -88,31 +88,39 @@ class PictureMemory:
     is overwritten too early.
     """
 
-    def __init__(self, batch_size: int, side_px: int, *, prefetch_batches: int) -> None:
-        self._batch_size, self._side_px = batch_size, side_px
+    def __init__(self, batch_size: int, side_px: int, *, prefetch_batches: int, halvings: int = 0) -> None:
+        """side_px: of the stored pictures. halvings: how often they are made half as large while they are decoded."""
+        self._batch_size, self._side_px, self._halvings = batch_size, side_px, halvings
         self._num_slots = prefetch_batches + 2
         self._slots: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._number = 0
 
     def sides(self) -> tuple[FrameBuffer, FrameBuffer]:
         """Buffers of the source and the driving frames of the next batch."""
-        size = self._batch_size, self._side_px
         if get_worker_info() is None:
-            return FrameBuffer(*size), FrameBuffer(*size)
+            return self._buffer(), self._buffer()
         if len(self._slots) < self._num_slots:
-            source, driving = (torch.empty(size[0], size[1], size[1], 3, dtype=torch.uint8) for _ in range(2))
-            self._slots.append((source.share_memory_(), driving.share_memory_()))
+            source, driving = (self._buffer().images.share_memory_() for _ in range(2))
+            self._slots.append((source, driving))
         source, driving = self._slots[self._number % self._num_slots]
         self._number += 1
-        return FrameBuffer(*size, source), FrameBuffer(*size, driving)
+        return self._buffer(source), self._buffer(driving)
+
+    def _buffer(self, images: torch.Tensor | None = None) -> FrameBuffer:
+        return FrameBuffer(self._batch_size, self._side_px, images, halvings=self._halvings)
 
 
 class FrameBuffer:
     """The arrays of one side of a batch while it is filled."""
 
-    def __init__(self, batch_size: int, side_px: int, images: torch.Tensor | None = None) -> None:
-        """images: uint8 [B, side, side, 3], to be overwritten; None: new memory."""
-        self.images = torch.empty((batch_size, side_px, side_px, 3), dtype=torch.uint8) if images is None else images
+    def __init__(self, batch_size: int, side_px: int, images: torch.Tensor | None = None, *, halvings: int = 0) -> None:
+        """side_px: of the stored pictures, which the JPEG decoder makes half as large `halvings` times.
+
+        images: uint8 [B, side, side, 3] of the halved size, to be overwritten; None: new memory.
+        """
+        self._stored_px, self._scale = side_px, 0.5**halvings
+        side = side_px >> halvings
+        self.images = torch.empty((batch_size, side, side, 3), dtype=torch.uint8) if images is None else images
         self._pixels = self.images.numpy()
         self._labels = np.full((batch_size, 136 + 3 + 2 + 1), np.nan, np.float32)
         self._names = [("", 0, "")] * batch_size
@@ -120,13 +128,16 @@ class FrameBuffer:
     def fill(self, row: int, raw: RawFrame) -> None:
         """Check and decode one frame into `row`. Raises DamagedSampleError."""
         label = read_label(raw)
+        if self._scale < 1:
+            label[:136] = (label[:136] + 0.5) * self._scale - 0.5  # pixel centres are at integers
         self._labels[row] = label
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(raw.jpeg)
-            if (height, width) != self._pixels.shape[1:3]:
-                side = self._pixels.shape[1]
-                raise DamagedSampleError(f"{raw.name}: the picture is {width} x {height}, expected {side} x {side}")
-            simplejpeg.decode_jpeg(raw.jpeg, "RGB", buffer=self._pixels[row])
+            if not height == width == self._stored_px:
+                expected = f"{self._stored_px} x {self._stored_px}"
+                raise DamagedSampleError(f"{raw.name}: the picture is {width} x {height}, expected {expected}")
+            side = self._pixels.shape[1]
+            simplejpeg.decode_jpeg(raw.jpeg, "RGB", min_height=side, min_width=side, buffer=self._pixels[row])
         except ValueError as error:
             raise DamagedSampleError(f"{raw.name}: the JPEG does not decode: {error}") from error
         self._names[row] = (raw.clip_id, raw.frame, raw.identity_id)

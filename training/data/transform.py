@@ -55,6 +55,15 @@ class RandomTransform:
             weights=spline_sigma * normal(num_control**2, 2),
         )
 
+    @classmethod
+    def sample_rows(cls, num: int, *, rank: int, world_size: int, generator: torch.Generator) -> RandomTransform:
+        """The `num` transforms of one rank, out of those that one rank with the joined batch of all would draw."""
+        drawn = cls.sample(num * world_size, generator=generator)
+        rows = slice(rank * num, (rank + 1) * num)
+        return cls(
+            matrix=drawn.matrix[rows], shift=drawn.shift[rows], control=drawn.control, weights=drawn.weights[rows]
+        )
+
     def warp_points(self, points: Tensor) -> Tensor:
         """Places in the warped picture to places in the original. points: [B, K, 2]; returns float32 [B, K, 2].
 

@@ -14,6 +14,7 @@ from curation.samples import SampleWriter, encode_label, sample_key
 from manifests.schema import make_table
 from manifests.store import Dataset, write_parquet
 from training.data import DataConfig
+from training.data.clips import MOTION
 
 SIDE_PX = 64
 NUM_VIDEOS, NUM_STILLS = 12, 6
@@ -28,7 +29,9 @@ def picture_of(clip: int, frame: int) -> np.ndarray:
     return picture
 
 
-def _write_dataset(folder: Path, *, prefix: str = "c", weights: list[float] | None = None) -> Path:
+def _write_dataset(
+    folder: Path, *, prefix: str = "c", weights: list[float] | None = None, blink_frame: int | None = None
+) -> Path:
     """12 videos of 10 to 32 frames and 6 stills in 3 shards; two clips a person; clip 0 repeats frame 3 twice."""
     (folder / "shards").mkdir(parents=True)
     clips, frames, shards = [], [], []
@@ -38,7 +41,7 @@ def _write_dataset(folder: Path, *, prefix: str = "c", weights: list[float] | No
             writer = SampleWriter(file)
             numbers = range(start, start + CLIPS_A_SHARD)
             for number in numbers:
-                clips.append(_add_clip(writer, number, f"{prefix}{number:02d}_0", shard, frames))
+                clips.append(_add_clip(writer, number, f"{prefix}{number:02d}_0", shard, frames, blink_frame))
                 if weights is not None:
                     clips[-1]["weight"] = weights[number]
             num = sum(clip["num_frames"] for clip in clips[-CLIPS_A_SHARD:])
@@ -49,7 +52,9 @@ def _write_dataset(folder: Path, *, prefix: str = "c", weights: list[float] | No
     return folder
 
 
-def _add_clip(writer: SampleWriter, number: int, clip_id: str, shard: str, rows: list[dict]) -> dict[str, Any]:
+def _add_clip(
+    writer: SampleWriter, number: int, clip_id: str, shard: str, rows: list[dict], blink_frame: int | None
+) -> dict[str, Any]:
     is_still = number % 3 == 2
     num_frames = 1 if is_still else 10 + 2 * (number % 12)
     clip: dict[str, Any] = {
@@ -76,8 +81,8 @@ def _add_clip(writer: SampleWriter, number: int, clip_id: str, shard: str, rows:
             "pitch_deg": 1.0 * frame,
             "yaw_deg": 2.0 * frame,
             "roll_deg": None if number == 1 else -1.0 * frame,
-            "eye_openness_right": 0.25,
-            "eye_openness_left": 0.5,
+            "eye_openness_right": 0.0 if frame == blink_frame else 0.25,
+            "eye_openness_left": 0.0 if frame == blink_frame else 0.5,
             "lip_openness": 0.125,
         }
         jpeg = simplejpeg.encode_jpeg(picture_of(number, frame), quality=95, colorspace="RGB")
@@ -86,9 +91,9 @@ def _add_clip(writer: SampleWriter, number: int, clip_id: str, shard: str, rows:
         for kind, name, data in members:
             clip[f"{kind}_offsets"].append(writer.add(name, data))
             clip[f"{kind}_sizes"].append(len(data))
-        angles = {name: label[name] for name in ("pitch_deg", "yaw_deg", "roll_deg")}
+        motion = {name: label[name] for name in MOTION}
         is_repeat = number == 0 and frame in (4, 5)
-        rows.append({"clip_id": clip_id, "frame": frame, "is_repeat": is_repeat, "is_corrupt": False} | angles)
+        rows.append({"clip_id": clip_id, "frame": frame, "is_repeat": is_repeat, "is_corrupt": False} | motion)
     return clip
 
 

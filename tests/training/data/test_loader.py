@@ -170,6 +170,20 @@ def test_real_videos_and_stills_mix(media_dataset: Path, index_folder):
 
 
 @pytest.mark.parametrize("reader", ["pread", "webdataset"])
+@pytest.mark.parametrize(("side_px", "expected_px"), [(64, 64), (33, 64), (32, 32), (20, 32), (8, 8), (4, 8)])
+def test_pictures_are_halved_while_they_are_decoded(coded_dataset, config, reader, side_px: int, expected_px: int):
+    options = {"config": config(reader=reader), "batch_size": 4, "seed": 1}
+    whole = take(make_loader(str(coded_dataset), **options), 1)[0]
+    small = take(make_loader(str(coded_dataset), side_px=side_px, **options), 1)[0]
+    factor = 64 // expected_px
+    averaged = torch.nn.functional.avg_pool2d(whole.driving.images.float(), factor)
+    assert small.driving.images.shape[-1] == expected_px
+    assert (small.driving.images.float() - averaged).abs().max() <= 4
+    # Both sides of a picture's border stay where they are: -0.5 and side - 0.5.
+    torch.testing.assert_close((small.source.landmarks + 0.5) * factor, whole.source.landmarks + 0.5)
+
+
+@pytest.mark.parametrize("reader", ["pread", "webdataset"])
 def test_batches_that_are_kept_are_not_overwritten_by_workers(coded_dataset, config, assert_pictures_match, reader):
     loader = iter(
         make_loader(

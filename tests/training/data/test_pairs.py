@@ -114,14 +114,27 @@ def test_stills_pair_a_picture_with_itself(index):
     assert pair.source_clip == pair.driving_clip
 
 
-def test_more_candidates_turn_the_head_farther(coded_dataset, index_folder):
-    posed = open_index(DatasetStorage(coded_dataset), "train", with_pose=True, folder=index_folder)
-    turns = []
+def test_more_candidates_move_farther(coded_dataset, index_folder):
+    index = open_index(DatasetStorage(coded_dataset), "train", with_motion=True, folder=index_folder)
+    moves = []
     for candidates in (1, 4):
-        order = PairOrder(posed, PairOptions(still_share=0.0, min_gap_s=0.04, pose_candidates=candidates), seed=1)
+        order = PairOrder(index, PairOptions(still_share=0.0, min_gap_s=0.04, driving_candidates=candidates), seed=1)
         pairs = [order.pair(g) for g in range(400)]
-        turns.append(np.mean([abs(p.source_frame - p.driving_frame) for p in pairs]))  # the pose follows the frame
-    assert turns[1] > 1.3 * turns[0]
+        moves.append(np.mean([abs(p.source_frame - p.driving_frame) for p in pairs]))  # the pose follows the frame
+    assert moves[1] > 1.3 * moves[0]
+
+
+def test_a_blink_is_found_among_candidates(write_dataset, tmp_path, index_folder):
+    """One frame of each clip has its eyes closed, and heads turn by 2 degrees a frame."""
+    folder = write_dataset(tmp_path / "blinks", blink_frame=3)
+    index = open_index(DatasetStorage(folder), "train", with_motion=True, folder=index_folder)
+    assert index.motion(0)[3].tolist() == [3.0, 6.0, -3.0, 0.0, 0.0, 0.125]
+    shares = []
+    for candidates in (1, 6):
+        order = PairOrder(index, PairOptions(still_share=0.0, min_gap_s=0.04, driving_candidates=candidates), seed=1)
+        pairs = [order.pair(g) for g in range(600)]
+        shares.append(np.mean([p.driving_frame == 3 for p in pairs if 0 < abs(p.source_frame - 3) <= 6]))
+    assert shares[1] > 1.5 * shares[0]
 
 
 def test_cross_identity_pairs_show_two_persons(index):

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import tyro
 
 COMMANDS = {
+    "motion": ("training.motion_command", "Motion", "Train M alone on labels: a start for `base --init`."),
     "base": ("training.base_command", "Base", "Train F, M, W and G from scratch, or from given weights."),
     "landmarks": ("training.correction_commands", "Landmarks", "Train the landmark network that retargeting needs."),
     "stitching": ("training.correction_commands", "Stitching", "Train S on a finished base model."),

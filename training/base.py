@@ -11,12 +11,19 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from model.networks import LivePortrait
-from training.base_losses import BaseCriterion, BaseLosses, Conventions, DiscriminatorOptions
+from training.base_losses import (
+    BaseCriterion,
+    BaseLosses,
+    Conventions,
+    DiscriminatorOptions,
+    motion_terms,
+    weighted_sum,
+)
 from training.base_model import BaseModel, Reenacted, apply_compute_options, use_channels_last
 from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process, synchronise_batch_norm
 from training.ema import Ema
-from training.loop import Progress, Stage, take_step
+from training.loop import Progress, Stage, make_adam, take_step
 from training.losses import GradientBalancer, cascade, discriminator_losses
 from training.networks.discriminator import CascadedDiscriminator
 from training.recipe import Recipe
@@ -69,7 +76,7 @@ class BaseStage(Stage):
             self.ema = Ema(self.model.networks(), half_life_images=recipe.optimizer.ema_half_life_images)
         synchronise_batch_norm(self.model, process)
         apply_compute_options(self.model, recipe.compute)
-        self.optimizers = {"networks": self._adam(self.model, recipe.optimizer.learning_rate)}
+        self.optimizers = {"networks": make_adam(self.model, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self.replicated = process.replicate(self.model)
         self._make_discriminators()
         self.balancer = None
@@ -94,20 +101,16 @@ class BaseStage(Stage):
         if self.recipe.compute.channels_last:
             use_channels_last(bare)
         self.modules["discriminators"] = bare
-        self.optimizers["discriminators"] = self._adam(bare, self.recipe.optimizer.discriminator_learning_rate)
-        self.discriminators = self.process.replicate(bare)
-
-    def _adam(self, module: nn.Module, learning_rate: float) -> torch.optim.Adam:
-        optimizer = torch.optim.Adam(
-            module.parameters(), lr=learning_rate, betas=self.recipe.optimizer.betas, fused=True
+        self.optimizers["discriminators"] = make_adam(
+            bare, self.recipe.optimizer.discriminator_learning_rate, self.recipe.optimizer.betas
         )
-        for group in optimizer.param_groups:
-            group["initial_lr"] = learning_rate
-        return optimizer
+        self.discriminators = self.process.replicate(bare)
 
     def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
         """The discriminators first, on the picture just made; then the networks, judged by the new discriminators."""
-        transform = self._draw_transform(len(batch), generator)
+        transform = RandomTransform.sample_rows(
+            len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
+        )
         made = self.replicated(
             self._input(batch.source.image),
             self._input(batch.driving.image),
@@ -120,7 +123,7 @@ class BaseStage(Stage):
         if self.discriminators is not None:
             told |= self._step_discriminators(real, fake)
         terms = self._terms(made, batch, transform, real, fake, progress)
-        total = self.criterion.total(terms)
+        total = weighted_sum(self.recipe.losses, terms)
         self._backward(terms, total, made.image)
         told["gradient_norm/networks"] = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
         return {"loss": total, **terms, **told}
@@ -139,7 +142,7 @@ class BaseStage(Stage):
             terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
             if self.discriminators is not None and progress.images >= self.recipe.losses.discriminator_warmup_images:
                 terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
-        return terms | self.criterion.motion_terms(made, batch, transform, self.conventions)
+        return terms | motion_terms(self.recipe.losses, made, batch, transform, self.conventions)
 
     def _step_discriminators(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:
         with self._autocast():
@@ -157,21 +160,13 @@ class BaseStage(Stage):
         others = {name: term for name, term in terms.items() if name not in PICTURE_TERMS}
         gradient, _ = self.balancer.gradient(on_picture, image)
         if others:
-            torch.autograd.backward([image, self.criterion.total(others)], [gradient, None])
+            torch.autograd.backward([image, weighted_sum(self.recipe.losses, others)], [gradient, None])
         else:
             image.backward(gradient)
 
     def _bare_discriminators(self) -> nn.Module:
         wrapped = self.discriminators
         return wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
-
-    def _draw_transform(self, num: int, generator: torch.Generator) -> RandomTransform:
-        """Drawn for the pairs of all ranks, so that the joined batch of one rank gets the same."""
-        drawn = RandomTransform.sample(num * self.process.world_size, generator=generator)
-        rows = slice(self.process.rank * num, (self.process.rank + 1) * num)
-        return RandomTransform(
-            matrix=drawn.matrix[rows], shift=drawn.shift[rows], control=drawn.control, weights=drawn.weights[rows]
-        )
 
     def _input(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.compute.channels_last else image

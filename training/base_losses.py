@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifests.recipes import require_positive
-from training.base_model import Reenacted
+from training.base_model import PairMotion
 from training.data import PreparedBatch, RandomTransform
 from training.losses import (
     RELEASED_SLOTS,
@@ -30,7 +30,26 @@ Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BaseLosses:
+class MotionLosses:
+    """Weights of the terms on key points and angles, each with the reduction that it multiplies; 0: left out."""
+
+    equivariance: float = 20.0
+    """Mean over key points and both axes, in units where the picture's side is 2."""
+    keypoint_prior: float = 10.0
+    """Sum over ordered pairs, plus the mean depth's distance from 0.33; of x_d."""
+    head_pose: float = 20.0
+    """Degrees, sum of the three angles, mean of the source and the driving frame."""
+    deformation_prior: float = 315.0
+    """Mean over key points and axes of the driving frame."""
+    guidance: float = 5.0
+    """Wing of ten key points against landmarks, mean over points of the sum over x and y; our choice."""
+
+    pose_signs: Literal["auto", "labels"] = "auto"
+    """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseLosses(MotionLosses):
     """Weights of the loss terms, each with the reduction that it multiplies. 0 leaves a term out.
 
     The paper publishes none. The start is face-vid2vid's, restated for our reductions: its 5 for the deformation is
@@ -43,18 +62,8 @@ class BaseLosses:
     """Mean over patches, sum of the three discriminators."""
     feature_matching: float = 10.0
     """Sum over layers of mean differences, sum of the three discriminators."""
-    equivariance: float = 20.0
-    """Mean over key points and both axes, in units where the picture's side is 2."""
-    keypoint_prior: float = 10.0
-    """Sum over ordered pairs, plus the mean depth's distance from 0.33; of x_d."""
-    head_pose: float = 20.0
-    """Degrees, sum of the three angles, mean of the source and the driving frame."""
-    deformation_prior: float = 315.0
-    """Mean over key points and axes of the driving frame."""
     identity: float = 10.0
     """1 - cosine of recogniser features; our choice, nothing is published."""
-    guidance: float = 5.0
-    """Wing of ten key points against landmarks, mean over points of the sum over x and y; our choice."""
     pixel: float = 0.0
     """Plain mean absolute difference; the paper has none. It replaces what is missing where there is no VGG19."""
     pixel_face: float = 0.0
@@ -74,8 +83,6 @@ class BaseLosses:
     """ONNX file of a face recogniser; empty: SFace, fetched and verified as for curation."""
     weights_dir: str = ""
     """Folder with the analysers' weight files, where they are not to be fetched."""
-    pose_signs: Literal["auto", "labels"] = "auto"
-    """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign."""
 
     @property
     def has_discriminators(self) -> bool:
@@ -133,8 +140,41 @@ class Conventions(nn.Module):
         return notes
 
 
+def motion_terms(
+    weights: MotionLosses, seen: PairMotion, batch: PreparedBatch, transform: RandomTransform, conventions: Conventions
+) -> Terms:
+    """Terms on key points and angles, unweighted, of those that have a weight."""
+    terms = {}
+    if weights.equivariance:
+        terms["equivariance"] = equivariance_loss(
+            seen.keypoints_driving, seen.keypoints_transformed, transform.warp_points
+        )
+    if weights.keypoint_prior:
+        terms["keypoint_prior"] = keypoint_prior_loss(seen.keypoints_driving)
+    if weights.head_pose:
+        signs = conventions.pose_signs
+        terms["head_pose"] = (
+            head_pose_loss(seen.source, batch.source.pose * signs)
+            + head_pose_loss(seen.driving, batch.driving.pose * signs)
+        ) / 2
+    if weights.deformation_prior:
+        terms["deformation_prior"] = deformation_prior_loss(seen.driving)
+    if weights.guidance:
+        slots = conventions.slots_tuple
+        terms["guidance"] = (
+            wing_guidance_loss(seen.keypoints_source, batch.source.landmarks, slots=slots)
+            + wing_guidance_loss(seen.keypoints_driving, batch.driving.landmarks, slots=slots)
+        ) / 2
+    return terms
+
+
+def weighted_sum(weights: MotionLosses, terms: Terms) -> Tensor:
+    """Sum of the terms, each times its weight."""
+    return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+
+
 class BaseCriterion:
-    """All terms of stage I, unweighted, and their weighted sum. Frozen feature networks live here, on the device."""
+    """The terms of stage I on pictures, unweighted. Frozen feature networks live here, on the device."""
 
     def __init__(
         self, weights: BaseLosses, *, device: torch.device, allow_random_features: bool, autocast_features: bool
@@ -153,33 +193,6 @@ class BaseCriterion:
                 allow_random_features=allow_random_features,
             )
             self.identity = IdentityLoss(recogniser).to(device)
-
-    def motion_terms(
-        self, made: Reenacted, batch: PreparedBatch, transform: RandomTransform, conventions: Conventions
-    ) -> Terms:
-        """Terms on key points and angles."""
-        weights, terms = self.weights, {}
-        if weights.equivariance:
-            terms["equivariance"] = equivariance_loss(
-                made.keypoints_driving, made.keypoints_transformed, transform.warp_points
-            )
-        if weights.keypoint_prior:
-            terms["keypoint_prior"] = keypoint_prior_loss(made.keypoints_driving)
-        if weights.head_pose:
-            signs = conventions.pose_signs
-            terms["head_pose"] = (
-                head_pose_loss(made.source, batch.source.pose * signs)
-                + head_pose_loss(made.driving, batch.driving.pose * signs)
-            ) / 2
-        if weights.deformation_prior:
-            terms["deformation_prior"] = deformation_prior_loss(made.driving)
-        if weights.guidance:
-            slots = conventions.slots_tuple
-            terms["guidance"] = (
-                wing_guidance_loss(made.keypoints_source, batch.source.landmarks, slots=slots)
-                + wing_guidance_loss(made.keypoints_driving, batch.driving.landmarks, slots=slots)
-            ) / 2
-        return terms
 
     def picture_terms(self, fake: Terms, real: Terms, landmarks: Tensor) -> Terms:
         """Terms on the picture without a discriminator. fake, real: global, face and lip views (`losses.cascade`)."""
@@ -203,7 +216,3 @@ class BaseCriterion:
         if self.weights.feature_matching:
             terms["feature_matching"] = sum(judged.feature_matching.values())
         return terms
-
-    def total(self, terms: Terms) -> Tensor:
-        """Sum of the weighted terms."""
-        return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()

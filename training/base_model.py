@@ -22,13 +22,9 @@ BASE_NETWORKS = ("appearance", "motion", "warping", "generator")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reenacted:
-    """What the base model makes of pairs."""
+class PairMotion:
+    """What M sees in pairs."""
 
-    image: Tensor
-    """float32 [B, 3, 2S, 2S] in (0, 1): the source's person in the driving frame's pose and expression."""
-    warped: WarpOutput
-    """Flow and occlusion."""
     source: Motion
     driving: Motion
     keypoints_source: Tensor
@@ -37,6 +33,16 @@ class Reenacted:
     """x_d: float32 [B, K, 3], from the canonical key points of the *source*."""
     keypoints_transformed: Tensor | None
     """x of the transformed driving frame, likewise; None where none was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reenacted(PairMotion):
+    """What the base model makes of pairs."""
+
+    image: Tensor
+    """float32 [B, 3, 2S, 2S] in (0, 1): the source's person in the driving frame's pose and expression."""
+    warped: WarpOutput
+    """Flow and occlusion."""
 
 
 class BaseModel(nn.Module):
@@ -61,29 +67,39 @@ class BaseModel(nn.Module):
 
         precision: of autocast; None runs in the weights' own. Key-point algebra and grids are float32 either way.
         """
-        frames = [frame for frame in (source, driving, transformed) if frame is not None]
-        with _autocast(source.device, precision):
-            # M has no batch statistics, so all frames may go through it together.
-            heads = self.motion(torch.cat(frames))
-        with torch.autocast(source.device.type, enabled=False):
-            motions = [
-                Motion.from_heads(dict(zip(heads, parts, strict=True)))
-                for parts in zip(*(head.chunk(len(frames)) for head in heads.values()), strict=True)
-            ]
-            keypoints = [motion.replace(kp=motions[0].kp).keypoints() for motion in motions]
+        moved = pair_motion(self.motion, source, driving, transformed, precision)
         with _autocast(source.device, precision):
             volume = self.appearance(source)
-            warped = self.warping(volume, kp_driving=keypoints[1], kp_source=keypoints[0])
+            warped = self.warping(volume, kp_driving=moved.keypoints_driving, kp_source=moved.keypoints_source)
             image = self.generator(warped.feature)
-        return Reenacted(
-            image=image.float(),
-            warped=warped,
-            source=motions[0],
-            driving=motions[1],
-            keypoints_source=keypoints[0],
-            keypoints_driving=keypoints[1],
-            keypoints_transformed=keypoints[2] if transformed is not None else None,
-        )
+        return Reenacted(**vars(moved), image=image.float(), warped=warped)
+
+
+def pair_motion(
+    motion: nn.Module,
+    source: Tensor,
+    driving: Tensor,
+    transformed: Tensor | None = None,
+    precision: torch.dtype | None = None,
+) -> PairMotion:
+    """What M (`motion`) sees in pairs; see `BaseModel.forward`."""
+    frames = [frame for frame in (source, driving, transformed) if frame is not None]
+    with _autocast(source.device, precision):
+        # M has no batch statistics, so all frames may go through it together.
+        heads = motion(torch.cat(frames))
+    with torch.autocast(source.device.type, enabled=False):
+        motions = [
+            Motion.from_heads(dict(zip(heads, parts, strict=True)))
+            for parts in zip(*(head.chunk(len(frames)) for head in heads.values()), strict=True)
+        ]
+        keypoints = [motion.replace(kp=motions[0].kp).keypoints() for motion in motions]
+    return PairMotion(
+        source=motions[0],
+        driving=motions[1],
+        keypoints_source=keypoints[0],
+        keypoints_driving=keypoints[1],
+        keypoints_transformed=keypoints[2] if transformed is not None else None,
+    )
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast | nullcontext:

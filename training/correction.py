@@ -18,7 +18,7 @@ from model.networks import LivePortrait
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.ema import Ema
-from training.loop import Progress, Stage, take_step
+from training.loop import Progress, Stage, make_adam, take_step
 from training.recipe import Recipe
 
 
@@ -66,9 +66,7 @@ class CorrectionStage(Stage):
             trained.start_at_zero()
         self.modules = {self.network: trained}
         self.max_gradient_norm = recipe.optimizer.max_gradient_norm
-        rate = recipe.optimizer.learning_rate
-        group = {"params": [*trained.parameters()], "lr": rate, "initial_lr": rate}
-        self.optimizers = {"networks": torch.optim.Adam([group], betas=recipe.optimizer.betas)}
+        self.optimizers = {"networks": make_adam(trained, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         if recipe.optimizer.ema_half_life_images:
             self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
         self._replica = process.replicate(trained)

@@ -17,7 +17,7 @@ from model.keypoints import open_ratios_68
 from training.data import PreparedBatch
 from training.distributed import Process
 from training.ema import Ema
-from training.loop import Progress, Stage, take_step
+from training.loop import Progress, Stage, make_adam, take_step
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
 
@@ -59,9 +59,7 @@ class LandmarkStage(Stage):
         network = LandmarkNetwork(recipe.landmarks).to(process.device)
         self.options = recipe.options
         self.modules = {"landmarks": network}
-        rate = recipe.optimizer.learning_rate
-        group = {"params": [*network.parameters()], "lr": rate, "initial_lr": rate}
-        self.optimizers = {"networks": torch.optim.Adam([group], betas=recipe.optimizer.betas)}
+        self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self.max_gradient_norm = recipe.optimizer.max_gradient_norm
         if recipe.optimizer.ema_half_life_images:
             self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)

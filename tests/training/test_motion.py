@@ -1,0 +1,94 @@
+"""Stage 0: M alone learns from labels, and stage I goes on from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.keypoints import Motion
+from training.__main__ import main
+from training.base_losses import Conventions
+from training.data import PreparedFrames
+from training.distributed import Process
+from training.export import load_portrait
+from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
+from training.motion import MotionRecipe, MotionStage, errors, guided_openness
+
+QUICK = (
+    *("--recipe", "tiny", "--batch-size", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
+    *("--model.image-size", "64", "--device", "cpu", "--optimizer.ema-half-life-images", "200"),
+)
+
+
+@pytest.fixture
+def frames(make_face68) -> PreparedFrames:
+    """Two faces, upright and turned, in [-1, 1]."""
+    face = torch.from_numpy(make_face68((0.0, 0.0), 1.0)).float()
+    landmarks = torch.stack([face, face.flip(-1)])
+    return PreparedFrames(
+        image=torch.zeros(2, 3, 32, 32),
+        target=torch.zeros(2, 3, 64, 64),
+        landmarks=landmarks,
+        pose=torch.tensor([[1.0, 2.0, 3.0], [torch.nan, 0.0, 0.0]]),
+        eyes=torch.zeros(2, 2),
+        lip=torch.zeros(2, 1),
+    )
+
+
+def test_guided_openness_is_that_of_lips_and_lids() -> None:
+    landmarks = torch.zeros(1, 68, 2)
+    landmarks[0, 48], landmarks[0, 54] = torch.tensor([-0.2, 0.5]), torch.tensor([0.2, 0.5])
+    landmarks[0, 51], landmarks[0, 57] = torch.tensor([0.0, 0.4]), torch.tensor([0.0, 0.6])
+    for first in (36, 42):
+        landmarks[0, first], landmarks[0, first + 3] = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.2])  # upright
+        landmarks[0, first + 1] = torch.tensor([0.03 if first == 36 else -0.05, 0.07])
+    mouth, eyes = guided_openness(landmarks)
+    torch.testing.assert_close(mouth, torch.tensor([0.5]))
+    torch.testing.assert_close(eyes, torch.tensor([(0.15 + 0.25) / 2]))
+
+
+def test_errors_by_hand(frames: PreparedFrames) -> None:
+    keypoints = torch.zeros(2, 21, 3)
+    keypoints[:, list(RELEASED_SLOTS), :2] = frames.landmarks[:, GUIDANCE_LANDMARKS]
+    keypoints[0, RELEASED_SLOTS[0], 0] += 0.1
+    nothing = torch.zeros(2, 1)
+    motion = Motion(
+        pitch=nothing, yaw=nothing, roll=nothing, scale=nothing,
+        t=torch.zeros(2, 3), exp=torch.zeros(2, 21, 3), kp=torch.zeros(2, 21, 3),
+    )  # fmt: skip
+    told = errors(motion, keypoints, frames, Conventions())
+    torch.testing.assert_close(told["keypoint_error"], torch.tensor([0.1 / 20, 0.0]))
+    assert told["pose_error_deg"][0] == 2
+    assert told["pose_error_deg"][1].isnan()
+    assert told["mouth_error"].tolist() == [0, 0]
+    assert told["eye_error"][0] > 0  # a corner of an eye has moved
+
+
+def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "motion"
+    command = ["motion", *QUICK, "--data", str(dataset), "--output", str(run), "--reports.validate-every-images", "320"]
+    assert main([*command, "--num-images", "320"]) == 0
+    assert main([*command, "--num-images", "640"]) == 0
+    assert "320 images" in capsys.readouterr().err  # resumed
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    errors = [line["keypoint_error"] for line in lines if line["kind"] == "validation"]
+    assert errors[-1] < 0.5 * errors[0]
+    base = ["base", "--recipe", "tiny", "--init", str(run), "--data", str(dataset), "--output", str(tmp_path / "base")]
+    base += ["--num-images", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"]
+    base += ["--reports.validate-every-images", "0", "--device", "cpu", "--optimizer.learning-rate", "1e-9"]
+    base += ["--optimizer.ema-half-life-images", "0"]
+    assert main(base) == 0
+    started, learned = (load_portrait(folder).motion.state_dict() for folder in (tmp_path / "base", run))
+    for name, value in learned.items():
+        torch.testing.assert_close(started[name], value, atol=1e-6, rtol=0)
+
+
+def test_released_slots_follow_their_landmarks(dataset: Path) -> None:
+    """Conventions are those of stage I, so that `base --init` finds the slots that M was trained on."""
+    stage = MotionStage(MotionRecipe(model=ModelConfig.tiny(64)), Process())
+    assert stage.conventions.slots_tuple == RELEASED_SLOTS
+    assert set(stage.modules) == {"motion", "conventions"}

@@ -1,0 +1,136 @@
+"""python -m training motion: M alone learns from the labels of the shards, before a picture is made.
+
+M decides what stage I can show: W and G learn to move a mouth only as far as M's key points tell that it moves. Alone,
+on key points and angles, a step costs a small part of one of stage I, so M can see many more pictures. The paper starts
+M from ImageNet weights; this is a start that needs none. `training base --init` goes on from such a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from model.keypoints import Motion
+from model.networks import LivePortrait
+from training.base_losses import Conventions, MotionLosses, motion_terms, weighted_sum
+from training.base_model import PairMotion, pair_motion, use_channels_last
+from training.data import PreparedBatch, PreparedFrames, RandomTransform
+from training.distributed import Process
+from training.ema import Ema
+from training.landmarks import dotted
+from training.loop import Progress, Stage, make_adam, take_step
+from training.losses import GUIDANCE_LANDMARKS
+from training.recipe import Recipe
+
+MOUTH = ((48, 54), (51, 57))
+EYES = ((36, 39), (42, 45))
+"""iBUG points among GUIDANCE_LANDMARKS: corners and lips of the mouth, corners of the eyes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionRecipe(Recipe):
+    """Every option of the training of M alone."""
+
+    losses: MotionLosses = field(default_factory=MotionLosses)
+
+
+class MotionStage(Stage):
+    """Trains M on both frames of every pair."""
+
+    name = "motion"
+    best_metric = "keypoint_error"
+
+    def __init__(self, recipe: MotionRecipe, process: Process) -> None:
+        self.recipe, self.process = recipe, process
+        self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
+        network = LivePortrait.untrained(recipe.seed, recipe.model).motion.to(process.device).train()
+        network.requires_grad_(True)
+        self.conventions = Conventions().to(process.device)
+        self.modules = {"motion": network, "conventions": self.conventions}
+        if recipe.optimizer.ema_half_life_images:
+            self.ema = Ema({"motion": network}, half_life_images=recipe.optimizer.ema_half_life_images)
+        if recipe.compute.channels_last:
+            use_channels_last(network)
+        if recipe.compute.compile:
+            network.compile()
+        self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
+        self._replica = process.replicate(network)
+
+    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+        transform = RandomTransform.sample_rows(
+            len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
+        )
+        seen = pair_motion(
+            self._replica,
+            batch.source.image,
+            batch.driving.image,
+            transform.warp_image(batch.driving.image),
+            self.precision,
+        )
+        terms = motion_terms(self.recipe.losses, seen, batch, transform, self.conventions)
+        total = weighted_sum(self.recipe.losses, terms)
+        total.backward()
+        norm = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
+        return {"loss": total, **terms, "gradient_norm": norm}
+
+    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        seen = self._averaged(batch)
+        return errors(seen.driving, seen.keypoints_driving, batch.driving, self.conventions)
+
+    def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
+        seen, frames = self._averaged(batch), batch.driving
+        slots = list(self.conventions.slots_tuple)
+        others = [k for k in range(seen.keypoints_driving.shape[1]) if k not in slots]
+        return {
+            "source": batch.source.target,
+            "landmarks": dotted(frames.target, frames.landmarks[:, GUIDANCE_LANDMARKS]),
+            "their key points": dotted(frames.target, seen.keypoints_driving[:, slots, :2]),
+            "the other key points": dotted(frames.target, seen.keypoints_driving[:, others, :2]),
+        }
+
+    def _averaged(self, batch: PreparedBatch) -> PairMotion:
+        """By the averaged weights, as stage I uses M: the driving key points from the source's canonical ones."""
+        network = (self.ema.modules if self.ema is not None else self.modules)["motion"]
+        return pair_motion(network, batch.source.image, batch.driving.image, precision=self.precision)
+
+
+def errors(motion: Motion, keypoints: Tensor, frames: PreparedFrames, conventions: Conventions) -> dict[str, Tensor]:
+    """Mean absolute errors by sample [B]: keypoint_error of the ten guided key points in [-1, 1], pose_error_deg, and
+    mouth_error and eye_error of the gaps that they leave between the lips and between the eyes' corners and lids, in
+    widths of the mouth and of the eye.
+
+    keypoints: x_d, float [B, K, 3].
+    """
+    # Guided key points in the places of their landmarks, so that both are measured by one function.
+    found = frames.landmarks.clone()
+    found[:, GUIDANCE_LANDMARKS] = keypoints[:, list(conventions.slots_tuple), :2]
+    angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1)
+    (mouth, eyes), (true_mouth, true_eyes) = (guided_openness(points) for points in (found, frames.landmarks))
+    return {
+        "keypoint_error": (found - frames.landmarks)[:, GUIDANCE_LANDMARKS].abs().mean(dim=(1, 2)),
+        "pose_error_deg": (angles - frames.pose * conventions.pose_signs).abs().mean(dim=1),
+        "mouth_error": (mouth - true_mouth).abs(),
+        "eye_error": (eyes - true_eyes).abs(),
+    }
+
+
+def guided_openness(landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Openness of mouth and eyes by the guidance landmarks of [B, 68, 2] alone, in widths of mouth and eye: [B] each.
+
+    Mouth: distance of the outer edges of the lips. Eyes: distance of the upper lid from the line between the corners,
+    mean of both.
+    """
+
+    def length(vector: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(vector, dim=-1).clamp(min=1e-3)
+
+    (right, left), (upper, lower) = MOUTH
+    mouth = length(landmarks[:, lower] - landmarks[:, upper]) / length(landmarks[:, left] - landmarks[:, right])
+    heights = []
+    for (first, last), lid in zip(EYES, (37, 43), strict=True):
+        across, to_lid = landmarks[:, last] - landmarks[:, first], landmarks[:, lid] - landmarks[:, first]
+        area = across[:, 0] * to_lid[:, 1] - across[:, 1] * to_lid[:, 0]
+        heights.append(area.abs() / length(across) ** 2)
+    return mouth, torch.stack(heights).mean(dim=0)

@@ -24,11 +24,11 @@ from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process, synchronise_batch_norm
 from training.ema import Ema
 from training.loop import Progress, Stage, make_adam, take_step
-from training.losses import GradientBalancer, cascade, discriminator_losses
+from training.losses import GUIDANCE_LANDMARKS, GradientBalancer, cascade, discriminator_losses
 from training.networks.discriminator import CascadedDiscriminator
 from training.recipe import Recipe
 
-PICTURE_TERMS = ("pixel", "pixel_face", "perceptual", "identity", "adversarial", "feature_matching")
+PICTURE_TERMS = ("pixel", "pixel_face", "pixel_eyes", "perceptual", "identity", "adversarial", "feature_matching")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,14 @@ class BaseRecipe(Recipe):
 
     losses: BaseLosses = field(default_factory=BaseLosses)
     discriminators: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+    told_share: float = 0.0
+    """Share of the pairs in which W hears of the ten guided key points from the landmarks instead of from M. So W and G
+    learn what these mean before M is sure of them. The paper does without; for quick small models."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.told_share <= 1:
+            raise ValueError(f"told_share is {self.told_share}: expected 0 to 1")
 
 
 class BaseStage(Stage):
@@ -116,6 +124,7 @@ class BaseStage(Stage):
             self._input(batch.driving.image),
             self._input(transform.warp_image(batch.driving.image)),
             self.precision,
+            self._places_to_tell(batch, generator),
         )
         landmarks = batch.driving.landmarks
         real, fake = cascade(batch.driving.target, landmarks), cascade(made.image, landmarks)
@@ -127,6 +136,21 @@ class BaseStage(Stage):
         self._backward(terms, total, made.image)
         told["gradient_norm/networks"] = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
         return {"loss": total, **terms, **told}
+
+    def _places_to_tell(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        """For `BaseModel.forward`: landmarks at the guided key points in `told_share` of the pairs, NaN elsewhere."""
+        if not self.recipe.told_share:
+            return None
+        num, rank = len(batch), self.process.rank
+        drawn = torch.rand(num * self.process.world_size, generator=generator, device=generator.device)
+        is_told = (drawn[rank * num : (rank + 1) * num] < self.recipe.told_share)[:, None, None]
+        slots, count = list(self.conventions.slots_tuple), self.recipe.model.num_keypoints
+        places = []
+        for frames in (batch.source, batch.driving):
+            place = frames.landmarks.new_full((num, count, 2), torch.nan)
+            place[:, slots] = torch.where(is_told, frames.landmarks[:, GUIDANCE_LANDMARKS], torch.nan)
+            places.append(place)
+        return places[0], places[1]
 
     def _terms(
         self,

@@ -13,9 +13,12 @@ import tyro
 
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage
-from training.checkpoints import CheckpointFolder
+from training.checkpoints import CheckpointFolder, read_run
 from training.data import make_loader, prepare
 from training.distributed import Process
+from training.export import checkpoint_folder, is_run, load_portrait
+from training.motion import MotionStage
+from training.recipe import Recipe
 from training.running import RunOptions, run_stage
 
 INIT_FRAMES = 64
@@ -33,7 +36,8 @@ class Base(RunOptions):
     output: Path = Path("runs/base")
     """Folder of the run; made if it is missing, continued if it holds checkpoints."""
     init: Path | None = None
-    """Weights to start from: a run, the released files, or an export; otherwise from scratch."""
+    """Weights to start from: a run (also of `training motion`, for M alone), the released files, or an export;
+    otherwise from scratch."""
     allow_random_features: bool = False
     """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "paper"
@@ -44,9 +48,9 @@ class Base(RunOptions):
     RECIPE = BaseRecipe
 
     def main(self) -> int:
-        portrait = load_start(self.init) if self.init is not None else None
-        recipe = self.recipe
-        if portrait is not None:
+        recipe, portrait = self.recipe, None
+        if self.init is not None:
+            portrait = load_start(self.init, recipe)
             recipe = dataclasses.replace(recipe, model=portrait.config)
         return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait))
 
@@ -69,13 +73,28 @@ class Base(RunOptions):
         return stage
 
 
-def load_start(path: Path) -> LivePortrait:
-    """Weights to start from. FileNotFoundError or ValueError with one line that says what to do."""
-    from training.export import load_portrait
+def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
+    """Weights to start from: a whole model, or M of a run of `training motion` in a new model of the recipe's sizes.
 
+    FileNotFoundError or ValueError with one line that says what to do.
+    """
     if not path.expanduser().exists():
         raise ValueError(
             f"--init {path} does not exist: give the folder of a run, of an export, or of the released files "
             "(the KwaiVGI/LivePortrait model repository)"
         )
-    return load_portrait(path)
+    if not is_run(path) or read_run(checkpoint_folder(path))["stage"] != MotionStage.name:
+        return load_portrait(path)
+    if recipe is None:
+        raise ValueError(
+            f"--init {path} holds M alone: train a base model on it first, `python -m training base --init {path}`"
+        )
+    portrait = LivePortrait.untrained(recipe.seed, recipe.model)
+    try:
+        portrait.motion.load_state_dict(load_portrait(path).motion.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"--init {path}: its M has other sizes than this recipe's model; give both recipes the same image_size, "
+            f"backbone_depths and backbone_channels ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return portrait

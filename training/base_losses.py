@@ -15,12 +15,14 @@ from training.losses import (
     RELEASED_SLOTS,
     CascadedPerceptualLoss,
     IdentityLoss,
+    crop_regions,
     deformation_prior_loss,
     equivariance_loss,
     generator_losses,
     head_pose_loss,
     keypoint_prior_loss,
     match_slots,
+    openness_loss,
     wing_guidance_loss,
 )
 from training.networks.recogniser import load_recogniser
@@ -43,6 +45,8 @@ class MotionLosses:
     """Mean over key points and axes of the driving frame."""
     guidance: float = 5.0
     """Wing of ten key points against landmarks, mean over points of the sum over x and y; our choice."""
+    openness: float = 0.0
+    """Error of the openness of mouth plus eyes that these points show; not in the paper, for quick small models."""
 
     pose_signs: Literal["auto", "labels"] = "auto"
     """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign."""
@@ -68,6 +72,8 @@ class BaseLosses(MotionLosses):
     """Plain mean absolute difference; the paper has none. It replaces what is missing where there is no VGG19."""
     pixel_face: float = 0.0
     """The same within the face and the lip crop, sum of both."""
+    pixel_eyes: float = 0.0
+    """The same within the crop of both eyes."""
 
     balancer: bool = False
     """Make the weights of the terms on the picture shares of the gradient at the picture (EnCodec's balancer)."""
@@ -165,6 +171,12 @@ def motion_terms(
             wing_guidance_loss(seen.keypoints_source, batch.source.landmarks, slots=slots)
             + wing_guidance_loss(seen.keypoints_driving, batch.driving.landmarks, slots=slots)
         ) / 2
+    if weights.openness:
+        slots = conventions.slots_tuple
+        terms["openness"] = (
+            openness_loss(seen.keypoints_source, batch.source.landmarks, slots=slots)
+            + openness_loss(seen.keypoints_driving, batch.driving.landmarks, slots=slots)
+        ) / 2
     return terms
 
 
@@ -201,6 +213,9 @@ class BaseCriterion:
             terms["pixel"] = (fake["global"] - real["global"]).abs().mean()
         if weights.pixel_face:
             terms["pixel_face"] = sum((fake[region] - real[region]).abs().mean() for region in ("face", "lip"))
+        if weights.pixel_eyes:
+            eyes = [crop_regions(views["global"], landmarks, regions=("eyes",))["eyes"] for views in (fake, real)]
+            terms["pixel_eyes"] = (eyes[0] - eyes[1]).abs().mean()
         if self.perceptual is not None:
             terms["perceptual"] = sum(self.perceptual(fake, real).values())
         if self.identity is not None:

@@ -61,18 +61,34 @@ class BaseModel(nn.Module):
         return {name: getattr(self, name) for name in BASE_NETWORKS}
 
     def forward(
-        self, source: Tensor, driving: Tensor, transformed: Tensor | None = None, precision: torch.dtype | None = None
+        self,
+        source: Tensor,
+        driving: Tensor,
+        transformed: Tensor | None = None,
+        precision: torch.dtype | None = None,
+        told: tuple[Tensor, Tensor] | None = None,
     ) -> Reenacted:
         """source, driving, transformed (driving under a random transform): float [B, 3, S, S] in [0, 1].
 
+        told: places float [B, K, 2] of key points of both frames that W gets instead of what M says, NaN where M's own
+        are to be taken. What is returned of key points is M's.
         precision: of autocast; None runs in the weights' own. Key-point algebra and grids are float32 either way.
         """
         moved = pair_motion(self.motion, source, driving, transformed, precision)
+        x_s, x_d = moved.keypoints_source, moved.keypoints_driving
+        if told is not None:
+            x_s, x_d = _put_in_place(x_s, told[0]), _put_in_place(x_d, told[1])
         with _autocast(source.device, precision):
             volume = self.appearance(source)
-            warped = self.warping(volume, kp_driving=moved.keypoints_driving, kp_source=moved.keypoints_source)
+            warped = self.warping(volume, kp_driving=x_d, kp_source=x_s)
             image = self.generator(warped.feature)
         return Reenacted(**vars(moved), image=image.float(), warped=warped)
+
+
+def _put_in_place(keypoints: Tensor, places: Tensor) -> Tensor:
+    """Key points [B, K, 3] with x and y of `places` [B, K, 2] where these are known."""
+    in_plane = torch.where(places.isnan(), keypoints[..., :2], places)
+    return torch.cat([in_plane, keypoints[..., 2:]], dim=-1)
 
 
 def pair_motion(

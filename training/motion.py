@@ -21,12 +21,8 @@ from training.distributed import Process
 from training.ema import Ema
 from training.landmarks import dotted
 from training.loop import Progress, Stage, make_adam, take_step
-from training.losses import GUIDANCE_LANDMARKS
+from training.losses import GUIDANCE_LANDMARKS, guided_openness
 from training.recipe import Recipe
-
-MOUTH = ((48, 54), (51, 57))
-EYES = ((36, 39), (42, 45))
-"""iBUG points among GUIDANCE_LANDMARKS: corners and lips of the mouth, corners of the eyes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,39 +94,17 @@ class MotionStage(Stage):
 
 def errors(motion: Motion, keypoints: Tensor, frames: PreparedFrames, conventions: Conventions) -> dict[str, Tensor]:
     """Mean absolute errors by sample [B]: keypoint_error of the ten guided key points in [-1, 1], pose_error_deg, and
-    mouth_error and eye_error of the gaps that they leave between the lips and between the eyes' corners and lids, in
-    widths of the mouth and of the eye.
+    mouth_error and eye_error of the openness that they show (`losses.guided_openness`).
 
     keypoints: x_d, float [B, K, 3].
     """
-    # Guided key points in the places of their landmarks, so that both are measured by one function.
-    found = frames.landmarks.clone()
-    found[:, GUIDANCE_LANDMARKS] = keypoints[:, list(conventions.slots_tuple), :2]
+    found = keypoints[:, list(conventions.slots_tuple), :2]
+    wanted = frames.landmarks[:, GUIDANCE_LANDMARKS]
     angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1)
-    (mouth, eyes), (true_mouth, true_eyes) = (guided_openness(points) for points in (found, frames.landmarks))
+    (mouth, eyes), (true_mouth, true_eyes) = guided_openness(found), guided_openness(wanted)
     return {
-        "keypoint_error": (found - frames.landmarks)[:, GUIDANCE_LANDMARKS].abs().mean(dim=(1, 2)),
+        "keypoint_error": (found - wanted).abs().mean(dim=(1, 2)),
         "pose_error_deg": (angles - frames.pose * conventions.pose_signs).abs().mean(dim=1),
         "mouth_error": (mouth - true_mouth).abs(),
         "eye_error": (eyes - true_eyes).abs(),
     }
-
-
-def guided_openness(landmarks: Tensor) -> tuple[Tensor, Tensor]:
-    """Openness of mouth and eyes by the guidance landmarks of [B, 68, 2] alone, in widths of mouth and eye: [B] each.
-
-    Mouth: distance of the outer edges of the lips. Eyes: distance of the upper lid from the line between the corners,
-    mean of both.
-    """
-
-    def length(vector: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(vector, dim=-1).clamp(min=1e-3)
-
-    (right, left), (upper, lower) = MOUTH
-    mouth = length(landmarks[:, lower] - landmarks[:, upper]) / length(landmarks[:, left] - landmarks[:, right])
-    heights = []
-    for (first, last), lid in zip(EYES, (37, 43), strict=True):
-        across, to_lid = landmarks[:, last] - landmarks[:, first], landmarks[:, lid] - landmarks[:, first]
-        area = across[:, 0] * to_lid[:, 1] - across[:, 1] * to_lid[:, 0]
-        heights.append(area.abs() / length(across) ** 2)
-    return mouth, torch.stack(heights).mean(dim=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import runpy
 from pathlib import Path
@@ -17,7 +18,7 @@ from training.base_model import BaseModel, recompute_blocks
 from training.data import PreparedBatch
 from training.distributed import Process
 from training.loop import Progress, seeded_generator
-from training.losses import RELEASED_SLOTS
+from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
 from training.recipe import load_recipe
 
 SCRIPT = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))
@@ -45,7 +46,9 @@ def step(stage: BaseStage, batch: PreparedBatch, progress: Progress = PROGRESS) 
 
 def test_all_terms_reach_every_parameter(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     """With all losses on, one step moves every parameter of F, M, W, G and of the three discriminators."""
-    full = with_losses(recipe, perceptual=1.0, identity=1.0, random_vgg19_width=0.1, pixel_face=1.0)
+    full = with_losses(
+        recipe, perceptual=1.0, identity=1.0, random_vgg19_width=0.1, pixel_face=1.0, pixel_eyes=1.0, openness=1.0
+    )
     stage = BaseStage(full, Process(), allow_random_features=True)
     networks = {**stage.model.networks(), "discriminators": stage.modules["discriminators"]}
     before = {f"{n}.{k}": p.detach().clone() for n, m in networks.items() for k, p in m.named_parameters()}
@@ -240,3 +243,22 @@ def test_full_size_step_on_one_pair() -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
     zero = [name for name, gradient in gradients.items() if not gradient.any()]
     assert not zero, f"parameters that nothing reaches: {zero}"
+
+
+def test_w_is_told_places_but_m_is_judged_by_its_own(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    """Told pairs render with the landmarks at the guided key points; losses on key points do not see them."""
+    untold, told = (BaseStage(dataclasses.replace(recipe, told_share=share), Process()) for share in (0.0, 1.0))
+    seen = []
+    told.model.warping.register_forward_pre_hook(lambda _, inputs, options: seen.append(options), with_kwargs=True)
+    slots = list(told.conventions.slots_tuple)
+    batch = copy.deepcopy(batch)
+    batch.driving.landmarks[1, GUIDANCE_LANDMARKS[0]] = torch.nan
+    losses = [step(stage, batch) for stage in (untold, told)]
+    x_d, wanted = seen[0]["kp_driving"], batch.driving.landmarks[:, GUIDANCE_LANDMARKS]
+    assert torch.equal(x_d[0, slots, :2], wanted[0])
+    assert torch.equal(x_d[1, slots[1:], :2], wanted[1, 1:])
+    assert x_d.isfinite().all()  # where no landmark is known, M's own
+    assert torch.equal(seen[0]["kp_source"][:, slots, :2], batch.source.landmarks[:, GUIDANCE_LANDMARKS])
+    for name in ("guidance", "equivariance", "keypoint_prior"):
+        assert losses[0][name] == losses[1][name]
+    assert losses[0]["pixel"] != losses[1]["pixel"]

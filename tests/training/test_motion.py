@@ -16,7 +16,7 @@ from training.data import PreparedFrames
 from training.distributed import Process
 from training.export import load_portrait
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
-from training.motion import MotionRecipe, MotionStage, errors, guided_openness
+from training.motion import MotionRecipe, MotionStage, errors
 
 QUICK = (
     *("--recipe", "tiny", "--batch-size", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
@@ -37,18 +37,6 @@ def frames(make_face68) -> PreparedFrames:
         eyes=torch.zeros(2, 2),
         lip=torch.zeros(2, 1),
     )
-
-
-def test_guided_openness_is_that_of_lips_and_lids() -> None:
-    landmarks = torch.zeros(1, 68, 2)
-    landmarks[0, 48], landmarks[0, 54] = torch.tensor([-0.2, 0.5]), torch.tensor([0.2, 0.5])
-    landmarks[0, 51], landmarks[0, 57] = torch.tensor([0.0, 0.4]), torch.tensor([0.0, 0.6])
-    for first in (36, 42):
-        landmarks[0, first], landmarks[0, first + 3] = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.2])  # upright
-        landmarks[0, first + 1] = torch.tensor([0.03 if first == 36 else -0.05, 0.07])
-    mouth, eyes = guided_openness(landmarks)
-    torch.testing.assert_close(mouth, torch.tensor([0.5]))
-    torch.testing.assert_close(eyes, torch.tensor([(0.15 + 0.25) / 2]))
 
 
 def test_errors_by_hand(frames: PreparedFrames) -> None:
@@ -85,6 +73,12 @@ def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, cap
     started, learned = (load_portrait(folder).motion.state_dict() for folder in (tmp_path / "base", run))
     for name, value in learned.items():
         torch.testing.assert_close(started[name], value, atol=1e-6, rtol=0)
+    others = tuple(option.replace(str(tmp_path / "base"), str(tmp_path / "other")) for option in base)
+    capsys.readouterr()
+    assert main([*others, "--model.backbone-depths", "1", "1", "1", "1"]) == 2
+    assert "its M has other sizes" in capsys.readouterr().err
+    assert main(["stitching", *QUICK[:2], "--init", str(run), "--data", str(dataset), "--output", str(tmp_path)]) == 2
+    assert "holds M alone" in capsys.readouterr().err
 
 
 def test_released_slots_follow_their_landmarks(dataset: Path) -> None:

@@ -122,6 +122,38 @@ def wing_guidance_loss(
     return wing(error, width, curvature).sum(dim=-1).mean()
 
 
+def openness_loss(keypoints: Tensor, landmarks: Tensor, *, slots: Sequence[int] = RELEASED_SLOTS) -> Tensor:
+    """Mean absolute error of the openness that guided key points show, mouth plus eyes; mean over the batch.
+
+    L_guide sees the places of single points; how far a mouth is open is a small difference of two of them, which this
+    term asks for. Ours, not the paper's. Arguments as for `wing_guidance_loss`; frames with a NaN add zero.
+    """
+    wanted = landmarks[:, GUIDANCE_LANDMARKS].float()
+    points = keypoints[:, list(slots), :2].float()
+    wanted = torch.where(wanted.isnan().flatten(1).any(dim=1)[:, None, None], points.detach(), wanted)
+    pairs = zip(guided_openness(points), guided_openness(wanted), strict=True)
+    return sum((found - true).abs().mean() for found, true in pairs)
+
+
+def guided_openness(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Openness of mouth and eyes by the ten points of GUIDANCE_LANDMARKS, in widths of mouth and eye: [B] each.
+
+    points: float [B, 10, 2]. Mouth: distance between the outer edges of the lips. Eyes: distance of the upper lid from
+    the line between the corners, mean of both.
+    """
+
+    def length(vector: Tensor) -> Tensor:
+        return vector.square().sum(dim=-1).clamp(min=1e-6).sqrt()
+
+    heights = []
+    for first in (0, 3):
+        # Right eye: outer corner, inner corner, lid; left eye: inner corner, outer corner, lid.
+        across, to_lid = points[:, first + 1] - points[:, first], points[:, first + 2] - points[:, first]
+        heights.append((across[:, 0] * to_lid[:, 1] - across[:, 1] * to_lid[:, 0]).abs() / length(across) ** 2)
+    mouth = length(points[:, 9] - points[:, 8]) / length(points[:, 7] - points[:, 6])
+    return mouth, torch.stack(heights).mean(dim=0)
+
+
 @torch.no_grad()
 def match_slots(keypoints: Tensor, landmarks: Tensor) -> tuple[int, ...]:
     """The key points that lie nearest to the guidance landmarks, each used once: slots for `wing_guidance_loss`.

@@ -17,9 +17,11 @@ from training.losses import (
     RELEASED_SLOTS,
     deformation_prior_loss,
     equivariance_loss,
+    guided_openness,
     head_pose_loss,
     keypoint_prior_loss,
     match_slots,
+    openness_loss,
     wing,
     wing_guidance_loss,
 )
@@ -205,3 +207,38 @@ def test_low_precision_inputs_give_float32_losses(keypoints):
     assert low.grad.isfinite().all()
     # Not rounded on the way: what float32 gives for the same numbers.
     assert losses[1].item() == pytest.approx(keypoint_prior_loss(low.detach().float()).item(), rel=1e-6)
+
+
+def ten_points() -> torch.Tensor:
+    """A mouth 0.4 wide and open by half of that; the right eye's lid at 0.15, the left eye's at 0.25 of its width."""
+    points = torch.zeros(1, 10, 2)
+    for first, side in ((0, 0.03), (3, -0.05)):  # upright eyes: their lids lie to the side
+        points[0, first + 1] = torch.tensor([0.0, 0.2])
+        points[0, first + 2] = torch.tensor([side, 0.07])
+    points[0, 6], points[0, 7] = torch.tensor([-0.2, 0.5]), torch.tensor([0.2, 0.5])
+    points[0, 8], points[0, 9] = torch.tensor([0.0, 0.4]), torch.tensor([0.0, 0.6])
+    return points
+
+
+def test_guided_openness_is_that_of_lips_and_lids() -> None:
+    mouth, eyes = guided_openness(ten_points())
+    torch.testing.assert_close(mouth, torch.tensor([0.5]))
+    torch.testing.assert_close(eyes, torch.tensor([(0.15 + 0.25) / 2]))
+
+
+def test_openness_loss_by_hand() -> None:
+    landmarks = torch.zeros(2, 68, 2)
+    landmarks[:, GUIDANCE_LANDMARKS] = ten_points()
+    keypoints = torch.zeros(2, 21, 3)
+    keypoints[:, list(RELEASED_SLOTS), :2] = ten_points() + 0.3  # moved as a whole: nothing is more open
+    keypoints[1, RELEASED_SLOTS[9], 1] += 0.04  # a tenth of the mouth's width
+    keypoints[0, RELEASED_SLOTS[2], 0] += 0.02  # a tenth of the right eye's
+    keypoints.requires_grad_()
+    loss = openness_loss(keypoints, landmarks)
+    torch.testing.assert_close(loss, torch.tensor((0.1 + 0.1 / 2) / 2))
+    landmarks[1, 36] = torch.nan
+    loss = openness_loss(keypoints, landmarks)
+    torch.testing.assert_close(loss, torch.tensor(0.1 / 2 / 2))
+    loss.backward()
+    assert keypoints.grad.isfinite().all()
+    assert not keypoints.grad[1].any()

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.data.batch import Batch, Frames, PreparedBatch, PreparedFrames
 from training.data.draws import draw_table
 
-_FLIP, _COLOUR, _STILL = 1, 2, 3  # purposes of draws
+_FLIP, _COLOUR, _STILL, _VIDEO = 1, 2, 3, 4  # purposes of draws
 
 # iBUG point that takes the place of each in a mirrored picture.
 FLIPPED_POINTS = torch.tensor(
@@ -45,6 +45,12 @@ class AugmentationConfig:
     """Factor 1 ± this about each pixel's luma."""
     hue_deg: float = 10.0
     """Turn of the colours about the grey axis, ± this."""
+    rotation_deg: float = 0.0
+    """Turn of a pair of video frames, ± this, alike in both. With scale and shift it makes few clips go further."""
+    scale: float = 0.0
+    """Their zoom, 1 ± this."""
+    shift: float = 0.0
+    """Their shift along each axis, ± this part of the side."""
     still_rotation_deg: float = 10.0
     """Turn of each of the two pictures made of a still, ± this."""
     still_scale: float = 0.1
@@ -55,10 +61,10 @@ class AugmentationConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}, expected a probability between 0 and 1")
-        for name in ("brightness", "contrast", "saturation", "still_scale", "still_shift"):
+        for name in ("brightness", "contrast", "saturation", "scale", "shift", "still_scale", "still_shift"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 and less than 1")
-        for name in ("hue_deg", "still_rotation_deg"):
+        for name in ("hue_deg", "rotation_deg", "still_rotation_deg"):
             if not 0 <= getattr(self, name) <= 180:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 180 degrees")
 
@@ -81,10 +87,12 @@ def augment(batch: Batch, *, config: AugmentationConfig, image_size: int, seed: 
     is_flipped = draw_table(batch.indices, 1, seed, _FLIP)[:, 0] < config.flip
     still = torch.zeros(len(batch), dtype=torch.bool)
     still[batch.still_rows] = True
+    of_stills = (config.still_rotation_deg, config.still_scale, config.still_shift)
+    of_videos = (config.rotation_deg, config.scale, config.shift)
     for side, frames in enumerate((prepared.source, prepared.driving)):
         _flip(frames, is_flipped)
-        if batch.still_rows:
-            _move(frames, batch, config, seed, side)
+        _move(frames, batch, still, of_stills, (seed, _STILL, side))
+        _move(frames, batch, ~still, of_videos, (seed, _VIDEO))
         _recolour(frames, batch.indices, still, config, seed, side)
         frames.image = nnf.avg_pool2d(frames.target, 2)
     return prepared
@@ -123,25 +131,33 @@ def _flip(frames: PreparedFrames, is_flipped: Tensor) -> None:
     frames.eyes = torch.where(flip[:, None], frames.eyes.flip(-1), frames.eyes)
 
 
-def _move(frames: PreparedFrames, batch: Batch, config: AugmentationConfig, seed: int, side: int) -> None:
-    """Turn, zoom and shift the stills, each side on its own; landmarks and roll follow."""
-    rows = torch.tensor(batch.still_rows)
-    draws = 2 * draw_table(batch.indices[rows], 4, seed, _STILL, side) - 1
-    angle = torch.deg2rad(draws[:, 0] * config.still_rotation_deg)
-    zoom = 1 + draws[:, 1] * config.still_scale
-    # A point p of the still lands at zoom * R p + shift; y is down, so a positive angle is clockwise as roll is.
+def _move(
+    frames: PreparedFrames, batch: Batch, moves: Tensor, ranges: tuple[float, float, float], keys: tuple[int, ...]
+) -> None:
+    """Turn, zoom and shift the rows where `moves` (bool [B] on the CPU) holds; landmarks and roll follow.
+
+    ranges: turn in degrees, zoom, shift. keys: of the draws.
+    """
+    rows = moves.nonzero()[:, 0]
+    if not len(rows) or not any(ranges):
+        return
+    rotation_deg, scale, most_shift = ranges
+    draws = 2 * draw_table(batch.indices[rows], 4, *keys) - 1
+    angle = torch.deg2rad(draws[:, 0] * rotation_deg)
+    zoom = 1 + draws[:, 1] * scale
+    # A point p of the picture lands at zoom * R p + shift; y is down, so a positive angle is clockwise as roll is.
     cos, sin = torch.cos(angle), torch.sin(angle)
     matrix = zoom[:, None, None] * torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2)
-    shift = 2 * config.still_shift * draws[:, 2:]
+    shift = 2 * most_shift * draws[:, 2:]
     inverse = torch.linalg.inv(matrix)
-    to_still = torch.cat([inverse, -inverse @ shift[:, :, None]], 2)
+    to_picture = torch.cat([inverse, -inverse @ shift[:, :, None]], 2)
     device = frames.target.device
-    rows, to_still, matrix, shift, turn = (
+    rows, to_picture, matrix, shift, turn = (
         value.to(device, value.dtype if value.dtype == torch.int64 else torch.float32, non_blocking=True)
-        for value in (rows, to_still, matrix, shift, torch.rad2deg(angle))
+        for value in (rows, to_picture, matrix, shift, torch.rad2deg(angle))
     )
     picture = frames.target[rows]
-    grid = nnf.affine_grid(to_still, list(picture.shape), align_corners=False)
+    grid = nnf.affine_grid(to_picture, list(picture.shape), align_corners=False)
     moved = nnf.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
     frames.target = frames.target.index_copy(0, rows, moved)
     points = frames.landmarks[rows] @ matrix.mT + shift[:, None]

@@ -218,3 +218,19 @@ def test_impossible_strengths_are_refused():
         AugmentationConfig(flip=1.5)
     with pytest.raises(ValueError, match=r"still_scale is 1\.0"):
         AugmentationConfig(still_scale=1.0)
+
+
+def test_video_pairs_move_alike_and_their_labels_follow(batch: Batch):
+    config = dataclasses.replace(NOTHING, flip=1.0, rotation_deg=15, scale=0.1, shift=0.05)
+    moved = augment(batch, config=config, image_size=64, seed=9)
+    assert_dots_are_at_landmarks(moved, [MIRRORED, MIRRORED])
+    plain = augment(batch, config=dataclasses.replace(NOTHING, flip=1.0), image_size=64, seed=9)
+    assert torch.equal(moved.source.target[4:], plain.source.target[4:])  # stills have ranges of their own
+    turns = []
+    for one, other in ((moved.source, plain.source), (moved.driving, plain.driving)):
+        before, after = (f.landmarks[:4, 45] - f.landmarks[:4, 36] for f in (other, one))
+        turned = torch.rad2deg(torch.atan2(after[:, 1], after[:, 0]) - torch.atan2(before[:, 1], before[:, 0]))
+        turns.append((turned + 180) % 360 - 180)
+        torch.testing.assert_close(one.pose[:4, 2] - other.pose[:4, 2], turns[-1], rtol=0, atol=1e-2)
+    torch.testing.assert_close(*turns, rtol=0, atol=1e-2)
+    assert turns[0].abs().max() > 1

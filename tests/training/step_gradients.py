@@ -52,7 +52,8 @@ def rows(batch: PreparedBatch, part: slice) -> PreparedBatch:
 def record_step(recipe_path: str, output: str, part: slice = slice(0, 4)) -> None:
     """One step on this rank's share of `part` of the batch of 4."""
     recipe = load_recipe(BaseRecipe, "base", recipe_path)
-    recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, max_gradient_norm=0.0))
+    optimizer = dataclasses.replace(recipe.optimizer, max_gradient_norm=0.0)
+    recipe = dataclasses.replace(recipe, optimizer=optimizer, told_share=0.5)
     with start_process("cpu") as process:
         stage = BaseStage(recipe, process, allow_random_features=True)
         kept: dict[str, torch.Tensor] = {}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from model.keypoints import Motion
 from model.networks.blocks import without_autocast
@@ -152,6 +153,22 @@ def guided_openness(points: Tensor) -> tuple[Tensor, Tensor]:
         heights.append((across[:, 0] * to_lid[:, 1] - across[:, 1] * to_lid[:, 0]).abs() / length(across) ** 2)
     mouth = length(points[:, 9] - points[:, 8]) / length(points[:, 7] - points[:, 6])
     return mouth, torch.stack(heights).mean(dim=0)
+
+
+def landmark_flow_loss(deformation: Tensor, source: Tensor, driving: Tensor) -> Tensor:
+    """Where W looks for a driving landmark in the source, against the source's landmark: mean absolute difference over
+    batch, points and both axes; the jaw, whose points slide along its line, is left out.
+
+    deformation: W's backward flow [B, D, H, W, 3] in [-1, 1]. source, driving: landmarks float [B, 68, 2] in [-1, 1];
+    points with a NaN in either add zero. Of the depth slices the mean counts. Ours, not the paper's: pixels tell a
+    small model only slowly which key point moves which part of the picture.
+    """
+    wanted, places = source[:, 17:].float(), driving[:, 17:].float()
+    known = ~(wanted.isnan() | places.isnan()).any(dim=-1)[:, None]
+    flow = deformation[..., :2].float().mean(dim=1).permute(0, 3, 1, 2)
+    found = functional.grid_sample(flow, places.nan_to_num()[:, None], padding_mode="border", align_corners=False)
+    difference = (found[:, :, 0] - wanted.nan_to_num().mT).abs()
+    return (difference * known).mean()
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from training.losses import (
     guided_openness,
     head_pose_loss,
     keypoint_prior_loss,
+    landmark_flow_loss,
     match_slots,
     openness_loss,
     wing,
@@ -242,3 +243,24 @@ def test_openness_loss_by_hand() -> None:
     loss.backward()
     assert keypoints.grad.isfinite().all()
     assert not keypoints.grad[1].any()
+
+
+def test_flow_that_leads_from_driving_to_source_landmarks_costs_nothing() -> None:
+    """A flow that shifts everything by (0.1, -0.05): exact at every place, as it is linear."""
+    torch.manual_seed(0)
+    height, width = 6, 8
+    y, x = ((2 * torch.arange(n) + 1) / n - 1 for n in (height, width))
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    flow = torch.cat([places + torch.tensor([0.1, -0.05]), torch.rand(height, width, 1)], dim=-1)
+    deformation = flow.expand(2, 3, height, width, 3).clone().requires_grad_()
+    driving = torch.rand(2, 68, 2) - 0.5
+    source = driving + torch.tensor([0.1, -0.05])
+    source[:, :17] = 9.0  # the jaw does not count
+    torch.testing.assert_close(landmark_flow_loss(deformation, source, driving), torch.tensor(0.0), atol=1e-6, rtol=0)
+    source[0, 30, 1] += 0.2
+    source[1, 40, 0] = torch.nan
+    loss = landmark_flow_loss(deformation, source, driving)
+    torch.testing.assert_close(loss, torch.tensor(0.2 / (2 * 2 * 51)))
+    loss.backward()
+    assert deformation.grad.isfinite().all()
+    assert deformation.grad[0].any()

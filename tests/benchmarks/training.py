@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.networks.blocks import Conv3d
 from training.base import BaseRecipe, BaseStage
 from training.checkpoints import RunState
 from training.data import Batch, augment, make_loader
@@ -56,6 +58,8 @@ class Options:
     """Random features for VGG19 and the recogniser where weights are missing: the same time."""
     num_workers: int | None = None
     """Of the loader; None: the recipe's."""
+    plain_3d: bool = False
+    """Measure each batch size again with 3D kernels for shallow volumes too (`model.networks.blocks.Conv3d`)."""
 
 
 def wait_for(device: torch.device) -> None:
@@ -172,6 +176,10 @@ def main(options: Options) -> None:
         for batch_size in options.batch_sizes or (recipe.batch_size,):
             try:
                 measure(options, dataclasses.replace(recipe, batch_size=batch_size), process)
+                if options.plain_3d:
+                    print("the same with 3D kernels:")
+                    with mock.patch.object(Conv3d, "forward", torch.nn.Conv3d.forward):
+                        measure(options, dataclasses.replace(recipe, batch_size=batch_size), process)
             except torch.OutOfMemoryError:
                 print(f"batch {batch_size}: does not fit")
                 break

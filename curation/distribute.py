@@ -33,6 +33,7 @@ _MIN_BUNDLE_COST_S = 1.0
 _MAX_BUNDLE_COST_S = 60.0
 _MAX_BUNDLE_UNITS = 500
 _TIDY_S = 60.0
+_START_ATTEMPTS = 3
 _WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
 
 
@@ -142,17 +143,22 @@ class Cluster:
         self._folder = _make_ray_folder()
         root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        try:
-            with _quiet_stderr():
-                ray.init(
-                    num_cpus=(self._options.workers or os.cpu_count() or 1) + 1,  # one more than the actors take
-                    include_dashboard=False,
-                    object_store_memory=200_000_000,
-                    _temp_dir=self._folder,
-                    **quiet,
-                )
-        except Exception as error:  # Ray raises nothing more precise when, say, a busy machine takes more than 30 s
-            raise FatalError(f"Ray cannot be started on this machine: {error}") from error
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            try:
+                with _quiet_stderr():
+                    ray.init(
+                        num_cpus=(self._options.workers or os.cpu_count() or 1) + 1,  # one more than the actors take
+                        include_dashboard=False,
+                        object_store_memory=200_000_000,
+                        _temp_dir=self._folder,
+                        **quiet,
+                    )
+                return
+            except Exception as error:  # Ray raises nothing more precise, also where a busy machine takes over 30 s
+                ray.shutdown()
+                if attempt == _START_ATTEMPTS:
+                    raise FatalError(f"Ray cannot be started on this machine: {error}") from error
+                print("Ray could not be started: trying again", file=sys.stderr)
 
     @property
     def workers(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.distribute import ClusterOptions, bundle
+from curation.distribute import Cluster, ClusterOptions, bundle
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
 from curation.recipe import Recipe
@@ -156,3 +156,27 @@ def test_a_file_that_takes_its_actor_down_is_named_and_the_job_goes_on(curate, r
     assert {names[row["source_id"]] for row in rows_of(tmp_path / "dataset", "clips")} >= {"good.png", "fine.png"}
     units = [(row["stage"], row["unit"]) for row in rows_of(tmp_path / "dataset", "units")]
     assert len(units) == len(set(units))
+
+
+def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):
+    """A busy machine: the first start runs into Ray's own limit; what never starts is one line."""
+    import ray
+
+    tries, start = [], ray.init
+
+    def init(**options):
+        tries.append(options)
+        if len(tries) == 1:
+            raise RuntimeError("the node timed out during startup")
+        return start(**options)
+
+    monkeypatch.setattr(ray, "init", init)
+    cluster = Cluster(ClusterOptions(workers=1))
+    cluster.connect()
+    assert cluster.workers == 1
+    cluster.close()
+    assert len(tries) == 2
+    assert "trying again" in capsys.readouterr().err
+    monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
+    with pytest.raises(FatalError, match="Ray cannot be started on this machine: division by zero"):
+        Cluster(ClusterOptions(workers=1)).connect()

@@ -119,7 +119,7 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[losses]\nperceptive = 1.0\n")
     assert main(["base", "--recipe", str(path)]) == 2
-    assert "unknown key 'perceptive'; valid keys are perceptual" in capsys.readouterr().err
+    assert "unknown key 'perceptive'; valid keys are equivariance" in capsys.readouterr().err
 
 
 def test_missing_feature_weights_and_bfloat16_on_a_cpu(dataset: Path, tmp_path: Path, capsys) -> None:

@@ -78,7 +78,8 @@ def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
 
     FileNotFoundError or ValueError with one line that says what to do.
     """
-    if not path.expanduser().exists():
+    path = path.expanduser()
+    if not path.exists():
         raise ValueError(
             f"--init {path} does not exist: give the folder of a run, of an export, or of the released files "
             "(the KwaiVGI/LivePortrait model repository)"

@@ -1,8 +1,8 @@
 """python -m training motion: M alone learns from the labels of the shards, before a picture is made.
 
 M decides what stage I can show: W and G learn to move a mouth only as far as M's key points tell that it moves. Alone,
-on key points and angles, a step costs a small part of one of stage I, so M can see many more pictures. The paper starts
-M from ImageNet weights; this is a start that needs none. `training base --init` goes on from such a run.
+on key points and angles, a step costs a small part of one of stage I, so M can see many more pictures. The published M
+can load ImageNet weights; this is a start that needs none. `training base --init` goes on from such a run.
 """
 
 from __future__ import annotations

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import ModelConfig
 from model.keypoints import Motion
 from training.__main__ import main
 from training.base_losses import Conventions
 from training.data import PreparedFrames
-from training.distributed import Process
 from training.export import load_portrait
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
-from training.motion import MotionRecipe, MotionStage, errors
+from training.motion import errors
 
 QUICK = (
     *("--recipe", "tiny", "--batch-size", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
@@ -80,10 +78,3 @@ def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, cap
     assert "its M has other sizes" in capsys.readouterr().err
     assert main(["stitching", *QUICK[:2], "--init", str(run), "--data", str(dataset), "--output", str(tmp_path)]) == 2
     assert "holds M alone" in capsys.readouterr().err
-
-
-def test_released_slots_follow_their_landmarks(dataset: Path) -> None:
-    """Conventions are those of stage I, so that `base --init` finds the slots that M was trained on."""
-    stage = MotionStage(MotionRecipe(model=ModelConfig.tiny(64)), Process())
-    assert stage.conventions.slots_tuple == RELEASED_SLOTS
-    assert set(stage.modules) == {"motion", "conventions"}

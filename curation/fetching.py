@@ -7,13 +7,13 @@ together with other readers, who fetches or removes it holds it alone. Locks of 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +32,7 @@ def keep_up_to(num_bytes: int) -> None:
     _room_bytes = num_bytes
 
 
-@contextmanager
+@contextlib.contextmanager
 def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
     """A local path of `uri`: the file itself, or a copy of a remote one, which is only to be read.
 
@@ -49,7 +49,7 @@ def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
                     row[column] = row[column].replace(path, uri)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _copy_of(uri: str) -> Iterator[str]:
     filesystem, remote = fsspec.core.url_to_fs(uri)
     ending = os.path.splitext(uri)[1]
@@ -74,7 +74,7 @@ def kept_folder() -> Path:
 
 def remove_kept() -> None:
     """Remove all copies that nobody reads at the moment."""
-    for lock in kept_folder().glob("*.lock"):
+    for lock in _locks():
         _remove(lock)
     try:
         kept_folder().rmdir()
@@ -82,11 +82,12 @@ def remove_kept() -> None:
         return  # there was none, or one is being read
 
 
-@contextmanager
+@contextlib.contextmanager
 def _kept_copy(filesystem: Any, remote: str, name: str, ending: str, size: int) -> Iterator[Path]:
     copy, lock = kept_folder() / f"{name}.copy{ending}", kept_folder() / f"{name}.lock"
     while True:
-        kept_folder().mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # which mkdir raises, too, where another removes it just then
+            kept_folder().mkdir(mode=0o700, exist_ok=True)
         with _opened(lock) as file:
             if file is None or not _take(lock, file, fcntl.LOCK_SH):
                 continue
@@ -103,7 +104,7 @@ def _kept_copy(filesystem: Any, remote: str, name: str, ending: str, size: int) 
             return
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(lock: Path) -> Iterator[IO[str] | None]:
     try:
         file = open(lock, "a")  # noqa: SIM115  (closed below)
@@ -144,7 +145,7 @@ def _fetch(filesystem: Any, remote: str, copy: Path, size: int) -> None:
 def _make_room(most_bytes: int) -> None:
     """Remove copies that nobody reads, those first that were read the longest ago, until so many bytes are left."""
     sizes, last_read = {}, {}
-    for lock in kept_folder().glob("*.lock"):
+    for lock in _locks():
         try:
             last_read[lock] = lock.stat().st_mtime
         except FileNotFoundError:
@@ -158,13 +159,19 @@ def _make_room(most_bytes: int) -> None:
             left -= sizes[lock]
 
 
+def _locks() -> list[Path]:
+    """One for each copy; none where another process has just removed the folder."""
+    try:
+        return sorted(kept_folder().glob("*.lock"))
+    except FileNotFoundError:
+        return []
+
+
 def _size_of(lock: Path) -> int:
     size = 0
-    for path in lock.parent.glob(f"{lock.stem}.*"):
-        try:
+    with contextlib.suppress(FileNotFoundError):  # somebody removes it, perhaps with the folder
+        for path in lock.parent.glob(f"{lock.stem}.*"):
             size += path.stat().st_size
-        except FileNotFoundError:
-            continue
     return size
 
 

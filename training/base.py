@@ -24,7 +24,14 @@ from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process, synchronise_batch_norm
 from training.ema import Ema
 from training.loop import Progress, Stage, make_adam, take_step
-from training.losses import GUIDANCE_LANDMARKS, GradientBalancer, cascade, discriminator_losses, landmark_flow_loss
+from training.losses import (
+    GUIDANCE_LANDMARKS,
+    GradientBalancer,
+    cascade,
+    discriminator_losses,
+    flow_openness_loss,
+    landmark_flow_loss,
+)
 from training.networks.discriminator import CascadedDiscriminator
 from training.recipe import Recipe
 
@@ -166,10 +173,9 @@ class BaseStage(Stage):
             terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
             if self.discriminators is not None and progress.images >= self.recipe.losses.discriminator_warmup_images:
                 terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
-        if self.recipe.losses.landmark_flow:
-            terms["landmark_flow"] = landmark_flow_loss(
-                made.warped.deformation, batch.source.landmarks, batch.driving.landmarks
-            )
+        for name, loss in (("landmark_flow", landmark_flow_loss), ("flow_openness", flow_openness_loss)):
+            if getattr(self.recipe.losses, name):
+                terms[name] = loss(made.warped.deformation, batch.source.landmarks, batch.driving.landmarks)
         return terms | motion_terms(self.recipe.losses, made, batch, transform, self.conventions)
 
     def _step_discriminators(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:

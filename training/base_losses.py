@@ -76,6 +76,8 @@ class BaseLosses(MotionLosses):
     """The same within the crop of both eyes."""
     landmark_flow: float = 0.0
     """Error of W's flow at the landmarks, mean in [-1, 1]; not in the paper, for quick small models."""
+    flow_openness: float = 0.0
+    """Error of the openness of eyes plus lips that W's flow finds at the landmarks; likewise."""
 
     balancer: bool = False
     """Make the weights of the terms on the picture shares of the gradient at the picture (EnCodec's balancer)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.keypoints import Motion
+from model.keypoints import Motion, open_ratios_68
 from model.networks.blocks import without_autocast
 
 PRIOR_DISTANCE_SQUARED = 0.1
@@ -163,12 +163,31 @@ def landmark_flow_loss(deformation: Tensor, source: Tensor, driving: Tensor) -> 
     points with a NaN in either add zero. Of the depth slices the mean counts. Ours, not the paper's: pixels tell a
     small model only slowly which key point moves which part of the picture.
     """
-    wanted, places = source[:, 17:].float(), driving[:, 17:].float()
-    known = ~(wanted.isnan() | places.isnan()).any(dim=-1)[:, None]
+    found, wanted = _looked_up(deformation, driving), source.float()
+    known = ~(wanted.isnan() | driving.isnan()).any(dim=-1, keepdim=True)
+    difference = (found - wanted.nan_to_num()).abs() * known
+    return difference[:, 17:].mean()
+
+
+def flow_openness_loss(deformation: Tensor, source: Tensor, driving: Tensor) -> Tensor:
+    """Mean absolute error of the openness of eyes plus lips that W finds in the source where the driving landmarks are.
+
+    A lid that W takes from a pixel beside it hardly counts in `landmark_flow_loss` and decides whether a blink is seen.
+    Arguments as there; frames with a NaN in either add zero. Ours, not the paper's.
+    """
+    known = ~(source.isnan() | driving.isnan()).flatten(1).any(dim=1)[:, None]
+    found = open_ratios_68(_looked_up(deformation, driving))
+    return sum(
+        ((there - true).abs() * known).mean()
+        for there, true in zip(found, open_ratios_68(source.nan_to_num()), strict=True)
+    )
+
+
+def _looked_up(deformation: Tensor, driving: Tensor) -> Tensor:
+    """Where W looks for landmarks [B, 68, 2] of the driving frame: points of the source [B, 68, 2]."""
     flow = deformation[..., :2].float().mean(dim=1).permute(0, 3, 1, 2)
-    found = functional.grid_sample(flow, places.nan_to_num()[:, None], padding_mode="border", align_corners=False)
-    difference = (found[:, :, 0] - wanted.nan_to_num().mT).abs()
-    return (difference * known).mean()
+    places = driving.float().nan_to_num()[:, None]
+    return functional.grid_sample(flow, places, padding_mode="border", align_corners=False)[:, :, 0].mT
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.keypoints import Motion
+from model.keypoints import Motion, open_ratios_68
 from model.keypoints.regions import EYE_KEYPOINTS, LIP_KEYPOINTS
 from training.data.transform import RandomTransform
 from training.losses import (
@@ -17,6 +17,7 @@ from training.losses import (
     RELEASED_SLOTS,
     deformation_prior_loss,
     equivariance_loss,
+    flow_openness_loss,
     guided_openness,
     head_pose_loss,
     keypoint_prior_loss,
@@ -264,3 +265,28 @@ def test_flow_that_leads_from_driving_to_source_landmarks_costs_nothing() -> Non
     loss.backward()
     assert deformation.grad.isfinite().all()
     assert deformation.grad[0].any()
+
+
+def test_flow_openness_is_what_the_source_shows_where_the_flow_leads() -> None:
+    """A flow that halves all distances changes no openness; one that halves heights alone halves it."""
+    height, width = 32, 32
+    y, x = ((2 * torch.arange(n) + 1) / n - 1 for n in (height, width))
+    places = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.zeros(height, width)], dim=-1)
+    driving = (torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(2)) - 0.5) * 1.5
+    both = (places * torch.tensor([0.5, 0.5, 1.0])).expand(2, 3, height, width, 3)
+    torch.testing.assert_close(flow_openness_loss(both, driving, driving), torch.tensor(0.0), atol=1e-4, rtol=0)
+
+    driving[:, [36, 39, 42, 45, 48, 54], 1] = 0.1  # corners lie level, lids and lips above each other
+    driving[:, [37, 38, 40, 41], 0], driving[:, [43, 44, 46, 47], 0], driving[:, [62, 66], 0] = 0.2, -0.2, 0.0
+    squeezed = (places * torch.tensor([1.0, 0.5, 1.0])).expand(2, 3, height, width, 3).clone().requires_grad_()
+    eyes, lip = open_ratios_68(driving)
+    torch.testing.assert_close(
+        flow_openness_loss(squeezed, driving, driving), (eyes.mean() + lip.mean()) / 2, atol=1e-4, rtol=1e-4
+    )
+    unknown = driving.clone()
+    unknown[1, 60] = torch.nan
+    loss = flow_openness_loss(squeezed, unknown, driving)
+    torch.testing.assert_close(loss, (eyes[0].mean() + lip[0].mean()) / 4, atol=1e-4, rtol=1e-4)
+    loss.backward()
+    assert squeezed.grad[0].any()
+    assert not squeezed.grad[1].any()

@@ -73,22 +73,22 @@ class Base(RunOptions):
         return stage
 
 
-def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
+def load_start(path: Path, recipe: Recipe | None = None, *, option: str = "--init") -> LivePortrait:
     """Weights to start from: a whole model, or M of a run of `training motion` in a new model of the recipe's sizes.
 
-    FileNotFoundError or ValueError with one line that says what to do.
+    option: what the user gave the path by. FileNotFoundError or ValueError with one line that says what to do.
     """
     path = path.expanduser()
     if not path.exists():
         raise ValueError(
-            f"--init {path} does not exist: give the folder of a run, of an export, or of the released files "
+            f"{option} {path} does not exist: give the folder of a run, of an export, or of the released files "
             "(the KwaiVGI/LivePortrait model repository)"
         )
     if not is_run(path) or read_run(checkpoint_folder(path))["stage"] != MotionStage.name:
         return load_portrait(path)
     if recipe is None:
         raise ValueError(
-            f"--init {path} holds M alone: train a base model on it first, `python -m training base --init {path}`"
+            f"{option} {path} holds M alone: train a base model on it first, `python -m training base --init {path}`"
         )
     portrait = LivePortrait.untrained(recipe.seed, recipe.model)
     try:

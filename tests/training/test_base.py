@@ -47,7 +47,10 @@ def step(stage: BaseStage, batch: PreparedBatch, progress: Progress = PROGRESS) 
 def test_all_terms_reach_every_parameter(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     """With all losses on, one step moves every parameter of F, M, W, G and of the three discriminators."""
     full = with_losses(
-        recipe, perceptual=1.0, identity=1.0, random_vgg19_width=0.1, pixel_face=1.0, pixel_eyes=1.0, openness=1.0
+        recipe,
+        **dict.fromkeys(("perceptual", "identity", "pixel_face", "pixel_eyes", "openness"), 1.0),
+        **dict.fromkeys(("landmark_flow", "flow_openness"), 1.0),
+        random_vgg19_width=0.1,
     )
     stage = BaseStage(full, Process(), allow_random_features=True)
     networks = {**stage.model.networks(), "discriminators": stage.modules["discriminators"]}

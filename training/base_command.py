@@ -16,7 +16,7 @@ from training.base import BaseRecipe, BaseStage
 from training.checkpoints import CheckpointFolder, read_run
 from training.data import make_loader, prepare
 from training.distributed import Process
-from training.export import checkpoint_folder, is_run, load_portrait
+from training.export import checkpoint_folder, is_run, load_portrait, network_states
 from training.motion import MotionStage
 from training.recipe import Recipe
 from training.running import RunOptions, run_stage
@@ -92,7 +92,7 @@ def load_start(path: Path, recipe: Recipe | None = None, *, option: str = "--ini
         )
     portrait = LivePortrait.untrained(recipe.seed, recipe.model)
     try:
-        portrait.motion.load_state_dict(load_portrait(path).motion.state_dict())
+        portrait.motion.load_state_dict(network_states(checkpoint_folder(path))["motion"])
     except RuntimeError as error:
         raise ValueError(
             f"--init {path}: its M has other sizes than this recipe's model; give both recipes the same image_size, "

@@ -10,6 +10,7 @@ from manifests.recipes import from_values
 from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.networks import LivePortrait
+from training.base_model import BASE_NETWORKS
 from training.checkpoints import CheckpointFolder, read_run, read_tensors
 
 BASE_WEIGHTS = "base_weights"
@@ -31,13 +32,18 @@ def load_portrait(path: Path, *, average: bool = True, which: str = "best") -> L
     if not is_run(path):
         return LivePortrait.from_pretrained(path)
     folder = checkpoint_folder(path, which)
-    run = read_run(folder)
+    run, states = read_run(folder), network_states(folder, average=average)
     if (path / BASE_WEIGHTS).is_dir():
         portrait = LivePortrait.from_pretrained(path / BASE_WEIGHTS)
-    else:
+    elif states.keys() >= set(BASE_NETWORKS):
         config = from_values(ModelConfig, run["model"], f"{folder}: model")
         portrait = LivePortrait.untrained(config=config)
-    for name, state in network_states(folder, average=average).items():
+    else:
+        raise ValueError(
+            f"{path} is a run of `training {run['stage']}` and holds no whole model: give a run of `training base`, or "
+            "one that builds on it"
+        )
+    for name, state in states.items():
         getattr(portrait, name).load_state_dict(state)
     portrait.trained = True
     return portrait.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from model.keypoints import Motion
 from training.__main__ import main
 from training.base_losses import Conventions
 from training.data import PreparedFrames
-from training.export import load_portrait
+from training.export import checkpoint_folder, load_portrait, network_states
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
 from training.motion import errors
 
@@ -69,8 +69,8 @@ def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, cap
     base += ["--reports.validate-every-images", "0", "--device", "cpu", "--optimizer.learning-rate", "1e-9"]
     base += ["--optimizer.ema-half-life-images", "0"]
     assert main(base) == 0
-    started, learned = (load_portrait(folder).motion.state_dict() for folder in (tmp_path / "base", run))
-    for name, value in learned.items():
+    started = load_portrait(tmp_path / "base").motion.state_dict()
+    for name, value in network_states(checkpoint_folder(run))["motion"].items():
         torch.testing.assert_close(started[name], value, atol=1e-6, rtol=0)
     others = tuple(option.replace(str(tmp_path / "base"), str(tmp_path / "other")) for option in base)
     capsys.readouterr()
@@ -78,3 +78,6 @@ def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, cap
     assert "its M has other sizes" in capsys.readouterr().err
     assert main(["stitching", *QUICK[:2], "--init", str(run), "--data", str(dataset), "--output", str(tmp_path)]) == 2
     assert "holds M alone" in capsys.readouterr().err
+    assert main(["export", str(run), "--output", str(tmp_path / "weights")]) == 2
+    assert "is a run of `training motion` and holds no whole model" in capsys.readouterr().err
+    assert not (tmp_path / "weights").exists()

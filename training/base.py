@@ -22,6 +22,7 @@ from training.base_losses import (
 from training.base_model import BaseModel, Reenacted, apply_compute_options, use_channels_last
 from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process, synchronise_batch_norm
+from training.edits import edit_landmarks, keypoint_offsets
 from training.ema import Ema
 from training.loop import Progress, Stage, make_adam, take_step
 from training.losses import (
@@ -48,10 +49,16 @@ class BaseRecipe(Recipe):
     """Share of the pairs in which W hears of the ten guided key points from the landmarks instead of from M. So W and G
     learn what these mean before M is sure of them. The paper does without; for quick small models."""
 
+    edited_every: int = 0
+    """Every so many sources (0: none) W sees once more, with eyes and lips opened or closed by hand. No picture shows
+    that, but `losses.landmark_flow` and `losses.flow_openness` count it, too. For small data sets."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.told_share <= 1:
             raise ValueError(f"told_share is {self.told_share}: expected 0 to 1")
+        if self.edited_every < 0:
+            raise ValueError(f"edited_every is {self.edited_every}: expected a number of sources, or 0 for none")
 
 
 class BaseStage(Stage):
@@ -126,23 +133,49 @@ class BaseStage(Stage):
         transform = RandomTransform.sample_rows(
             len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
         )
+        edited = self._edited(batch, generator)
         made = self.replicated(
             self._input(batch.source.image),
             self._input(batch.driving.image),
             self._input(transform.warp_image(batch.driving.image)),
             self.precision,
             self._places_to_tell(batch, generator),
+            None if edited is None else (self.recipe.edited_every, self._offsets(batch, edited)),
         )
         landmarks = batch.driving.landmarks
         real, fake = cascade(batch.driving.target, landmarks), cascade(made.image, landmarks)
         told = {}
         if self.discriminators is not None:
             told |= self._step_discriminators(real, fake)
-        terms = self._terms(made, batch, transform, real, fake, progress)
+        terms = self._terms(made, batch, transform, real, fake, progress) | self._flow_terms(made, batch, edited)
         total = weighted_sum(self.recipe.losses, terms)
         self._backward(terms, total, made.image)
         told["gradient_norm/networks"] = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
         return {"loss": total, **terms, **told}
+
+    def _edited(self, batch: PreparedBatch, generator: torch.Generator) -> Tensor | None:
+        """Landmarks of every n-th source with eyes and lips opened or closed."""
+        if not self.recipe.edited_every:
+            return None
+        landmarks = batch.source.landmarks[:: self.recipe.edited_every]
+        num, rank = len(landmarks), self.process.rank
+        drawn = torch.rand(num * self.process.world_size, 2, generator=generator, device=generator.device)
+        return edit_landmarks(landmarks, drawn[rank * num : (rank + 1) * num])
+
+    def _offsets(self, batch: PreparedBatch, edited: Tensor) -> Tensor:
+        landmarks = batch.source.landmarks[:: self.recipe.edited_every]
+        return keypoint_offsets(landmarks, edited, self.conventions.slots_tuple, self.recipe.model.num_keypoints)
+
+    def _flow_terms(self, made: Reenacted, batch: PreparedBatch, edited: Tensor | None) -> dict[str, Tensor]:
+        source, driving = batch.source.landmarks, batch.driving.landmarks
+        if edited is not None:
+            source, driving = torch.cat([source, source[:: self.recipe.edited_every]]), torch.cat([driving, edited])
+        losses = {"landmark_flow": landmark_flow_loss, "flow_openness": flow_openness_loss}
+        return {
+            name: loss(made.warped.deformation, source, driving)
+            for name, loss in losses.items()
+            if getattr(self.recipe.losses, name)
+        }
 
     def _places_to_tell(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
         """For `BaseModel.forward`: landmarks at the guided key points in `told_share` of the pairs, NaN elsewhere."""
@@ -173,9 +206,6 @@ class BaseStage(Stage):
             terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
             if self.discriminators is not None and progress.images >= self.recipe.losses.discriminator_warmup_images:
                 terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
-        for name, loss in (("landmark_flow", landmark_flow_loss), ("flow_openness", flow_openness_loss)):
-            if getattr(self.recipe.losses, name):
-                terms[name] = loss(made.warped.deformation, batch.source.landmarks, batch.driving.landmarks)
         return terms | motion_terms(self.recipe.losses, made, batch, transform, self.conventions)
 
     def _step_discriminators(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Reenacted(PairMotion):
     image: Tensor
     """float32 [B, 3, 2S, 2S] in (0, 1): the source's person in the driving frame's pose and expression."""
     warped: WarpOutput
-    """Flow and occlusion."""
+    """Flow and occlusion; after those of the pairs the ones of the edited sources, where there are any."""
 
 
 class BaseModel(nn.Module):
@@ -67,11 +67,14 @@ class BaseModel(nn.Module):
         transformed: Tensor | None = None,
         precision: torch.dtype | None = None,
         told: tuple[Tensor, Tensor] | None = None,
+        edits: tuple[int, Tensor] | None = None,
     ) -> Reenacted:
         """source, driving, transformed (driving under a random transform): float [B, 3, S, S] in [0, 1].
 
         told: places float [B, K, 2] of key points of both frames that W gets instead of what M says, NaN where M's own
         are to be taken. What is returned of key points is M's.
+        edits: n, and offsets float [ceil(B / n), K, 3] with which W, but not G, sees every n-th source once more
+        (`training.edits`).
         precision: of autocast; None runs in the weights' own. Key-point algebra and grids are float32 either way.
         """
         moved = pair_motion(self.motion, source, driving, transformed, precision)
@@ -80,8 +83,13 @@ class BaseModel(nn.Module):
             x_s, x_d = _put_in_place(x_s, told[0]), _put_in_place(x_d, told[1])
         with _autocast(source.device, precision):
             volume = self.appearance(source)
+            if edits is not None:
+                # In one pass with the pairs, so that W's batch statistics are of both.
+                every, offsets = edits
+                volume, x_d = torch.cat([volume, volume[::every]]), torch.cat([x_d, x_s[::every] + offsets])
+                x_s = torch.cat([x_s, x_s[::every]])
             warped = self.warping(volume, kp_driving=x_d, kp_source=x_s)
-            image = self.generator(warped.feature)
+            image = self.generator(warped.feature[: len(source)])
         return Reenacted(**vars(moved), image=image.float(), warped=warped)
 
 

@@ -53,7 +53,8 @@ def record_step(recipe_path: str, output: str, part: slice = slice(0, 4)) -> Non
     """One step on this rank's share of `part` of the batch of 4."""
     recipe = load_recipe(BaseRecipe, "base", recipe_path)
     optimizer = dataclasses.replace(recipe.optimizer, max_gradient_norm=0.0)
-    recipe = dataclasses.replace(recipe, optimizer=optimizer, told_share=0.5)
+    losses = dataclasses.replace(recipe.losses, landmark_flow=1.0, flow_openness=1.0)
+    recipe = dataclasses.replace(recipe, optimizer=optimizer, losses=losses, told_share=0.5, edited_every=2)
     with start_process("cpu") as process:
         stage = BaseStage(recipe, process, allow_random_features=True)
         kept: dict[str, torch.Tensor] = {}

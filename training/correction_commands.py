@@ -10,13 +10,10 @@ from typing import Annotated, Literal
 import tyro
 
 from manifests.recipes import from_values
-from model.faces import FacesConfig, load_analyser
 from model.networks import LivePortrait
 from training.base_command import load_start
 from training.checkpoints import read_run, read_tensors
-from training.correction import FrozenBase
 from training.distributed import Process
-from training.drawn import DrawnFaces
 from training.export import BASE_WEIGHTS, checkpoint_folder, is_run
 from training.landmarks import LandmarksRecipe, LandmarkStage
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
@@ -30,14 +27,8 @@ from training.stitching import StitchingRecipe, StitchingStage
 class Landmarks(RunOptions):
     """Train the small differentiable landmark network that retargeting needs, on the labels of the shards.
 
-    python -m training landmarks --data DATASET --base runs/base --output runs/landmarks
+    python -m training landmarks --data DATASET --output runs/landmarks
     """
-
-    base: Path | None = None
-    """A base model (a run of `training base`, an export, or the released files) on whose pictures, too, the network
-    learns, by what the face analyser sees in them: then retargeting cannot please it with what is no open mouth."""
-    faces: FacesConfig = field(default_factory=FacesConfig)
-    """The analyser for these pictures: the one that labelled the shards."""
 
     output: Path = Path("runs/landmarks")
     """Folder of the run; made if it is missing, continued if it holds checkpoints."""
@@ -49,17 +40,7 @@ class Landmarks(RunOptions):
     RECIPE = LandmarksRecipe
 
     def main(self) -> int:
-        if self.base is None:
-            return run_stage(self, self.recipe, lambda process: LandmarkStage(self.recipe, process))
-        portrait = load_start(self.base, option="--base")
-        recipe = dataclasses.replace(self.recipe, model=portrait.config)
-
-        def make_stage(process: Process) -> LandmarkStage:
-            base = FrozenBase(portrait, recipe, process)
-            drawn = DrawnFaces(base, load_analyser(self.faces), offset=recipe.options.drawn_offset)
-            return LandmarkStage(recipe, process, drawn=drawn)
-
-        return run_stage(self, recipe, make_stage)
+        return run_stage(self, self.recipe, lambda process: LandmarkStage(self.recipe, process))
 
 
 @dataclass(frozen=True, kw_only=True)

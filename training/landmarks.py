@@ -1,7 +1,7 @@
 """python -m training landmarks: a small differentiable landmark network learns from the labels of the shards.
 
 Stage II needs it to see how far eyes and lips are open in a result. It learns on turned, moved, scaled and blurred
-pictures, so that it reads what a half-trained generator draws; given a base model, on what that one draws, too.
+pictures, so that it reads what a half-trained generator draws.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch.nn import functional
 from model.keypoints import open_ratios_68
 from training.data import PreparedBatch
 from training.distributed import Process
-from training.drawn import DrawnFaces
 from training.ema import Ema
 from training.loop import Progress, Stage, make_adam, take_step
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
@@ -35,9 +34,6 @@ class LandmarkOptions:
     """Shift along each axis, ± this, in [-1, 1] of the picture."""
     blur: float = 0.5
     """Share of the pictures that are made smaller (to a quarter at least) and larger again."""
-    drawn_offset: float = 0.08
-    """With --base: key points of the pictures that it draws are moved by normal numbers of a standard deviation up to
-    this, where the picture is about 2 wide."""
     position: float = 10.0
     """Weight of the mean absolute error of the coordinates."""
     openness: float = 1.0
@@ -53,14 +49,12 @@ class LandmarksRecipe(Recipe):
 
 
 class LandmarkStage(Stage):
-    """Trains the landmark network on both frames of every pair; with a base model, on what it draws of the source."""
+    """Trains the landmark network on both frames of every pair."""
 
     name = "landmarks"
     best_metric = "position"
 
-    def __init__(self, recipe: LandmarksRecipe, process: Process, *, drawn: DrawnFaces | None = None) -> None:
-        """drawn: where the pictures of a base model come from."""
-        self.drawn = drawn
+    def __init__(self, recipe: LandmarksRecipe, process: Process) -> None:
         torch.manual_seed(recipe.seed)
         network = LandmarkNetwork(recipe.landmarks).to(process.device)
         self.options = recipe.options
@@ -72,10 +66,8 @@ class LandmarkStage(Stage):
         self._replica = process.replicate(network)
 
     def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
-        images, labels = batch.source.target, batch.source.landmarks
-        if self.drawn is not None:
-            images, labels = self.drawn.draw(batch.source, generator)
-        images, labels = torch.cat([images, batch.driving.target]), torch.cat([labels, batch.driving.landmarks])
+        images = torch.cat([batch.source.target, batch.driving.target])
+        labels = torch.cat([batch.source.landmarks, batch.driving.landmarks])
         images, labels = vary(images, labels, self.options, generator)
         terms = {name: values.nan_to_num().mean() for name, values in errors(self._replica(images), labels).items()}
         total = self.options.position * terms["position"] + self.options.openness * (terms["eyes"] + terms["lip"])
@@ -84,12 +76,7 @@ class LandmarkStage(Stage):
         return {"loss": total, **terms, "gradient_norm": norm}
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        network = self._averaged()
-        figures = errors(network(batch.driving.target), batch.driving.landmarks)
-        if self.drawn is not None:
-            images, labels = self.drawn.draw(batch.source, torch.Generator(batch.source.image.device).manual_seed(0))
-            figures |= {f"drawn_{name}": values for name, values in errors(network(images), labels).items()}
-        return figures
+        return errors(self._averaged()(batch.driving.target), batch.driving.landmarks)
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
         found = self._averaged()(batch.driving.target)

@@ -94,12 +94,3 @@ def test_what_is_missing_is_named(
     command = ["retargeting", "--part", "lip", *QUICK, "--data", str(dataset), "--output", str(tmp_path / "run")]
     assert main([*command, *options]) == 2
     assert words in capsys.readouterr().err
-
-
-def test_landmark_network_learns_on_what_a_base_draws(base: Path, dataset: Path, tmp_path: Path, capsys) -> None:
-    command = ["landmarks", *QUICK, "--num-images", "4", "--data", str(dataset), "--output", str(tmp_path / "run")]
-    assert main([*command, "--base", "nowhere"]) == 2
-    assert "--base nowhere does not exist" in capsys.readouterr().err
-    options = ["--base", str(base), "--reports.validate-every-images", "4", "--reports.num-validation", "2"]
-    assert main([*command, *options]) == 0
-    load_landmarks(tmp_path / "run")

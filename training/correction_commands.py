@@ -16,6 +16,7 @@ from training.checkpoints import read_run, read_tensors
 from training.distributed import Process
 from training.export import BASE_WEIGHTS, checkpoint_folder, is_run
 from training.landmarks import LandmarksRecipe, LandmarkStage
+from training.networks.facemesh import MeshLandmarks
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
 from training.retargeting import RetargetingRecipe, RetargetingStage
@@ -25,7 +26,7 @@ from training.stitching import StitchingRecipe, StitchingStage
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks(RunOptions):
-    """Train the small differentiable landmark network that retargeting needs, on the labels of the shards.
+    """Train a small differentiable landmark network for retargeting, on the labels of the shards.
 
     python -m training landmarks --data DATASET --output runs/landmarks
     """
@@ -104,8 +105,11 @@ class Retargeting(_Correction):
 
     part: Literal["eyes", "lip"]
     """Which of the two networks."""
-    landmarks: Path = Path("runs/landmarks")
-    """Run of `training landmarks`, whose network measures what is achieved."""
+    landmarks: str = "facemesh"
+    """What measures the openness that is achieved: facemesh, the landmarker of the open analyser, run in torch; or a
+    run of `training landmarks`, for shards with labels of another analyser."""
+    weights_dir: str | None = None
+    """Folder with the analysers' weight files, where FaceMesh's is not to be fetched."""
     output: Path | None = None
     """Folder of the run; runs/eyes or runs/lip if not given."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
@@ -118,7 +122,10 @@ class Retargeting(_Correction):
     def main(self) -> int:
         if self.output is None:
             return dataclasses.replace(self, output=Path("runs") / self.part).main()
-        landmarks = load_landmarks(self.landmarks)
+        if self.landmarks == "facemesh":
+            landmarks = MeshLandmarks(weights_dir=self.weights_dir)
+        else:
+            landmarks = load_landmarks(Path(self.landmarks))
         portrait, recipe = self.on_base(self.recipe)
 
         def make_stage(process: Process) -> RetargetingStage:

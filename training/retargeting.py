@@ -1,7 +1,8 @@
 """python -m training retargeting: R_eyes and R_lip learn to open eyes and lips as asked (LivePortrait, section 3.3).
 
 L = |(I - I_recon) * (1 - M)| + w_c |c_pred - c_d| + w_r |delta|, with x' = x_s + R(x_s; c_s, c_d) and c_d drawn evenly.
-c_pred comes from a differentiable landmark network (`training landmarks`) that looks at the result.
+c_pred comes from a differentiable landmark network that looks at the result: FaceMesh in torch (`networks.facemesh`),
+or a small one of `training landmarks`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class RetargetingStage(CorrectionStage):
         landmarks: nn.Module,
         keep_network: bool = False,
     ) -> None:
-        """landmarks: the trained `LandmarkNetwork`, which is frozen here."""
+        """landmarks: `MeshLandmarks` or a trained `LandmarkNetwork`, frozen here: pictures, and landmarks about where
+        the face is -> landmarks."""
         self.part = part
         self.name = f"retargeting-{part}"
         self.network = "retarget_eye" if part == "eyes" else "retarget_lip"
@@ -114,7 +116,7 @@ class RetargetingStage(CorrectionStage):
             reconstructed = self.base.render(volume, x_s, x_s)
         changed = self.base.render(volume, x_s, x_s + offset)
         mask = (eye_mask if is_eyes else lip_mask)(frames.landmarks, changed.shape[-2:])
-        achieved = open_ratios_68(self.landmarks(changed))[0 if is_eyes else 1]
+        achieved = open_ratios_68(self.landmarks(changed, frames.landmarks))[0 if is_eyes else 1]
         terms = {
             "outside": masked_mean(changed - reconstructed, 1 - mask),
             "condition": (achieved - asked).abs().mean(dim=1),

@@ -15,9 +15,9 @@ from model.faces.pose import mesh_pose_deg
 from model.faces.schemes import points68_from_mesh
 from model.faces.weights import resolve_weight
 
-_SIZE_PX = 192
-_CROP_SCALE = 1.5
-_NUM_VERTICES = 468
+SIZE_PX = 192
+CROP_SCALE = 1.5
+NUM_VERTICES = 468
 # The detector's points lose the roll of faces that lie more than about 20 degrees askew, and the mesh suffers from a
 # crop that is not upright. Where the mesh says so, it is computed again in a crop around itself.
 _MAX_CROP_ROLL_DEG = 8.0
@@ -58,7 +58,7 @@ class FaceMeshLandmarker:
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         outputs = {int(np.prod(row["shape"])): row["index"] for row in self._interpreter.get_output_details()}
-        self._mesh_output, self._presence_output = outputs[_NUM_VERTICES * 3], outputs[1]
+        self._mesh_output, self._presence_output = outputs[NUM_VERTICES * 3], outputs[1]
 
     def landmarks(self, image: np.ndarray, faces: Detections) -> Landmarks:
         num_faces = len(faces)
@@ -84,11 +84,11 @@ class FaceMeshLandmarker:
 
     def _mesh_in_crop(self, image: np.ndarray, box: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float, float]:
         """One pass: the mesh, the probability of a face, and by how many degrees the crop was turned upright."""
-        matrix = upright_square(box, points, scale=_CROP_SCALE, size_px=_SIZE_PX, rotate=True)
-        crop = framing.warp(image, matrix, _SIZE_PX)
+        matrix = upright_square(box, points, scale=CROP_SCALE, size_px=SIZE_PX, rotate=True)
+        crop = framing.warp(image, matrix, SIZE_PX)
         self._interpreter.set_tensor(self._input, crop[None].astype(np.float32) / np.float32(255))
         self._interpreter.invoke()
-        mesh = self._interpreter.get_tensor(self._mesh_output).reshape(_NUM_VERTICES, 3).astype(np.float64)
+        mesh = self._interpreter.get_tensor(self._mesh_output).reshape(NUM_VERTICES, 3).astype(np.float64)
         logit = float(self._interpreter.get_tensor(self._presence_output).ravel()[0])
         to_image = framing.invert(matrix)
         zoom = np.sqrt(np.linalg.det(to_image[:2, :2]))

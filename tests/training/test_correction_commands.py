@@ -42,13 +42,14 @@ def test_landmark_run_gives_a_frozen_network(landmarks: Path) -> None:
 
 
 def test_retargeting_learns_resumes_and_exports(
-    base: Path, landmarks: Path, dataset: Path, tmp_path: Path, capsys
+    base: Path, landmarks: Path, models: Path, dataset: Path, tmp_path: Path, capsys
 ) -> None:
     runs = {}
+    judges = {"eyes": ["--landmarks", str(landmarks)], "lip": ["--weights-dir", str(models / "open")]}
     for part, network in (("eyes", "retarget_eye"), ("lip", "retarget_lip")):
         runs[network] = tmp_path / part
         arguments = ["retargeting", "--part", part, *QUICK, "--data", str(dataset), "--init", str(base)]
-        arguments += ["--landmarks", str(landmarks), "--output", str(tmp_path / part)]
+        arguments += [*judges[part], "--output", str(tmp_path / part)]
         assert main([*arguments, "--num-images", "4"]) == 0
         assert main([*arguments, "--num-images", "6"]) == 0
         assert "4 images" in capsys.readouterr().err  # resumed

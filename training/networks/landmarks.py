@@ -1,7 +1,7 @@
 """A small differentiable network for the 68 iBUG landmarks, trained on the labels of the shards.
 
-The face analysers that made the labels are not differentiable; stage II needs the openness that a *result* shows as a
-function of its pixels.
+Stage II needs the openness that a *result* shows as a function of its pixels. For shards of the open analyser
+`networks.facemesh` gives it; this network takes the place of other analysers, which are not differentiable.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class LandmarkNetwork(nn.Module):
         self.up = nn.ModuleList(_block(deep + skip, skip) for skip, deep in reversed(list(pairwise(levels))))
         self.head = nn.Conv2d(levels[0], NUM_LANDMARKS, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, near: Tensor | None = None) -> Tensor:
+        """near: for exchange with `MeshLandmarks`; this network finds the face by itself."""
         size = self.config.image_size
         x = image
         if x.shape[-1] > size:

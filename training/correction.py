@@ -57,13 +57,15 @@ class CorrectionStage(Stage):
 
     network: str
     """Its name in `LivePortrait`."""
+    num_conditions: int = 0
+    """How many of its last inputs are openness."""
 
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process, *, keep_network: bool = False) -> None:
         """keep_network: go on from the portrait's own small network; otherwise it starts at no correction."""
         self.base = FrozenBase(portrait, recipe, process)
         trained = getattr(portrait, self.network).requires_grad_(True)
         if not keep_network:
-            trained.start_at_zero()
+            trained.start_at_zero(self.num_conditions)
         self.modules = {self.network: trained}
         self.max_gradient_norm = recipe.optimizer.max_gradient_norm
         self.optimizers = {"networks": make_adam(trained, recipe.optimizer.learning_rate, recipe.optimizer.betas)}

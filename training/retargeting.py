@@ -71,6 +71,7 @@ class RetargetingStage(CorrectionStage):
         self.part = part
         self.name = f"retargeting-{part}"
         self.network = "retarget_eye" if part == "eyes" else "retarget_lip"
+        self.num_conditions = 3 if part == "eyes" else 2  # of each eye, or of the lips, and the asked one
         super().__init__(portrait, recipe, process, keep_network=keep_network)
         self.weights = recipe.losses
         self.max_condition = recipe.max_eyes if part == "eyes" else recipe.max_lip

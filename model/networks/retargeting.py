@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 
+CONDITION_GAIN = 10.0
+
 
 class KeypointMlp(nn.Module):
     """Linear layers with ReLU between them, under the released keys `mlp.0, mlp.2, ...`."""
@@ -25,11 +27,17 @@ class KeypointMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x)
 
-    def start_at_zero(self) -> None:
-        """Zero the last layer only, so that training starts at no correction and all layers still learn."""
+    def start_at_zero(self, num_conditions: int = 0) -> None:
+        """Zero the last layer only, so that training starts at no correction and all layers still learn.
+
+        The last num_conditions inputs are openness, whose spread is a tenth of the key points': their weights in the
+        first layer start `CONDITION_GAIN` times as large, or the network would hardly hear what is asked.
+        """
         with torch.no_grad():
             self.mlp[-1].weight.zero_()
             self.mlp[-1].bias.zero_()
+            if num_conditions:
+                self.mlp[0].weight[:, -num_conditions:] *= CONDITION_GAIN
 
 
 def make_stitching(config: ModelConfig) -> KeypointMlp:

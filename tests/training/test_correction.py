@@ -9,6 +9,7 @@ import torch
 
 from model.config import ModelConfig
 from model.networks import LivePortrait
+from model.networks.retargeting import CONDITION_GAIN
 from training.correction import masked_mean, mean_over_known
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
@@ -90,6 +91,20 @@ def test_first_step_is_no_correction(portrait, batch) -> None:
     kept = make_stage("stitching", portrait).validate(batch)
     torch.testing.assert_close(kept["shoulder"], kept["shoulder_unstitched"])
     torch.testing.assert_close(kept["motion_kept"], torch.ones(2))
+
+
+@pytest.mark.parametrize(("name", "network", "count"), [("eyes", "retarget_eye", 3), ("lip", "retarget_lip", 2)])
+def test_what_is_asked_is_heard_from_the_start(name: str, network: str, count: int, portrait, batch) -> None:
+    """Openness from 0 to 0.4 moves the first layer about as much as key points do between faces; others stay."""
+    untouched = getattr(portrait, network).mlp[0].weight.clone()
+    make_stage(name, portrait)
+    weight = getattr(portrait, network).mlp[0].weight
+    assert torch.equal(weight[:, :-count], untouched[:, :-count])
+    torch.testing.assert_close(weight[:, -count:], CONDITION_GAIN * untouched[:, -count:])
+    keypoints = 0.1 * torch.randn(64, 63, generator=torch.Generator().manual_seed(0))
+    by_keypoints = (keypoints @ weight[:, :-count].T).std(dim=0).mean()
+    by_asked = (torch.linspace(0, 0.4, 64)[:, None] * weight[:, -1]).std(dim=0).mean()
+    assert 0.5 < by_asked / by_keypoints < 4
 
 
 def test_stitching_quietens_the_shoulders(portrait, batch) -> None:

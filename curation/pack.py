@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -175,7 +176,7 @@ class PackStage:
                 for clip in unit["clips"]:
                     lies = {name: [] for name, _ in CLIP_PLACES[1:]}
                     for frame, (jpeg, label) in enumerate(_clip_samples(clip)):
-                        label = encode_label(json.loads(label) | _label_addition(clip, unit["split"]))
+                        label = encode_label(orjson.loads(label) | _label_addition(clip, unit["split"]))
                         key = sample_key(clip["clip_id"], frame)
                         lies["frame_offsets"].append(writer.add(f"{key}.jpg", jpeg))
                         lies["frame_sizes"].append(len(jpeg))

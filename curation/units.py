@@ -9,7 +9,6 @@ moves the rows of all its units into the manifests (`Ledger.absorb`); repeating 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ Collapse = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 FRAMES_OF_FILE = 2**18  # a row group; about 3 hours of video
 _ROWS_AS_DICTS = 2**12
+_PLAIN = frozenset([str, int, bool, type(None)])
 
 _SORT_KEYS = {
     "sources": ["source_id"],
@@ -71,14 +71,17 @@ class UnitResult:
 
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it: NumPy numbers become Python's, NaN becomes None, maps become dicts."""
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind in _PLAIN:
+        return value
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if hasattr(value, "tolist"):
         return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return value
 
 
@@ -97,7 +100,7 @@ def commit_unit(
         "worker": worker,
     }
     content = plain({"rows": result.rows, "ledger": ledger_row})
-    write_bytes_atomically(folder / f"{unit['name']}.json", json.dumps(content, allow_nan=False).encode())
+    write_bytes_atomically(folder / f"{unit['name']}.json", orjson.dumps(content))
     return ledger_row
 
 

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from scenedetect import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
 
 from curation.cuts import CutFinder
 from curation.recipe import ScanOptions
@@ -102,3 +104,16 @@ def test_any_frame_rate(scenes, fps):
 def test_size_of_the_pictures_does_not_matter(scenes):
     frames = [*pan(scenes[0], 30), *pan(scenes[1], 30)]
     assert find([cv2.resize(f, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST) for f in frames]) == find(frames)
+
+
+def test_scores_are_those_of_the_detector(scenes):
+    """Only faster: cuts must not move."""
+    frames = [cv2.resize(frame, (96, 64)) for frame in pan(scenes[0], 5, 3.0) + pan(scenes[1], 5)]
+    theirs, ours = AdaptiveDetector(), CutFinder(ScanOptions(), fps=25.0)
+    scores = []
+    for k, frame in enumerate(frames):
+        theirs.process_frame(FrameTimecode(k, 25.0), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        scores.append(theirs._frame_score)
+        ours.add(frame)
+    assert scores[5] > 20
+    assert ours._detector.scores == scores

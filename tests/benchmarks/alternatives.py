@@ -35,6 +35,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from tests.benchmarks.curation import bare_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE_S = 0.2
+_MEMORY_EVERY_S = 2.0  # the kernel counts a process's pages for that, about 15 ms a GB
 _STILLS = 12
 
 
@@ -80,26 +82,26 @@ class Watch:
         return sum(self._cpu_s.values())
 
     def _watch(self) -> None:
+        next_memory = time.perf_counter()
         while not self._is_over.wait(_SAMPLE_S):
             try:
                 family = [self._root, *self._root.children(recursive=True)]
             except psutil.Error:
                 return
-            memory = 0.0
             for process in family:
-                try:
+                with suppress(psutil.Error):
                     times = process.cpu_times()
                     self._cpu_s[process.pid, process.create_time()] = times.user + times.system
-                    memory += _proportional_mb(process.pid)
-                except (psutil.Error, OSError):
-                    continue
-            self.peak_mb = max(self.peak_mb, memory)
+            if time.perf_counter() >= next_memory:
+                self.peak_mb = max(self.peak_mb, sum(_proportional_mb(process.pid) for process in family))
+                next_memory = time.perf_counter() + _MEMORY_EVERY_S
 
 
 def _proportional_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1000
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1000
     return 0.0
 
 

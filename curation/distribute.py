@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,13 @@ from typing import Any
 
 from curation import leftovers
 from curation.fetching import remove_kept
+from curation.plans import Plan
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
 from curation.worker import UnitWorker, give_up
 from manifests.storage import Place
 
-_BUNDLES_PER_WORKER = 6
-_MIN_BUNDLE_COST_S = 1.0
-_MAX_BUNDLE_COST_S = 60.0
-_MAX_BUNDLE_UNITS = 500
+_BUNDLES_AT_ONCE = 4096  # Ray holds some kilobytes of each in the driver
 _TIDY_S = 60.0
 _START_ATTEMPTS = 3
 _WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
@@ -66,26 +64,6 @@ class ClusterOptions:
             )
         if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
             raise ValueError(f"--gpus-per-worker is {self.gpus_per_worker}: expected a share up to 1, or whole GPUs")
-
-
-def bundle(units: list[dict[str, Any]], workers: int) -> list[list[dict[str, Any]]]:
-    """Units put together by expected cost, the expensive ones first and alone, so that no worker ends much later.
-
-    A row of Ray Data costs about 10 ms and its scheduling; bundles of at least a second make that small. No bundle
-    is so large that progress stands still for minutes or that its description fills Ray's object store.
-    """
-    ordered = sorted(units, key=lambda u: (-u.get("expected_s", 0.0), u["name"]))
-    total = sum(u.get("expected_s", 0.0) for u in ordered)
-    limit = min(max(_MIN_BUNDLE_COST_S, total / (workers * _BUNDLES_PER_WORKER)), _MAX_BUNDLE_COST_S)
-    bundles: list[list[dict[str, Any]]] = []
-    cost = 0.0
-    for unit in ordered:
-        if not bundles or cost + unit.get("expected_s", 0.0) > limit or len(bundles[-1]) == _MAX_BUNDLE_UNITS:
-            bundles.append([])
-            cost = 0.0
-        bundles[-1].append(unit)
-        cost += unit.get("expected_s", 0.0)
-    return bundles
 
 
 class Cluster:
@@ -217,40 +195,49 @@ class Cluster:
         if message := ray.get(answer):
             raise FatalError(message)
 
-    def run(self, stage: str, recipe: Recipe, folder: Place, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def run(
+        self, stage: str, recipe: Recipe, folder: Place, units: Iterable[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
         """Do all units; yields a summary of each, once, as it finishes, in any order.
 
         Raises:
             FatalError: no unit can be done (the stage cannot start, the disk is full).
         """
         self.connect()
-        waiting = {unit["name"]: unit for unit in units}
+        plan = Plan(folder.parent / f"plan-{stage}", units, self._workers_to_plan_for)
         worker = type(stage.capitalize(), (UnitWorker,), {})  # the operator's name on the dashboard
         options = {"stage": stage, "recipe": recipe, "folder": folder, "deadline_s": self._options.deadline_s}
         options["kept_bytes"] = int(self._options.kept_sources_gb * 1e9)
-        self._has_remote_sources |= any("://" in (unit.get("uri") or "") for unit in units)
+        self._has_remote_sources |= plan.has_remote_sources
         num_gpus = self._options.gpus_per_worker if stage in ("scan", "crop") else 0
-        for summary in self._run_pool(units, worker, options, num_gpus):
-            if "fatal" in summary:
-                raise FatalError(summary["fatal"])
-            if waiting.pop(summary["unit"], None):
-                yield summary
-        if waiting:
-            yield from self._run_leftovers(list(waiting.values()), worker, options, num_gpus)
+        bundles = plan.bundles()
+        for first in range(0, len(bundles), _BUNDLES_AT_ONCE):
+            for summary in self._run_pool(bundles[first : first + _BUNDLES_AT_ONCE], worker, options, num_gpus):
+                if "fatal" in summary:
+                    raise FatalError(summary["fatal"])
+                if plan.answered(summary["unit"]):
+                    yield summary
+        if plan.num_unanswered:
+            yield from self._run_leftovers(list(plan.unanswered()), worker, options, num_gpus)
+        plan.remove()
+
+    @property
+    def _workers_to_plan_for(self) -> int:
+        if self._is_embedded:
+            return self.workers
+        return min(self._options.workers or sys.maxsize, max(self.workers, _WORKERS_TO_COME))
 
     def _run_pool(
-        self, units: list[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
+        self, bundles: list[str], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
     ) -> Iterator[dict[str, Any]]:
-        """All units by an autoscaling pool of actors. What an actor had in hand when it died is left out."""
+        """All units of bundles by an autoscaling pool of actors. What an actor had in hand when it died is left out."""
         import ray
         from ray.data.exceptions import SystemException, UserCodeException
 
         now = self.workers
-        most = self._options.workers or (now if self._is_embedded else sys.maxsize)
-        bundles = bundle(units, min(most, max(now, _WORKERS_TO_COME)) if not self._is_embedded else now)
-        most = min(most, len(bundles))
+        most = min(self._options.workers or (now if self._is_embedded else sys.maxsize), len(bundles))
         least = min(now if self._is_embedded else self._options.min_workers, most)
-        rows = [{"units": json.dumps(units_of_bundle)} for units_of_bundle in bundles]
+        rows = [{"bundle": path} for path in bundles]
         with _no_deprecation_warnings():
             results = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
                 worker,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,10 +25,12 @@ from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
 from manifests.storage import Place, list_folders, make_folder, remove_tree
-from manifests.store import Dataset, read_table, write_bytes_atomically
+from manifests.store import Dataset, iterate_rows, read_table, release_memory, write_bytes_atomically
 from model.faces import same_person_similarity
 
 STAGES = ("index", "scan", "crop", "pack")
+Wanted: TypeAlias = Callable[[str], bool]
+"""Of the name of a unit."""
 
 
 @dataclass(slots=True)
@@ -140,9 +143,11 @@ class _Job:
             needs_gpu = self.recipe.faces.device == "cuda"
             self.workers.check(functools.partial(check_networks, self.recipe), needs_gpu=needs_gpu)
         refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
-        self.do("index", sources, collapse={"sources": functools.partial(index.merge_sources, refused=refused)})
-        self.do("scan", self.scan_units())
-        self.do("crop", self.crop_units(self.ledger("crop").finished_units()))
+        names = [unit["name"] for unit in sources]
+        collapse = {"sources": functools.partial(index.merge_sources, refused=refused)}
+        self.do("index", names, lambda is_wanted: (u for u in sources if is_wanted(u["name"])), collapse)
+        self.do("scan", self.scan_names(), self.scan_units)
+        self.do("crop", self.crop_names(), self.crop_units)
         self.record.enter("select")
         select(self.dataset, self.recipe, same_person_similarity(self.recipe.faces))
         self.pack()
@@ -150,72 +155,106 @@ class _Job:
     def ledger(self, stage: str) -> Ledger:
         return Ledger(self.dataset, stage, self.recipe.stage_hash(stage))
 
-    def do(self, stage: str, units: list[dict[str, Any]], collapse: dict[str, Any] | None = None) -> None:
-        """Do the units of a stage that are not finished, then move all rows into the manifests."""
+    def do(
+        self,
+        stage: str,
+        names: list[str],
+        make_units: Callable[[Wanted], Iterable[dict[str, Any]]],
+        collapse: dict[str, Any] | None = None,
+    ) -> None:
+        """Do the units of a stage that are not finished, then move all rows into the manifests.
+
+        names: of all its units. make_units: those whose names are wanted, one after the other, because together they
+        may be more than the memory holds.
+        """
         ledger = self.ledger(stage)
         tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
         if ledger.forget_other_recipes(tables):
             print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
         finished = ledger.finished_units()
-        unfinished = [u for u in units if u["name"] not in finished]
-        self.record.enter(stage, ledger.folder.name, len(units), len(unfinished), len(finished))
-        self.work(stage, unfinished, len(units), ledger.folder)
+        num_todo = sum(name not in finished for name in names)
+        self.record.enter(stage, ledger.folder.name, len(names), num_todo, len(finished))
+        self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
         ledger.absorb(collapse)
+        release_memory()
 
-    def work(self, stage: str, units: list[dict[str, Any]], total: int, folder: Place) -> None:
-        """Do `units` of the `total` of a stage, and show how it goes."""
-        if not units:
+    def work(self, stage: str, units: Iterable[dict[str, Any]], num_todo: int, total: int, folder: Place) -> None:
+        """Do `units`, which are `num_todo` of the `total` of a stage, and show how it goes."""
+        if not num_todo:
             return
         self.workers.connect()
         metrics = self.dataset.root / "metrics.jsonl"
-        progress = StageProgress(stage, total, total - len(units), metrics)
+        progress = StageProgress(stage, total, total - num_todo, metrics)
         for summary in self.workers.run(stage, self.recipe, folder, units):
             progress.add(summary)
             self.record.count(summary)
         progress.finish()
-        self.num_units += len(units)
+        self.num_units += num_todo
 
-    def scan_units(self) -> list[dict[str, Any]]:
-        """One unit a span of every usable source."""
-        sources = read_table(self.dataset, "sources")
+    def scan_names(self) -> list[str]:
+        """Of one unit a span of every usable source."""
+        sources = read_table(self.dataset, "sources", ["source_id", "status", "spans"])
+        sources = sources.filter(pc.equal(sources["status"], "ok"))
+        counts = pc.list_value_length(sources["spans"]).to_pylist()
+        return [
+            f"{source_id}-{number:04d}"
+            for source_id, count in zip(sources["source_id"].to_pylist(), counts, strict=True)
+            for number in range(count)
+        ]
+
+    def scan_units(self, is_wanted: Wanted) -> Iterator[dict[str, Any]]:
+        """One unit a span of every usable source, in the order of the sources."""
         refused = tombstones.refusals_of(read_table(self.dataset, "tombstones").to_pylist())
-        units = []
-        for row in sources.filter(pc.equal(sources["status"], "ok")).to_pylist():
+        for row in iterate_rows(self.dataset, "sources"):
+            if row["status"] != "ok":
+                continue
             spans = row.pop("spans")
             for number, span in enumerate(spans):
+                name = f"{row['source_id']}-{number:04d}"
+                if not is_wanted(name):
+                    continue
                 length_s = (row["duration_s"] or 60.0) / len(spans) if row["kind"] == "video" else 0.0
                 megapixels = row["width_px"] * row["height_px"] / 1e6
-                units.append(
-                    {
-                        "name": f"{row['source_id']}-{number:04d}",
-                        "uri": row["uris"][0],
-                        "span": span,
-                        "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels),
-                        **{k: row[k] for k in ("source_id", "kind", "fps", "width_px", "height_px")},
-                        **{k: row[k] for k in ("licence", "attribution", "consent")},
-                        "provenance": dict(row["provenance"] or {}),
-                        "refused": refused[None] + refused.get(row["source_id"], []),
-                    }
-                )
-        return units
+                yield {
+                    "name": name,
+                    "uri": row["uris"][0],
+                    "span": span,
+                    "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels),
+                    **{k: row[k] for k in ("source_id", "kind", "fps", "width_px", "height_px")},
+                    **{k: row[k] for k in ("licence", "attribution", "consent")},
+                    "provenance": dict(row["provenance"] or {}),
+                    "refused": refused[None] + refused.get(row["source_id"], []),
+                }
 
-    def crop_units(self, finished: Set[str]) -> list[dict[str, Any]]:
-        """The scanned spans that have candidates, with them; of `finished` ones only the names, to spare memory."""
-        tracks = read_table(self.dataset, "tracks", ["track_id", "unit", "candidates"])
-        tracks = tracks.filter(pc.greater(pc.list_value_length(tracks["candidates"]), 0))
-        is_finished = pc.is_in(tracks["unit"], pa.array(sorted(finished), pa.string()))
-        units = [{"name": name} for name in tracks.filter(is_finished)["unit"].unique().to_pylist()]
-        candidates: dict[str, list[dict[str, Any]]] = {}
-        for row in tracks.filter(pc.invert(is_finished)).to_pylist():
-            for candidate in row["candidates"]:
-                candidates.setdefault(row["unit"], []).append(candidate | {"track_id": row["track_id"]})
-        for unit in self.scan_units() if candidates else ():
-            if found := candidates.get(unit["name"]):
-                length_s = sum(c["end_s"] - c["start_s"] for c in found)
-                megapixels = unit["width_px"] * unit["height_px"] / 1e6
-                expected_s = 0.1 + length_s * (0.15 + 0.1 * megapixels)
-                units.append(unit | {"candidates": found, "expected_s": expected_s})
-        return units
+    def crop_names(self) -> list[str]:
+        """Of the scanned spans that have candidates."""
+        tracks = read_table(self.dataset, "tracks", ["unit", "num_clips"])
+        names = tracks.filter(pc.greater(tracks["num_clips"], 0))["unit"].unique()
+        return names.filter(pc.is_in(names, pa.array(self.scan_names(), pa.string()))).to_pylist()
+
+    def crop_units(self, is_wanted: Wanted) -> Iterator[dict[str, Any]]:
+        """The scanned spans that have candidates, with them, in the order of the sources."""
+        tracks = iterate_rows(
+            self.dataset,
+            "tracks",
+            ["track_id", "source_id", "unit", "num_clips", "candidates"],
+            lambda row: bool(row["num_clips"]) and is_wanted(row["unit"]),
+        )
+        # Both tables are sorted by the source, of which the names of tracks begin.
+        scanned = self.scan_units(is_wanted)
+        unit = next(scanned, None)
+        for source_id, rows in groupby(tracks, key=lambda row: row["source_id"]):
+            candidates: dict[str, list[dict[str, Any]]] = {}
+            for row in rows:
+                mine = candidates.setdefault(row["unit"], [])
+                mine += [candidate | {"track_id": row["track_id"]} for candidate in row["candidates"]]
+            while unit is not None and unit["source_id"] <= source_id:
+                if found := candidates.get(unit["name"]):
+                    length_s = sum(c["end_s"] - c["start_s"] for c in found)
+                    megapixels = unit["width_px"] * unit["height_px"] / 1e6
+                    expected_s = 0.1 + length_s * (0.15 + 0.1 * megapixels)
+                    yield unit | {"candidates": found, "expected_s": expected_s}
+                unit = next(scanned, None)
 
     def pack(self) -> None:
         """Write the shards of the plan that are not there, then put all in place."""
@@ -231,13 +270,12 @@ class _Job:
         if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
             is_missing = pc.is_in(clips["clip_id"], pa.array(sorted(missing), pa.string()))
             again = set(clips.filter(is_missing)["unit"].to_pylist())
-            units = [
+            units = (
                 u | {"only": sorted({c["clip_id"] for c in u["candidates"]} & missing), "pixels_only": True}
-                for u in self.crop_units(self.ledger("crop").finished_units() - again)
-                if u["name"] in again
-            ]
-            self.record.enter("recrop", "", len(units), len(units))
-            self.work("crop", units, len(units), crop)
+                for u in self.crop_units(again.__contains__)
+            )
+            self.record.enter("recrop", "", len(again), len(again))
+            self.work("crop", units, len(again), len(again), crop)
             if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
                 raise FatalError(
                     f"the pictures of {len(missing)} kept clips ({min(missing)}, ...) are neither staged nor in a"
@@ -245,5 +283,5 @@ class _Job:
                 )
         units = pack.pack_units(self.dataset, unwritten, crop)
         self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))
-        self.work("pack", units, len(plan), ledger.folder)
+        self.work("pack", units, len(units), len(plan), ledger.folder)
         pack.publish(self.dataset, plan, ledger.folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 from curation.fetching import keep_up_to
 from curation.metrics import count_unit
+from curation.plans import read_bundle
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
@@ -91,9 +92,9 @@ class UnitWorker:
         self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder, kept_bytes), deadline_s=3600)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """`row["units"]`: a bundle as JSON; returns one row with a summary, as JSON, for each unit."""
+        """`row["bundle"]`: where a bundle of units lies; returns one row with a summary, as JSON, for each unit."""
         try:
-            summaries = [self._do(unit) for unit in json.loads(row["units"])]
+            summaries = [self._do(unit) for unit in read_bundle(row["bundle"])]
         except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]

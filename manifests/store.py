@@ -7,8 +7,9 @@ keys; row groups are small enough that a reader skips what it does not look for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from manifests.schema import SCHEMA_VERSION, TABLES
 from manifests.storage import NewFile, Place, is_local, list_files, make_folder, map_places, open_to_read, place
 from manifests.storage import write_bytes_atomically as write_bytes_atomically
 
+_ROWS_AT_ONCE = 512
 _VERSION_KEY = b"portrait_schema_version"
 
 
@@ -170,6 +172,25 @@ def read_table(dataset: Dataset, name: str, columns: list[str] | None = None) ->
     return read_parquet(dataset.table_files(name), name, columns)
 
 
+def iterate_rows(
+    dataset: Dataset, name: str, columns: list[str] | None = None, is_wanted: Callable[[dict], bool] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a table in the order of its files, a few hundred at a time in memory.
+
+    is_wanted: asked with the columns that hold no lists; only rows that pass are made whole.
+    """
+    schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    for file in dataset.table_files(name):
+        with open_parquet(file) as parquet:
+            present = set(parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[c for c in schema.names if c in present]):
+                rows = _conform(pa.Table.from_batches([batch]), schema)
+                if is_wanted is not None:
+                    rows = rows.filter(pa.array([is_wanted(row) for row in rows.select(flat).to_pylist()], pa.bool_()))
+                yield from rows.to_pylist()
+
+
 def replace_table(dataset: Dataset, name: str, rows: pa.Table | Iterable[pa.Table]) -> None:
     """Make `rows` the only content of table `name`, in one atomic step (one file holds it)."""
     write_parquet(dataset.table_folder(name) / f"{name}.parquet", _checked(rows, name))
@@ -206,3 +227,11 @@ def check_version(file: Place) -> pa.Schema:
 def check_versions(files: list[Place]) -> list[pa.Schema]:
     """`check_version` of each file; those on an object store side by side."""
     return map_places(check_version, files)
+
+
+def release_memory() -> None:
+    """Give the system back what was freed: allocators keep it, and what one piece of work took would add to the next's
+    memory."""
+    pa.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)

@@ -30,11 +30,13 @@ from manifests.storage import (
     read_range,
     remove_files,
 )
-from manifests.store import Dataset, read_table, replace_table
+from manifests.store import Dataset, iterate_tables, read_table, replace_table
 
 OF_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent")
 """What the plan says of a clip; all but the first become part of its labels. Free columns of the source list stay in
 the table `clips`: they may hold what is not meant to be published with every frame."""
+PLANNED_FROM = [*OF_CLIPS, "unit", "decision", "split", "staged_bytes", "num_frames"]
+"""Columns of `clips`."""
 _END_BYTES = 1024
 
 
@@ -91,10 +93,10 @@ def _label_addition(clip: dict[str, Any], split: str) -> dict[str, Any]:
 
 def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> set[str]:
     """Planned clips that are neither staged nor in a shard."""
-    places = current_places(dataset)
-    wanted = {c["clip_id"] for shard in plan for c in shard["clips"]}
-    packed = _shards_on_disk(dataset)
-    return wanted - set(staged_clips(crop_folder)) - {c for c, (shard, _) in places.items() if shard in packed}
+    wanted = {c["clip_id"] for shard in plan for c in shard["clips"]} - set(staged_clips(crop_folder))
+    clips = read_table(dataset, "clips", ["clip_id", "shard"])
+    packed = pa.array(sorted(_shards_on_disk(dataset)), pa.string())
+    return wanted.difference(clips.filter(pc.is_in(clips["shard"], packed))["clip_id"].to_pylist())
 
 
 def staged_clips(crop_folder: Place) -> dict[str, Place]:
@@ -108,13 +110,13 @@ def _shards_on_disk(dataset: Dataset) -> set[str]:
 
 def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> list[dict[str, Any]]:
     """Units of the shards that are not on disk yet, each with the places of its clips' pictures."""
-    places = current_places(dataset)
     finished = {shard["shard"] for shard in finished_shards(dataset, plan)}
+    unwritten = [shard for shard in plan if shard["shard"] not in finished]
     staged = {clip_id: str(path) for clip_id, path in staged_clips(crop_folder).items()}
+    unstaged = {c["clip_id"] for shard in unwritten for c in shard["clips"]} - staged.keys()
+    places = current_places(dataset, clips=sorted(unstaged))
     units = []
-    for shard in plan:
-        if shard["shard"] in finished:
-            continue
+    for shard in unwritten:
         clips = []
         for clip in shard["clips"]:
             source: dict[str, Any] = {"staged": staged.get(clip["clip_id"])}
@@ -141,21 +143,20 @@ def finished_shards(dataset: Dataset, plan: list[dict[str, Any]]) -> list[dict[s
 
 
 def current_places(
-    dataset: Dataset, shards: list[str] | None = None
+    dataset: Dataset, *, shards: list[str] | None = None, clips: list[str] | None = None
 ) -> dict[str, tuple[str, list[tuple[int, int, int, int]]]]:
-    """Shard and (JPEG offset, JPEG size, label offset, label size) of each frame of the clips in `shards` (all)."""
-    table = read_table(dataset, "clips", ["clip_id", *(name for name, _ in CLIP_PLACES)])
-    is_wanted = pc.is_valid(table["shard"])
-    if shards is not None:
-        is_wanted = pc.is_in(table["shard"], pa.array(shards, pa.string()))
-    table = table.filter(is_wanted)
-    return {
-        row["clip_id"]: (
-            row["shard"],
-            list(zip(*(row[name] for name, _ in CLIP_PLACES[1:]), strict=True)),
-        )
-        for row in table.to_pylist()
-    }
+    """Shard and (JPEG offset, JPEG size, label offset, label size) of each frame of some clips."""
+    column, wanted = ("clip_id", clips) if shards is None else ("shard", shards)
+    if not wanted:
+        return {}
+    wanted = pa.array(wanted, pa.string())
+    found = {}
+    for table in iterate_tables(dataset, "clips", ["clip_id", *(name for name, _ in CLIP_PLACES)]):
+        is_wanted = pc.and_(pc.is_valid(table["shard"]), pc.is_in(table[column], wanted))
+        for row in table.filter(is_wanted).to_pylist():
+            ranges = list(zip(*(row[name] for name, _ in CLIP_PLACES[1:]), strict=True))
+            found[row["clip_id"]] = row["shard"], ranges
+    return found
 
 
 class PackStage:
@@ -220,34 +221,39 @@ def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None
 
     Shards that are not in the plan any more are removed last.
     """
-    rows, places, moves = [], {}, []
+    rows, places, moves = [], [make_table("clips", [])], []
     make_folder(dataset.shards)
     _forget_replaced(dataset, plan, folder)
     old = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
-    current = _current_place_rows(dataset)
     staged = {path.name: path for path in list_files(folder, ".tar")}
     written = {shard["plan_hash"]: shard for shard in plan}
     commits = {path: size for path, size in list_files(folder, ".json").items() if path.stem in written}
     for path, data in read_files(commits):
         shard = written.pop(path.stem)
-        content = json.loads(data)["rows"]
+        content = orjson.loads(data)["rows"]
         rows += content["shards"]
-        places |= {row["clip_id"]: row for row in content["places"]}
+        places.append(make_table("clips", content["places"]))
         if new := staged.get(f"{shard['plan_hash']}.tar"):
             moves.append((new, dataset.shards / shard["shard"]))
-    for shard in written.values():
-        rows.append(old[shard["shard"]])
-        places |= {c["clip_id"]: current[c["clip_id"]] for c in shard["clips"]}
+    stay = pa.array([c["clip_id"] for shard in written.values() for c in shard["clips"]], pa.string())
+    rows += [old[shard["shard"]] for shard in written.values()]
     move_all(moves)
-    clips = read_table(dataset, "clips")
-    ids = clips["clip_id"].to_pylist()
-    for name, kind in CLIP_PLACES:
-        values = pa.array([places[i][name] if i in places else None for i in ids], kind)
-        clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), values)
-    replace_table(dataset, "clips", clips)
+    moved = pa.concat_tables(places).select(["clip_id", *(name for name, _ in CLIP_PLACES)])
+    replace_table(dataset, "clips", (_with_places(clips, moved, stay) for clips in iterate_tables(dataset, "clips")))
     replace_table(dataset, "shards", make_table("shards", rows).sort_by("shard"))
     names = {shard["shard"] for shard in plan}
     remove_files(file for file in list_files(dataset.shards, ".tar") if file.name not in names)
+
+
+def _with_places(clips: pa.Table, moved: pa.Table, stay: pa.Array) -> pa.Table:
+    """Rows of `clips` with the places of `moved`; what neither is there nor in `stay` is in no shard."""
+    at = pc.index_in(clips["clip_id"], moved["clip_id"].combine_chunks())
+    stays = pc.is_in(clips["clip_id"], stay)
+    for name, kind in CLIP_PLACES:
+        old = pc.if_else(stays, clips[name], pa.scalar(None, kind))
+        new = pc.if_else(pc.is_valid(at), moved[name].take(at), old)
+        clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), new)
+    return clips
 
 
 def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:
@@ -260,15 +266,13 @@ def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Place
     replaced = pa.array([s["shard"] for s in plan if s["plan_hash"] in staged], pa.string())
     shards = read_table(dataset, "shards")
     replace_table(dataset, "shards", shards.filter(pc.invert(pc.is_in(shards["shard"], replaced))))
-    clips = read_table(dataset, "clips")
-    stale = pc.is_in(clips["shard"], replaced)
-    if pc.any(stale).as_py():
-        for name, kind in CLIP_PLACES:
-            values = pc.if_else(stale, pa.scalar(None, kind), clips[name])
-            clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), values)
-        replace_table(dataset, "clips", clips)
+    if pc.any(pc.is_in(read_table(dataset, "clips", ["shard"])["shard"], replaced)).as_py():
+        replace_table(dataset, "clips", (_without_shards(t, replaced) for t in iterate_tables(dataset, "clips")))
 
 
-def _current_place_rows(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    table = read_table(dataset, "clips", ["clip_id", *(name for name, _ in CLIP_PLACES)])
-    return {row["clip_id"]: row for row in table.filter(pc.is_valid(table["shard"])).to_pylist()}
+def _without_shards(clips: pa.Table, shards: pa.Array) -> pa.Table:
+    stale = pc.is_in(clips["shard"], shards)
+    for name, kind in CLIP_PLACES:
+        values = pc.if_else(stale, pa.scalar(None, kind), clips[name])
+        clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), values)
+    return clips

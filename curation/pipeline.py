@@ -263,7 +263,7 @@ class _Job:
         for folder in list_folders(self.dataset.staging):
             if folder.name.startswith("pack-") and folder != ledger.folder:
                 remove_tree(folder)
-        clips = read_table(self.dataset, "clips")
+        clips = read_table(self.dataset, "clips", pack.PLANNED_FROM)
         plan = pack.plan_shards(clips, self.recipe, read_table(self.dataset, "tombstones"))
         finished = set(ledger.staged_units())
         unwritten = [shard for shard in plan if shard["plan_hash"] not in finished]

@@ -84,7 +84,7 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
         if all(shard["plan_hash"] in committed or shard["shard"] in written for shard in plan):
             pack.publish(dataset, plan, ledger.folder)
     for folder in list_folders(dataset.staging):
-        if folder.name.startswith("pack-"):
+        if folder.name.startswith(("pack-", "plan-")):
             remove_tree(folder)
 
 
@@ -153,7 +153,7 @@ def _write_shards(dataset: Dataset, removal: Removal, folder: Place) -> None:
     for path in folder.glob(".*.tmp"):
         path.unlink()
     names = [shard["shard"] for shard in removal.rewritten]
-    places = pack.current_places(dataset, names)
+    places = pack.current_places(dataset, shards=names)
     stage = pack.PackStage(recipe_of(dataset.root), folder)
     for shard in unwritten:
         clips = []

@@ -7,6 +7,7 @@ earlier selection said of identities and splits is read back, so that both stay 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -21,25 +22,30 @@ from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
 from curation.splits import Shares, group_clips, groups_of_splits, linked
-from manifests.schema import CLIPS
-from manifests.store import Dataset, read_table, replace_table
+from manifests.schema import CLIP_DECISIONS, CLIP_PLACES, CLIPS
+from manifests.store import Dataset, iterate_tables, read_table, replace_table
 
 _OF_SOURCES = ("licence", "attribution", "consent", "provenance")
+_DECIDED = (*(name for name, _ in CLIP_DECISIONS), *_OF_SOURCES)
+_NOT_READ = {"embedding", "face_hashes", *(name for name, _ in CLIP_PLACES[1:])}
 
 
 def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> pa.Table:
-    """The table `clips` with a fresh decision about every clip (`CLIP_DECISIONS`), ordered by clip_id."""
-    clips = _read_clips(dataset).sort_by("clip_id")
+    """A fresh decision about every clip (`CLIP_DECISIONS`) and what is known of its source now, ordered by clip_id.
+
+    Columns of `clips` that hold lists are read only where they are needed, because they are most of the table.
+    """
+    clips = _read_clips(dataset)
     ids, options = clips["clip_id"].to_pylist(), recipe.select
     shares = Shares(seed=recipe.seed, val_share=options.val_share, test_share=options.test_share)
     previous = _earlier_decisions(clips, shares)
     clips = _with_columns(clips, {"duplicate_of": [None] * len(ids)})
     similarity = same_person_similarity if options.identity_similarity is None else options.identity_similarity
 
-    identities = _identities(clips, previous["identity_id"], similarity)
-    copies = _copies(clips, identities)
+    identities = _identities(dataset, previous["identity_id"], similarity)
+    copies = _copies(dataset, identities)
     passing = [not rules for rules in _failed_rules(clips, options)]
-    qualities = _qualities(dataset, clips.filter(pa.array(passing, pa.bool_())))
+    qualities = _qualities(dataset, clips.filter(pa.array(passing, pa.bool_())), copies)
     duplicate_of = choose_best(qualities, copies, options.duplicate_overlap)
     clips = _with_columns(clips, {"duplicate_of": [duplicate_of.get(i) for i in ids]})
     failed = _failed_rules(clips, options)
@@ -55,7 +61,7 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
         "split_group": [groups.get(i) for i in ids],
         "weight": _weights(clips, kept, identities, splits, options),
     }
-    return _with_columns(clips, columns)
+    return _with_columns(clips, columns).select(["clip_id", *_DECIDED])
 
 
 def _earlier_decisions(clips: pa.Table, shares: Shares) -> dict[str, dict[str, str]]:
@@ -85,28 +91,35 @@ def _failed_rules(clips: pa.Table, options: SelectOptions) -> list[list[str]]:
     return db.sql(query).to_arrow_table()["failed_rules"].to_pylist()
 
 
-def _identities(clips: pa.Table, previous: dict[str, str], similarity: float) -> dict[str, str]:
-    known = clips.filter(pc.is_valid(clips["embedding"]))
+def _identities(dataset: Dataset, previous: dict[str, str], similarity: float) -> dict[str, str]:
+    known = _known(dataset, "embedding")
     embeddings = _rows(known["embedding"], np.float32)
     return cluster_identities(known["clip_id"].to_pylist(), embeddings, similarity, previous)
 
 
+def _known(dataset: Dataset, *columns: str) -> pa.Table:
+    """Id, kind and `columns` of those clips of which the columns are known, ordered by clip_id."""
+    clips = read_table(dataset, "clips", ["clip_id", "kind", *columns])
+    for name in columns:
+        clips = clips.filter(pc.is_valid(clips[name]))
+    return clips.sort_by("clip_id")
+
+
 def _rows(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
     """[n, D] of a column of lists of one length."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype)
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
     return flat.reshape(len(column), -1) if len(column) else np.zeros((0, 1), dtype)
 
 
 def find_clip_copies(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> list[Copy]:
     """All pairs of clips that show the same footage, also such that `decide` passes over for their short overlap."""
     similarity = recipe.select.identity_similarity
-    clips = read_table(dataset, "clips").sort_by("clip_id")
-    identities = _identities(clips, {}, same_person_similarity if similarity is None else similarity)
-    return _copies(clips, identities)
+    identities = _identities(dataset, {}, same_person_similarity if similarity is None else similarity)
+    return _copies(dataset, identities)
 
 
-def _copies(clips: pa.Table, identities: dict[str, str]) -> list[Copy]:
-    known = clips.filter(pc.and_(pc.is_valid(clips["face_hashes"]), pc.is_valid(clips["embedding"])))
+def _copies(dataset: Dataset, identities: dict[str, str]) -> list[Copy]:
+    known = _known(dataset, "face_hashes", "embedding")
     hashes = known["face_hashes"].combine_chunks()
     words, offsets = hashes.flatten().to_numpy(), np.concatenate([[0], np.cumsum(pc.list_value_length(hashes))])
     return find_copies(
@@ -118,8 +131,12 @@ def _copies(clips: pa.Table, identities: dict[str, str]) -> list[Copy]:
     )
 
 
-def _qualities(dataset: Dataset, clips: pa.Table) -> dict[str, Quality]:
-    sources = read_table(dataset, "sources", ["source_id", "size_bytes", "duration_s"]).to_pylist()
+def _qualities(dataset: Dataset, clips: pa.Table, copies: list[Copy]) -> dict[str, Quality]:
+    """Of those of `clips` that have a copy."""
+    have_one = {clip_id for copy in copies for clip_id in (copy.one, copy.other)}
+    clips = clips.filter(pc.is_in(clips["clip_id"], pa.array(sorted(have_one), pa.string())))
+    sources = read_table(dataset, "sources", ["source_id", "size_bytes", "duration_s"])
+    sources = sources.filter(pc.is_in(sources["source_id"], clips["source_id"].combine_chunks())).to_pylist()
     rates = {r["source_id"]: 8 * (r["size_bytes"] or 0) / (r["duration_s"] or 1.0) for r in sources}
     rows = clips.select(["clip_id", "source_id", "face_height_median_px", "duration_s", "sharpness"]).to_pylist()
     return {
@@ -168,31 +185,45 @@ def _weights(
 
 
 def _read_clips(dataset: Dataset) -> pa.Table:
-    """The table `clips` with what is known of the sources now: a source list may have been corrected since crop."""
-    clips = read_table(dataset, "clips")
-    known = {row["source_id"]: row for row in read_table(dataset, "sources", ["source_id", *_OF_SOURCES]).to_pylist()}
-    sources = clips["source_id"].to_pylist()
-    return _with_columns(clips, {name: [known.get(s, {}).get(name) for s in sources] for name in _OF_SOURCES})
+    """The table `clips` without its lists, ordered by clip_id, with what is known of the sources now: a source list may
+    have been corrected since crop."""
+    clips = read_table(dataset, "clips", [field.name for field in CLIPS if field.name not in _NOT_READ])
+    clips = clips.sort_by("clip_id")
+    sources = read_table(dataset, "sources", ["source_id", *_OF_SOURCES])
+    at = pc.index_in(clips["source_id"], sources["source_id"].combine_chunks())
+    for name in _OF_SOURCES:
+        clips = clips.set_column(clips.schema.get_field_index(name), CLIPS.field(name), sources[name].take(at))
+    return clips
 
 
 def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
     for name, values in columns.items():
-        position = CLIPS.get_field_index(name)
+        position = clips.schema.get_field_index(name)
         clips = clips.set_column(position, CLIPS.field(name), pa.array(values, CLIPS.field(name).type))
     return clips
 
 
-def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> pa.Table:
-    """Decide and write the decisions to the manifests; returns the table `clips`."""
-    clips = decide(dataset, recipe, same_person_similarity)
-    replace_table(dataset, "clips", clips)
-    if unknown := clips["face_hashes"].null_count:
+def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> None:
+    """Decide and write the decisions to the manifests."""
+    decided = decide(dataset, recipe, same_person_similarity)
+    num_unknown = 0
+
+    def rows() -> Iterator[pa.Table]:
+        nonlocal num_unknown
+        for clips in iterate_tables(dataset, "clips"):
+            at = pc.index_in(clips["clip_id"], decided["clip_id"].combine_chunks())
+            for name in _DECIDED:
+                clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), decided[name].take(at))
+            num_unknown += clips["face_hashes"].null_count
+            yield clips
+
+    replace_table(dataset, "clips", rows())
+    if num_unknown:
         print(
-            f"{unknown} of {len(clips)} clips were cropped before face hashes were made, so copies are not looked for"
-            " among them: curate their sources into a new folder to have them found",
+            f"{num_unknown} of {len(decided)} clips were cropped before face hashes were made, so copies are not looked"
+            " for among them: curate their sources into a new folder to have them found",
             file=sys.stderr,
         )
-    return clips
 
 
 def rule_costs(dataset: Dataset, options: SelectOptions) -> list[dict[str, object]]:

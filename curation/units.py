@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -22,6 +24,7 @@ from manifests.schema import TABLES, make_table
 from manifests.storage import Place, list_files, list_folders, read_files, remove_file, remove_files, remove_tree
 from manifests.store import (
     Dataset,
+    iterate_tables,
     read_parquet,
     read_table,
     replace_table,
@@ -32,7 +35,8 @@ from manifests.store import (
 Collapse = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 FRAMES_OF_FILE = 2**18  # a row group; about 3 hours of video
-_ROWS_AS_DICTS = 2**12
+_ROWS_AS_DICTS = 2**10
+_MERGED = ("tracks", "clips")
 _PLAIN = frozenset([str, int, bool, type(None)])
 
 _SORT_KEYS = {
@@ -154,7 +158,8 @@ class Ledger:
 
         Rows replace those of the same unit, so that repeating an interrupted call ends in the same state. `collapse`
         may map a table to a function that turns all its rows, old and new, into the rows to keep. Frames are written
-        as they come, a file for about `FRAMES_OF_FILE` of them; the rows of all other tables are held until the end.
+        as they come, a file for about `FRAMES_OF_FILE` of them; the rows of all other tables wait in scratch until the
+        end. Tracks and clips are merged with the old ones without holding them all.
         """
         staged = self._staged()
         if not staged:
@@ -172,45 +177,93 @@ class Ledger:
         frames.finish()
         names = [path.stem for path in staged]
         for table in sorted(rows, key=lambda name: name == "units"):  # the ledger last: the rest is there
-            self._merge(table, rows[table].table(), names, (collapse or {}).get(table))
+            if table in _MERGED and rows[table].is_sorted:
+                merged = _merge_sorted(self._others(table, names), rows[table].tables(), _SORT_KEYS[table][0])
+                merged = chain([TABLES[table].empty_table()], merged)  # where there are no rows
+            else:
+                merged = self._merge(table, rows[table].table(), names, (collapse or {}).get(table))
+            replace_table(self.dataset, table, merged)
         remove_files(staged)
         return len(names)
 
-    def _merge(self, table: str, new: pa.Table, units: list[str], collapse: Collapse | None) -> None:
-        old = read_table(self.dataset, table)
-        if "unit" in TABLES[table].names:
-            mine = pc.is_in(old["unit"], pa.array(units))
-            if "stage" in TABLES[table].names:
-                mine = pc.and_(mine, pc.equal(old["stage"], self._ledger_stage if table == "units" else self.stage))
-            old = old.filter(pc.invert(mine))
-        merged = pa.concat_tables([old, new])
+    def _merge(self, table: str, new: pa.Table, units: list[str], collapse: Collapse | None) -> pa.Table:
+        merged = pa.concat_tables([*self._others(table, units), new])
         if collapse is not None:
             merged = make_table(table, collapse(merged.to_pylist()))
-        replace_table(self.dataset, table, _sorted(merged, table))
+        return _sorted(merged, table)
+
+    def _others(self, table: str, units: list[str]) -> Iterator[pa.Table]:
+        """What is in a table but the rows of these units."""
+        names = pa.array(units, pa.string())
+        for old in iterate_tables(self.dataset, table):
+            if "unit" in old.column_names:
+                mine = pc.is_in(old["unit"], names)
+                if "stage" in old.column_names:
+                    stage = self._ledger_stage if table == "units" else self.stage
+                    mine = pc.and_(mine, pc.equal(old["stage"], stage))
+                old = old.filter(pc.invert(mine))
+            yield old
+
+
+def _merge_sorted(one: Iterator[pa.Table], other: Iterator[pa.Table], key: str) -> Iterator[pa.Table]:
+    """The rows of two streams of tables that are sorted by `key`, sorted by it."""
+    streams = [(table for table in stream if len(table)) for stream in (one, other)]
+    heads = [next(stream, None) for stream in streams]
+    while None not in heads:
+        up_to = min(head[key][-1].as_py() for head in heads)
+        parts = []
+        for k, head in enumerate(heads):
+            num = pc.sum(pc.less_equal(head[key], up_to)).as_py()
+            parts.append(head.slice(0, num))
+            heads[k] = head.slice(num) if num < len(head) else next(streams[k], None)
+        yield pa.concat_tables(parts).sort_by(key)
+    for head, stream in zip(heads, streams, strict=True):
+        if head is not None:
+            yield head
+        yield from stream
 
 
 class _Rows:
-    """Rows of a table, gathered one unit after the other; as dictionaries only the last few."""
+    """Rows of a table, gathered one unit after the other in a file in scratch; in memory are only the last few."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name, self._key = name, _SORT_KEYS[name][0]
         self._pending: list[dict[str, Any]] = []
-        self._tables: list[pa.Table] = []
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (goes with this object)
+        self._writer = pa.ipc.new_stream(self._file, TABLES[name])
+        self._last = ""
+        self.is_sorted = True
+        """Whether `tables` are in the order of the table's first key: units come in the order of their names, which
+        begin with the source's as the keys of tracks and clips do."""
         self.num_rows = 0
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         self._pending += rows
         self.num_rows += len(rows)
         if len(self._pending) >= _ROWS_AS_DICTS:
-            self._convert()
+            self._write()
 
     def table(self) -> pa.Table:
-        self._convert()
-        return pa.concat_tables(self._tables)
+        return pa.concat_tables(self.tables())
 
-    def _convert(self) -> None:
-        self._tables.append(make_table(self._name, self._pending))
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows; there may be no more afterwards."""
+        self._write()
+        self._writer.close()
+        self._file.seek(0)
+        yield TABLES[self._name].empty_table()
+        for batch in pa.ipc.open_stream(self._file):
+            yield pa.Table.from_batches([batch])
+
+    def _write(self) -> None:
+        if not self._pending:
+            return
+        rows = _sorted(make_table(self._name, self._pending), self._name)
         self._pending = []
+        first, last = rows[self._key][0].as_py() or "", rows[self._key][-1].as_py() or ""
+        self.is_sorted &= self._last <= first
+        self._last = last
+        self._writer.write_table(rows.combine_chunks())
 
 
 class _FramesFiles:

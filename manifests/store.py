@@ -172,23 +172,35 @@ def read_table(dataset: Dataset, name: str, columns: list[str] | None = None) ->
     return read_parquet(dataset.table_files(name), name, columns)
 
 
+def iterate_tables(dataset: Dataset, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a table in the order of its files, a few hundred at a time; one empty table where there are none."""
+    schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
+    files = dataset.table_files(name)
+    if not files:
+        yield schema.empty_table()
+    for file in files:
+        with open_parquet(file) as parquet:
+            present = set(parquet.schema_arrow.names)
+            is_empty = True
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[c for c in schema.names if c in present]):
+                is_empty = False
+                yield _conform(pa.Table.from_batches([batch]), schema)
+            if is_empty:
+                yield schema.empty_table()
+
+
 def iterate_rows(
     dataset: Dataset, name: str, columns: list[str] | None = None, is_wanted: Callable[[dict], bool] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a table in the order of its files, a few hundred at a time in memory.
+    """The rows of `iterate_tables`.
 
     is_wanted: asked with the columns that hold no lists; only rows that pass are made whole.
     """
-    schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
-    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
-    for file in dataset.table_files(name):
-        with open_parquet(file) as parquet:
-            present = set(parquet.schema_arrow.names)
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[c for c in schema.names if c in present]):
-                rows = _conform(pa.Table.from_batches([batch]), schema)
-                if is_wanted is not None:
-                    rows = rows.filter(pa.array([is_wanted(row) for row in rows.select(flat).to_pylist()], pa.bool_()))
-                yield from rows.to_pylist()
+    for rows in iterate_tables(dataset, name, columns):
+        if is_wanted is not None:
+            flat = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
+            rows = rows.filter(pa.array([is_wanted(row) for row in rows.select(flat).to_pylist()], pa.bool_()))
+        yield from rows.to_pylist()
 
 
 def replace_table(dataset: Dataset, name: str, rows: pa.Table | Iterable[pa.Table]) -> None:

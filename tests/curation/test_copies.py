@@ -112,7 +112,8 @@ class Curated:
     def assert_splits_share_nobody(self) -> None:
         """With shares so large that every split has clips."""
         recipe = Recipe(select=SelectOptions(val_share=0.3, test_share=0.3))
-        rows = [r for r in decide(self.dataset, recipe, 0.5).to_pylist() if r["decision"] == "keep"]
+        decided = decide(self.dataset, recipe, 0.5).to_pylist()
+        rows = [self.clips[r["clip_id"]] | r for r in decided if r["decision"] == "keep"]
         for key in ("identity_id", "source_id", "split_group"):
             splits: dict[str, set[str]] = {}
             for row in rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +222,39 @@ def test_commit_is_one_whole_file(ledger, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         commit(ledger, UNITS[1])
     assert ledger.staged_units() == ["unit0"]
+
+
+def test_tracks_are_merged_where_they_belong_however_many_there_are(tmp_path: Path):
+    """More than is held at a time, before, between and after the old ones, and in the place of some; the same file as
+    when all are done at once."""
+    names = [f"{k:016x}-0000" for k in range(0, 12_000, 4)]
+    chance = random.Random(0)
+
+    def absorbed(folder: Path, *parts: list[str]) -> Dataset:
+        dataset = Dataset(folder)
+        ledger = Ledger(dataset, "scan", "0" * 8)
+        for part in parts:
+            for name in part:
+                rows = [{"track_id": f"{name[:16]}_t{k:07d}_0", "unit": name, "shot": k} for k in (0, 7)]
+                commit_unit(ledger.folder, "scan", {"name": name}, UnitResult(rows={"tracks": rows}), 0.0, "w")
+            assert ledger.absorb() == len(part)
+        return dataset
+
+    first = sorted(chance.sample(names, 1700))
+    parts = [first, [name for name in names if name not in set(first)], names[5:9]]
+    whole, divided = absorbed(tmp_path / "whole", names), absorbed(tmp_path / "divided", *parts)
+    files = [dataset.table_files("tracks")[0].read_bytes() for dataset in (whole, divided)]
+    assert files[0] == files[1]
+    assert read_table(whole, "tracks")["track_id"].to_pylist() == sorted(
+        f"{name[:16]}_t{k:07d}_0" for name in names for k in (0, 7)
+    )
+
+
+def test_units_whose_rows_are_out_of_order_are_sorted_all_the_same(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("curation.units._ROWS_AS_DICTS", 1)
+    ledger = Ledger(Dataset(tmp_path), "scan", "0" * 8)
+    for name, track in (("a", "z"), ("b", "y"), ("c", "x")):
+        rows = {"tracks": [{"track_id": track, "unit": name}]}
+        commit_unit(ledger.folder, "scan", {"name": name}, UnitResult(rows=rows), 0.0, "w")
+    ledger.absorb()
+    assert read_table(Dataset(tmp_path), "tracks")["track_id"].to_pylist() == ["x", "y", "z"]

@@ -18,6 +18,7 @@ from curation import tombstones
 from curation.lock import only_run
 from curation.recipe import Recipe, recipe_of
 from curation.removal import Removal, plan_shards_without, remove, settle
+from curation.runs import record_command
 from curation.stills import read_still
 from curation.summary import print_removal
 from manifests.schema import CLIPS
@@ -99,7 +100,8 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
         elif ask is not None and not ask():
             print("nothing was changed")
         else:
-            remove(dataset, removal)
+            with record_command(dataset, recipe, "forget"):
+                remove(dataset, removal)
             print(
                 f"removed; `python -m curation verify {dataset.root}` checks what is left. Pages, cards and copies that"
             )

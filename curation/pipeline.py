@@ -20,7 +20,7 @@ from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
 from curation.recipe import Recipe, load_recipe, recipe_toml
-from curation.runs import RunRecord, record_run
+from curation.runs import RunRecord, record_command, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
@@ -100,7 +100,8 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
     """Decide again about all clips and keep the recipe; the shards stay as they are until the next run."""
     with only_run(dataset):
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
-        select(dataset, recipe, same_person_similarity(recipe.faces))
+        with record_command(dataset, recipe, "select"):
+            select(dataset, recipe, same_person_similarity(recipe.faces))
 
 
 def open_dataset(output: str | Place) -> Dataset:

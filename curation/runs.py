@@ -1,4 +1,5 @@
-"""What is known of each attempt at a run: a row of the table `runs`, and `staging/run.json` while it goes on.
+"""What is known of each attempt at a run: a row of the table `runs`, and `staging/run.json` while it goes on. Of
+`select` and `forget`, which change the tables too, the row alone.
 
 The row is written when an attempt starts and again when it ends. `run.json` is the heartbeat: what the attempt wants
 to do and how far it has come, written when a stage begins and every few seconds by a thread, so that anybody can ask
@@ -57,9 +58,25 @@ def committed_units(dataset: Dataset, ledger_stage: str) -> tuple[int, int]:
 
 
 @contextmanager
-def record_run(dataset: Dataset, inputs: list[str], recipe: Recipe, address: str = "") -> Iterator[RunRecord]:
+def record_command(dataset: Dataset, recipe: Recipe, stage: str) -> Iterator[RunRecord]:
+    """`record_run` of a command that is no run and done in one stage (select, forget): a row, but no heartbeat, which
+    would take the place of an unfinished run's."""
+    with record_run(dataset, [], recipe, has_heartbeat=False) as record:
+        record.enter(stage)
+        yield record
+
+
+def is_command(row: dict[str, Any]) -> bool:
+    """Whether a row of the table `runs` is of `record_command`."""
+    return [stage["stage"] for stage in row["stages"] or []] in (["select"], ["forget"])
+
+
+@contextmanager
+def record_run(
+    dataset: Dataset, inputs: list[str], recipe: Recipe, address: str = "", *, has_heartbeat: bool = True
+) -> Iterator[RunRecord]:
     """Keep the records of one attempt. The caller holds the data set's lock, and its recipe is written."""
-    record = RunRecord(dataset, inputs, recipe, address)
+    record = RunRecord(dataset, inputs, recipe, address, has_heartbeat)
     record.begin()
     try:
         yield record
@@ -78,8 +95,10 @@ def record_run(dataset: Dataset, inputs: list[str], recipe: Recipe, address: str
 class RunRecord:
     """One attempt. `enter` begins a stage, `count` takes the summary of each unit."""
 
-    def __init__(self, dataset: Dataset, inputs: list[str], recipe: Recipe, address: str) -> None:
-        self._dataset = dataset
+    def __init__(
+        self, dataset: Dataset, inputs: list[str], recipe: Recipe, address: str, has_heartbeat: bool = True
+    ) -> None:
+        self._dataset, self._has_heartbeat = dataset, has_heartbeat
         self._mutex = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -115,10 +134,11 @@ class RunRecord:
                 if left is not None and left["run_id"] == row["run_id"]:
                     row |= _row_of(left) | {"ended_at": _text_of(left["beat_at"])}
                 row["status"] = "killed"
-        if left is not None:
+        if left is not None and self._has_heartbeat:
             self._failed_before = {s["ledger_stage"]: s["failed_before"] + s["num_failed"] for s in left["stages"]}
         _write_rows(self._dataset, [*rows, _row_of(self._state)])
-        self._thread.start()
+        if self._has_heartbeat:
+            self._thread.start()
 
     def enter(
         self,
@@ -203,6 +223,8 @@ class RunRecord:
 
     def write(self) -> None:
         """Write the heartbeat now."""
+        if not self._has_heartbeat:
+            return
         with self._mutex:
             now = time.time()
             self._state["beat_at"] = now

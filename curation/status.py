@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from curation.runs import RECENT_S, STALE_S, committed_units, read_heartbeat
+from curation.runs import RECENT_S, STALE_S, committed_units, is_command, read_heartbeat
 from curation.summary import make_console
 from manifests.storage import is_local, list_files, list_folders
 from manifests.store import Dataset, read_table
@@ -92,7 +92,7 @@ def read_status(dataset: Dataset) -> Status:
         raise ValueError(f"no data set at {dataset.root}: expected a folder with recipe.toml in it")
     now = time.time()
     beat = read_heartbeat(dataset)  # before the table: a run that ends in between has its row
-    rows = read_table(dataset, "runs").to_pylist()
+    rows = [row for row in read_table(dataset, "runs").to_pylist() if not is_command(row)]
     last = rows[-1] if rows else None
     counts = Counter(row["status"] for row in rows)
     failures = read_table(dataset, "failures").to_pylist()

@@ -245,7 +245,7 @@ UNITS = pa.schema(
 
 STAGE_OF_RUN = pa.struct(
     [
-        ("stage", pa.string()),  # index | scan | crop | select | recrop | pack
+        ("stage", pa.string()),  # index | scan | crop | select | recrop | pack; of other commands select | forget
         ("num_planned", pa.int64()),  # units of work; NULL where it is not divided into any
         ("num_done_before", pa.int64()),  # of those, finished by earlier attempts
         ("num_done", pa.int64()),  # finished by this attempt

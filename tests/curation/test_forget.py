@@ -307,9 +307,11 @@ def test_runs_name_it_no_more(demo_copy, rows_of):
     replace_table(dataset, "runs", make_table("runs", rows))
     dataset.staging.mkdir()
     run_file(dataset).write_text(json.dumps({"failures": [{"uri": uri}]}))
+    (dataset.staging / "plan-crop").mkdir()
+    (dataset.staging / "plan-crop" / "000000.json").write_text(json.dumps([{"uri": uri}]))
     forget(dataset, Request(sources=(uri,)))
     after = rows_of(demo_copy, "runs")
-    assert [row["inputs"] for row in after] == [["(forgotten)", *others], ["(forgotten)"]]
-    assert [row["last_error"] for row in after] == ["(forgotten)", None]
+    assert [row["inputs"] for row in after] == [["(forgotten)", *others], ["(forgotten)"], []]
+    assert [row["last_error"] for row in after] == ["(forgotten)", None, None]
     assert after[0]["stages"] == run["stages"]
-    assert not dataset.staging.exists(), "the heartbeat of a killed run named it, too"
+    assert not dataset.staging.exists(), "the heartbeat and the plan of a killed run named it, too"

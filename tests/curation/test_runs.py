@@ -17,8 +17,9 @@ from curation import runs
 from curation.__main__ import main
 from curation.index import list_inputs
 from curation.recipe import IndexOptions, Recipe
-from curation.runs import committed_units, read_heartbeat, record_run, run_file
+from curation.runs import committed_units, read_heartbeat, record_command, record_run, run_file
 from curation.sandbox import FatalError
+from curation.status import read_status
 from curation.units import Ledger, UnitResult, commit_unit
 from manifests.query import ask
 from manifests.store import Dataset
@@ -203,3 +204,35 @@ def test_runs_of_the_command(tmp_path, without_ray, rows_of, capsys):
     capsys.readouterr()
     assert main(["status", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"] == {"succeeded": 2}
+
+
+def test_a_command_of_one_stage_leaves_a_row_and_no_heartbeat(dataset, rows_of):
+    """The heartbeat of a run that was killed stays: the next run continues its counts."""
+    with suppress(KeyboardInterrupt), record_run(dataset, ["videos"], RECIPE) as record:
+        record.enter("scan", ledger(dataset).folder.name, 5, 5)
+        raise KeyboardInterrupt
+    left = read_heartbeat(dataset)
+    with record_command(dataset, RECIPE, "select"):
+        pass
+    with pytest.raises(OSError, match="full"), record_command(dataset, RECIPE, "forget"):
+        raise OSError("the disk is full")
+    rows = rows_of(dataset.root, "runs")
+    assert [[s["stage"] for s in row["stages"]] for row in rows] == [["scan"], ["select"], ["forget"]]
+    assert [row["status"] for row in rows] == ["killed", "succeeded", "failed"]
+    assert [row["last_error"] for row in rows[1:]] == [None, "the disk is full"]
+    assert all(row["ended_at"] and row["recipe_hash"] == RECIPE.stage_hash("pack") for row in rows)
+    assert left is not None
+    assert read_heartbeat(dataset) == left
+
+
+def test_selecting_again_and_forgetting_are_in_the_history(demo_copy, rows_of, capsys):
+    assert main(["select", "--output", str(demo_copy)]) == 0
+    assert main(["forget", str(demo_copy), "--source", "sway.mp4", "--yes"]) == 0
+    rows = rows_of(demo_copy, "runs")
+    assert [row["stages"][-1]["stage"] for row in rows] == ["pack", "select", "forget"]
+    assert {row["status"] for row in rows} == {"succeeded"}
+    assert not run_file(Dataset(demo_copy)).exists()
+    assert read_status(Dataset(demo_copy)).run_id == rows[0]["run_id"], "status speaks of the run"
+    capsys.readouterr()
+    assert main(["forget", str(demo_copy), "--source", "sway.mp4", "--yes"]) == 1
+    assert len(rows_of(demo_copy, "runs")) == 3, "nothing was there to forget"

@@ -1,8 +1,9 @@
 """Units of work over Ray: one row of a Ray Data pipeline is a bundle of units, an actor of its pool does them in place.
 
-Only descriptions travel through the object store, never pictures. Each actor hands the units to a child process that
-may die (see `sandbox`), so a poisonous file costs its unit and nothing else. What is lost with an actor or a node is
-done again (see `leftovers`): a unit counts by its commit file, so that one that was committed is never done twice.
+Only names of files with descriptions (see `plans`) travel through the object store, never pictures. Each actor hands
+the units to a child process that may die (see `sandbox`), so a poisonous file costs its unit and nothing else. What is
+lost with an actor or a node is done again (see `leftovers`): a unit counts by its commit file, so that one that was
+committed is never done twice.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from curation import index, pack, pipeline, summary
+from curation import distribute, index, pack, pipeline, summary
 from curation.__main__ import main as curation
 from curation.distribute import Cluster
 from curation.recipe import Recipe
@@ -129,8 +129,9 @@ def wrap_curation(phases: Phases) -> None:
     phases.wrap(pipeline, "check_networks", "check networks")
     phases.wrap(Cluster, "connect", "start Ray")
     phases.wrap(Ledger, "finished_units", "plan: finished units")
-    phases.wrap(pipeline._Job, "scan_units", "plan: scan")
-    phases.wrap(pipeline._Job, "crop_units", "plan: crop")
+    for stage in ("scan", "crop"):
+        phases.wrap(pipeline._Job, f"{stage}_names", f"plan: {stage}")
+    phases.wrap(distribute, "Plan", lambda folder, *rest: folder.name.replace("-", ": "))
     phases.wrap(pipeline._Job, "work", lambda job, stage, *rest: f"{stage}: work")
     phases.wrap(Ledger, "absorb", lambda ledger, *rest: f"{ledger.stage}: absorb")
     phases.wrap(pipeline, "select", "select")

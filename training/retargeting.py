@@ -7,6 +7,7 @@ or a small one of `training landmarks`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,7 +80,8 @@ class RetargetingStage(CorrectionStage):
 
     def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         drawn = torch.rand(len(batch), 1, generator=generator, device=generator.device)
-        terms, known, _ = self._retarget(batch.source, drawn * self.max_condition, self.training_networks)
+        near = vary_places(batch.source.landmarks, generator)
+        terms, known, _ = self._retarget(batch.source, drawn * self.max_condition, self.training_networks, near)
         means = {name: mean_over_known(values, known) for name, values in terms.items()}
         return self._weighted(means), means
 
@@ -104,9 +106,12 @@ class RetargetingStage(CorrectionStage):
         return sum(getattr(self.weights, name) * terms[name] for name in ("outside", "condition", "offset"))
 
     def _retarget(
-        self, frames: PreparedFrames, asked: Tensor, networks: object
+        self, frames: PreparedFrames, asked: Tensor, networks: object, near: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Terms by sample [B], which samples have labels [B], and pictures [B, 3, H, W], for asked openness [B, 1]."""
+        """Terms by sample [B], which samples have labels [B], and pictures [B, 3, H, W], for asked openness [B, 1].
+
+        near: where the landmark network is told that faces are; the frames' landmarks if not given.
+        """
         is_eyes = self.part == "eyes"
         current = frames.eyes if is_eyes else frames.lip
         known = current.isfinite().all(dim=1) & frames.landmarks.isfinite().all(dim=(1, 2))
@@ -117,10 +122,29 @@ class RetargetingStage(CorrectionStage):
             reconstructed = self.base.render(volume, x_s, x_s)
         changed = self.base.render(volume, x_s, x_s + offset)
         mask = (eye_mask if is_eyes else lip_mask)(frames.landmarks, changed.shape[-2:])
-        achieved = open_ratios_68(self.landmarks(changed, frames.landmarks))[0 if is_eyes else 1]
+        achieved = open_ratios_68(self.landmarks(changed, frames.landmarks if near is None else near))[
+            0 if is_eyes else 1
+        ]
         terms = {
             "outside": masked_mean(changed - reconstructed, 1 - mask),
             "condition": (achieved - asked).abs().mean(dim=1),
             "offset": offset.abs().mean(dim=(1, 2)),
         }
         return terms, known, changed
+
+
+def vary_places(landmarks: Tensor, generator: torch.Generator) -> Tensor:
+    """Landmarks [B, 68, 2] turned by up to 10 degrees, scaled by up to a tenth, shifted by up to a tenth of their size.
+
+    As places of crops: what is only seen as an open mouth in one crop must not satisfy R.
+    """
+
+    def drawn(num: int) -> Tensor:
+        return torch.rand(len(landmarks), num, generator=generator, device=generator.device) * 2 - 1
+
+    center = landmarks.mean(dim=1, keepdim=True)
+    size = (landmarks.amax(dim=1) - landmarks.amin(dim=1)).amax(dim=1)[:, None]
+    angle, zoom = drawn(1) * math.radians(10), 1 + 0.1 * drawn(1)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    turn = torch.stack([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)], dim=1)
+    return (landmarks - center) @ turn + center + (0.1 * drawn(2) * size)[:, None]

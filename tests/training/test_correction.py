@@ -16,7 +16,7 @@ from training.distributed import Process
 from training.loop import Progress
 from training.networks.landmarks import LandmarkNetwork
 from training.recipe import OptimizerOptions
-from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage
+from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage, vary_places
 from training.stitching import StitchingLosses, StitchingRecipe, StitchingStage
 
 TINY = ModelConfig.tiny(32)
@@ -128,6 +128,21 @@ def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
     assert known.tolist() == [True, False]
     torch.testing.assert_close(told["condition"], terms["condition"][0] / 2)
     assert stage.validate(batch)["condition"].isnan().tolist() == [False, True]
+
+
+def test_places_vary_a_little_and_keep_their_shape(batch) -> None:
+    landmarks = batch.source.landmarks
+    varied = vary_places(landmarks, torch.Generator().manual_seed(0))
+    size = (landmarks.amax(dim=1) - landmarks.amin(dim=1)).amax(dim=1)
+    assert (varied.mean(dim=1) - landmarks.mean(dim=1)).abs().max() <= 0.1 * size.max()
+    assert not torch.allclose(varied[0], varied[1])
+    between, before = ((p[:, :, None] - p[:, None]).norm(dim=-1) for p in (varied, landmarks))
+    zoom = between[:, 0, 16] / before[:, 0, 16]
+    torch.testing.assert_close(between, zoom[:, None, None] * before, atol=1e-4, rtol=1e-3)
+    assert ((zoom > 0.9) & (zoom < 1.1)).all()
+    across = [points[:, 16] - points[:, 0] for points in (varied, landmarks)]
+    turned = torch.nn.functional.cosine_similarity(*across).acos().rad2deg()
+    assert 0 < turned.max() <= 10
 
 
 def test_pictures_have_a_column_each(portrait, batch) -> None:

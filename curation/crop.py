@@ -240,11 +240,8 @@ class _Clip:
             self._new = NewFile(self._path)
             self._file = open(self._new.temporary, "wb")  # noqa: SIM115  (closed by finish or close)
             self._writer = SampleWriter(self._file)
-        landmarks = np.round(self._landmarks[-1], 2)
-        if not np.isfinite(landmarks).all():
-            raise ValueError(f"frame {row['source_frame']}: the landmarks are no numbers")
         label = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        label["landmarks"] = landmarks.tolist()
+        label["landmarks"] = np.round(self._landmarks[-1], 2).tolist()
         key = sample_key(self.clip_id, self._tick)
         self._writer.add(f"{key}.jpg", jpeg)
         self._writer.add(f"{key}.json", encode_label(label))

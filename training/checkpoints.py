@@ -187,7 +187,11 @@ class CheckpointFolder:
         load_stage_tensors(stage, read_tensors(folder), folder)
         if self.writes:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
-        return RunState(**run["state"])
+        state = RunState(**run["state"])
+        if run["recipe_hash"] != recipe.hash:
+            # Figures by other weights of losses, or on other pairs, are no measure for those to come.
+            state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
+        return state
 
     def save(self, stage: Stage, recipe: Recipe, state: RunState, *, is_best: bool = False) -> None:
         """Start to write a checkpoint; one that is still being written is waited for first."""

@@ -199,6 +199,17 @@ def test_another_recipe_or_stage_is_refused(tmp_path: Path) -> None:
         folder.restore(SmallStage(width=5), RECIPE)
 
 
+def test_the_best_figure_counts_for_its_own_recipe_alone(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    folder.save(SmallStage(), RECIPE, RunState(images=8, best_value=0.5, best_images=8), is_best=True)
+    assert folder.finish()
+    assert folder.restore(SmallStage(), RECIPE).best_value == 0.5
+    other = dataclasses.replace(RECIPE, losses=dataclasses.replace(RECIPE.losses, guidance=7.0))
+    state = folder.restore(SmallStage(), other, allow_other_recipe=True)
+    assert (state.best_value, state.best_images) == (float("inf"), -1)
+    assert folder.best_name() == "images-0000000008", "until there is a better one"
+
+
 def test_damage_is_told(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
     save(folder, SmallStage(), 8)

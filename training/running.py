@@ -65,6 +65,8 @@ def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process
         if process.is_main:
             options.output.mkdir(parents=True, exist_ok=True)
             print(describe(stage, recipe, process), file=sys.stderr)
+            if process.device.type == "cuda":
+                print("the first steps may take minutes: cuDNN tries its kernels for every shape", file=sys.stderr)
             write_bytes_atomically(options.output / "recipe.toml", recipe_toml(recipe).encode())
         try:
             return train(

@@ -17,8 +17,9 @@ def execution_providers(device: str) -> list[str]:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise ValueError(
             "device is cuda, but the installed ONNX Runtime has no CUDA provider: "
-            "install onnxruntime-gpu in place of onnxruntime, or use device cpu"
+            "install onnxruntime-gpu[cuda,cudnn] in place of onnxruntime, or use device cpu"
         )
+    onnxruntime.preload_dlls()  # CUDA and cuDNN out of their wheels, which the dynamic linker does not search
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 

@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 import tyro
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.networks.blocks import Conv3d
@@ -58,6 +59,8 @@ class Options:
     """Random features for VGG19 and the recogniser where weights are missing: the same time."""
     num_workers: int | None = None
     """Of the loader; None: the recipe's."""
+    num_kernels: int = 0
+    """Also list so many of the operations that take most of the device's time in a step, kernels on a GPU."""
     plain_3d: bool = False
     """Measure each batch size again with 3D kernels for shallow volumes too (`model.networks.blocks.Conv3d`)."""
 
@@ -123,6 +126,8 @@ def measure(options: Options, recipe: BaseRecipe, process: Process) -> None:
         line += f"  MFU {100 * flops / step_s / 1e12 / peak:.1f} % of {peak} TFLOP/s" if peak else "  (peak unknown)"
     print(line, flush=True)
     measure_parts(stage, recipe, batch, process)
+    if options.num_kernels:
+        list_kernels(stage, recipe, batch, process, options.num_kernels)
 
 
 def measure_parts(stage: BaseStage, recipe: BaseRecipe, batch: Batch, process: Process) -> None:
@@ -144,6 +149,24 @@ def measure_parts(stage: BaseStage, recipe: BaseRecipe, batch: Batch, process: P
             step(stage, recipe, batch, state, process)
     for name, seconds in parts.seconds.items():
         print(f"    {1e3 * seconds / num:8.1f} ms  {name}")
+
+
+def list_kernels(stage: BaseStage, recipe: BaseRecipe, batch: Batch, process: Process, num: int) -> None:
+    """Milliseconds, share and calls of what takes the device the most time in one step."""
+    on_gpu = process.device.type == "cuda"
+    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        step(stage, recipe, batch, RunState(images=recipe.losses.discriminator_warmup_images), process)
+        wait_for(process.device)
+    spent = [
+        ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3, event.count, event.key)
+        for event in profiler.key_averages()
+    ]
+    spent = sorted((entry for entry in spent if entry[0] > 0), reverse=True)  # launches take the device no time
+    total = sum(time_ms for time_ms, _, _ in spent)
+    print(f"    {total:8.1f} ms  in {sum(count for _, count, _ in spent)} kernels or operations")
+    for time_ms, count, name in spent[:num]:
+        print(f"    {time_ms:8.1f} ms  {100 * time_ms / total:4.1f} %  {count:5d} x  {name[:150]}")
 
 
 def count_flops(stage: BaseStage, recipe: BaseRecipe, batch: Batch, process: Process) -> int:

@@ -10,6 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model.faces.onnx_session import execution_providers, fold_constants, open_session, require_provider
 
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
@@ -82,3 +84,14 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(quantised):
     require_provider(session, "cpu")
     with pytest.raises(ValueError, match="cannot use a GPU here"):
         require_provider(session, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="needs ONNX Runtime with CUDA")
+def test_cuda_computes_what_the_cpu_does(quantised):
+    images = np.random.default_rng(0).random((1, 3, 20, 36), np.float32)
+    results = [
+        open_session(quantised, num_threads=1, device=device, free_axes=(2, 3)).run(None, {"data": images})[0]
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_allclose(results[1], results[0], rtol=0.01, atol=0.01)

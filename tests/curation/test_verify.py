@@ -20,11 +20,12 @@ def differences(folder) -> list[str]:
 
 
 def alter(folder, table: str, **values: object) -> None:
-    """Change columns of the first kept row (or the first)."""
+    """Change columns of the first row of a kept clip: its own, its frames', its shard's or its source's."""
     dataset = Dataset(folder)
     rows = read_table(dataset, table).to_pylist()
-    kept = {clip["clip_id"] for clip in read_table(dataset, "clips").to_pylist() if clip["decision"] == "keep"}
-    row = next((r for r in rows if r.get("clip_id") in kept), rows[0])
+    kept = [clip for clip in read_table(dataset, "clips").to_pylist() if clip["decision"] == "keep"]
+    key = {"shards": "shard", "tracks": "track_id", "sources": "source_id"}.get(table, "clip_id")
+    row = next(r for r in rows if r[key] in {clip[key] for clip in kept})
     row |= values
     if len(files := dataset.table_files(table)) == 1:
         write_parquet(files[0], make_table(table, rows))

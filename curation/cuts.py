@@ -56,7 +56,7 @@ class CutFinder:
         """Positions (frames since the start of the span) of the first frames of new shots, ascending."""
 
     def add(self, picture: np.ndarray) -> None:
-        """Look at the next frame. picture: uint8 [H, W, 3], RGB, of any size.
+        """Look at the next frame. picture: uint8 [H, W, 3], RGB, of any size; `Frame.sketch` is enough.
 
         Pixels are picked, not averaged: for differences between frames that serves as well and costs nothing.
         """

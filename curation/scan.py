@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.cuts import CutFinder
+from curation.cuts import PICTURE_SIDE_PX, CutFinder
 from curation.fetching import local_copy
 from curation.recipe import Recipe
 from curation.stills import read_still
@@ -203,7 +203,7 @@ class _Follower:
         for position, frame in enumerate(frames):
             assert frame.index is not None
             self.frames.append((frame.index, frame.pts, frame.pts_s))
-            finder.add(frame.rgb())
+            finder.add(frame.sketch(PICTURE_SIDE_PX))
             tick = int(np.floor((frame.pts_s - self.frames[0][2]) * self._options.sample_fps + 1e-6))
             if tick >= next_sample:
                 next_sample = tick + 1

@@ -19,7 +19,7 @@ class Frame:
     is_corrupt: the decoder concealed damage in this picture; None where the decoder does not tell (decord).
     """
 
-    __slots__ = ("_decode_rgb", "_display_size", "_rgb", "index", "is_corrupt", "pts", "pts_s")
+    __slots__ = ("_decode_rgb", "_display_size", "_pick_rgb", "_rgb", "index", "is_corrupt", "pts", "pts_s")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Frame:
         is_corrupt: bool | None,
         decode_rgb: Callable[[], np.ndarray],
         display_size: tuple[int, int],
+        pick_rgb: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.index = index
         self.pts = pts
@@ -37,6 +38,7 @@ class Frame:
         self.is_corrupt = is_corrupt
         self._decode_rgb = decode_rgb  # gives the upright picture with the pixels as stored: uint8 [H, W, 3]
         self._display_size = display_size  # (width, height)
+        self._pick_rgb = pick_rgb  # gives `pick_blocks` of that picture without converting all of it
         self._rgb: np.ndarray | None = None
 
     def _upright_rgb(self) -> np.ndarray:
@@ -58,6 +60,15 @@ class Frame:
         scale = min(1.0, long_side_px / max(width, height))
         return resize_picture(self._upright_rgb(), max(1, round(width * scale)), max(1, round(height * scale)))
 
+    def sketch(self, long_side_px: int) -> np.ndarray:
+        """Pixels picked all over the picture, for telling frames apart: uint8 [h, w, 3], RGB, see `pick_blocks`.
+
+        Pixels as stored, perhaps not square. Costs little, because the rest of the picture is not converted to RGB.
+        """
+        if self._rgb is None and self._pick_rgb is not None:
+            return self._pick_rgb(long_side_px)
+        return pick_blocks(self._upright_rgb(), long_side_px)
+
     def __repr__(self) -> str:
         return f"Frame(index={self.index}, pts={self.pts}, pts_s={self.pts_s:.6f}, is_corrupt={self.is_corrupt})"
 
@@ -78,6 +89,28 @@ def resize_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     else:
         method = cv2.INTER_LINEAR
     return cv2.resize(picture, (width, height), interpolation=method)
+
+
+def block_positions(width: int, height: int, long_side_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows, in units of 2 pixels, of the blocks that `pick_blocks` picks: int [w / 2], int [h / 2]."""
+    scale = min(1.0, long_side_px / max(width, height))
+    columns, rows = (
+        np.arange(count) * half // count
+        for half, count in ((side // 2, max(1, round(side // 2 * scale))) for side in (width, height))
+    )
+    return columns, rows
+
+
+def pick_blocks(picture: np.ndarray, long_side_px: int) -> np.ndarray:
+    """Blocks of 2 x 2 pixels (what shares its colour in a video) at even distances: uint8 [H, W, 3] to [h, w, 3].
+
+    The longer side becomes about `long_side_px`. Nothing is averaged.
+    """
+    columns, rows = (
+        (2 * blocks[:, None] + (0, 1)).ravel()
+        for blocks in block_positions(picture.shape[1], picture.shape[0], long_side_px)
+    )
+    return picture.take(rows, axis=0).take(columns, axis=1)
 
 
 def rotate_upright(picture: np.ndarray, rotation_deg: int) -> np.ndarray:

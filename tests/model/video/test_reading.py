@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from model.video import DECODERS, VideoError, index_packets, open_video
-from model.video.frame import resize_picture
+from model.video.frame import pick_blocks, resize_picture
 
 VIDEO_NAMES = [f"v{number:02d}" for number in range(1, 25) if number != 3]
 
@@ -109,6 +109,46 @@ def test_smaller_pictures_match_between_decoders(media: Path) -> None:
             assert first.small(320).shape == (180, 320, 3)
             assert first.small(5000).shape == (576, 1024, 3)
     assert digests["pyav"] == digests["decord"]
+
+
+@pytest.mark.parametrize("name", VIDEO_NAMES)
+def test_sketches_are_pixels_of_the_whole_picture(media: Path, index_rows: dict, name: str) -> None:
+    sketches = {}
+    for decoder in DECODERS:
+        with open_video(media / index_rows[name]["path"], decoder) as video:
+            frames = list(itertools.islice(video, 12))
+        sketches[decoder] = [[frame.sketch(side) for side in (256, 31, 10**4)] for frame in frames]
+        for frame, picked in zip(frames, sketches[decoder], strict=True):
+            for side, sketch in zip((256, 31, 10**4), picked, strict=True):
+                np.testing.assert_array_equal(sketch, pick_blocks(frame._upright_rgb(), side))
+    assert [[s.shape for s in picked] for picked in sketches["pyav"]] == [
+        [s.shape for s in picked] for picked in sketches["decord"]
+    ]
+    assert max(sketches["pyav"][0][0].shape) == 256
+    np.testing.assert_array_equal(sketches["pyav"][0][0], sketches["decord"][0][0])
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"),
+    [("ffv1", "yuv420p"), ("mjpeg", "yuvj420p"), ("ffv1", "yuv422p"), ("ffv1", "yuv420p10le")],
+)
+@pytest.mark.parametrize(("width", "height"), [(16, 2), (1000, 600), (858, 702)])
+def test_sketches_of_any_size_and_format(
+    tmp_path: Path, width: int, height: int, codec: str, pixel_format: str
+) -> None:
+    path = tmp_path / "noise.nut"
+    rng = np.random.default_rng(width)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        for _ in range(2):
+            noise = av.VideoFrame.from_ndarray(rng.integers(0, 256, (height, width, 3), np.uint8), format="rgb24")
+            file.mux(stream.encode(noise.reformat(format=pixel_format)))
+        file.mux(stream.encode(None))
+    with open_video(path) as video:
+        for frame in video:
+            for side in (10, 200, 2000):
+                np.testing.assert_array_equal(frame.sketch(side), pick_blocks(frame._decode_rgb(), side))
 
 
 def test_small_does_not_depend_on_rgb_having_been_asked_for(media: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from typing import Any, BinaryIO
+
+import orjson
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 
@@ -17,7 +18,7 @@ def sample_key(clip_id: str, frame: int) -> str:
 
 def encode_label(label: dict[str, Any]) -> bytes:
     """JSON with sorted keys and no spaces."""
-    return json.dumps(label, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return orjson.dumps(label, option=orjson.OPT_SORT_KEYS)
 
 
 def member_bytes(size: int) -> int:

@@ -62,7 +62,8 @@ def letterbox(
 ) -> tuple[np.ndarray, int, int]:
     """Fit a picture and a border of `border` times its longer side around it into a canvas.
 
-    The longer side of picture and border becomes `size_px`, the canvas is rounded up to whole `multiple_px`.
+    The longer side of picture and border becomes `size_px`, the canvas is rounded up to whole `multiple_px`. The zoom
+    across and down may differ by what makes the border whole pixels.
     Returns the float64 [3, 3] transform from picture to canvas, and the canvas' width and height.
     """
     longer = max(width_px, height_px)
@@ -71,7 +72,10 @@ def letterbox(
         int(np.ceil(side * zoom / multiple_px - 1e-9)) * multiple_px
         for side in (width_px + 2 * border * longer, height_px + 2 * border * longer)
     ]
-    matrix = np.eye(3) * (zoom, zoom, 1)
-    # Pixel centres: the picture's middle goes to the canvas' middle.
-    matrix[:2, 2] = [(canvas[0] - 1) / 2 - zoom * (width_px - 1) / 2, (canvas[1] - 1) / 2 - zoom * (height_px - 1) / 2]
+    matrix = np.eye(3)
+    for axis, side in enumerate((width_px, height_px)):
+        # As many whole pixels of border on both sides as come nearest to the zoom: then the warp is a resize.
+        shown = side + 2 * round((canvas[axis] / zoom - side) / 2)
+        matrix[axis, axis] = canvas[axis] / shown
+        matrix[axis, 2] = (canvas[axis] - 1) / 2 - matrix[axis, axis] * (side - 1) / 2
     return matrix, canvas[0], canvas[1]

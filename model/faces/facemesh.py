@@ -12,7 +12,7 @@ from model import framing
 from model.faces import Detections, FacesConfig, Landmarks, WeightInfo
 from model.faces.alignment import roll_deg, upright_square
 from model.faces.pose import mesh_pose_deg
-from model.faces.schemes import points68_from_mesh
+from model.faces.schemes import points5_from_points68, points68_from_mesh
 from model.faces.weights import resolve_weight
 
 SIZE_PX = 192
@@ -75,11 +75,12 @@ class FaceMeshLandmarker:
         """One face: vertices float64 [468, 3] in image pixels (z away from the camera), probability of a face."""
         for _ in range(_MAX_PASSES):
             mesh, presence, crop_angle_deg = self._mesh_in_crop(image, box, points)
-            followed = Detections.from_points68(points68_from_mesh(mesh)[None, :, :2])
-            box, points = followed.boxes[0], followed.points[0]
-            turned = roll_deg(points) - crop_angle_deg
+            points68 = points68_from_mesh(mesh)[:, :2]
+            turned = roll_deg(points5_from_points68(points68)) - crop_angle_deg
             if presence < 0.5 or abs((turned + 180) % 360 - 180) <= _MAX_CROP_ROLL_DEG:
                 break
+            followed = Detections.from_points68(points68[None])
+            box, points = followed.boxes[0], followed.points[0]
         return mesh, presence
 
     def _mesh_in_crop(self, image: np.ndarray, box: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from model.faces import Detections
+from model.framing import averaging
 
 # One or two FaceMesh vertices for each iBUG point; two are averaged where none lies on the point.
 _MESH_VERTICES: tuple[tuple[int, ...], ...] = (
@@ -47,6 +48,11 @@ _POINTS106 = np.array(
 )
 
 
+_POINTS5 = averaging(68, [36, 37, 38, 39, 40, 41], [42, 43, 44, 45, 46, 47], [30], [48], [54])
+# Detectors draw a box up to the hairline: above the brows by about a quarter of the brow-to-chin height.
+_HAIRLINE = np.full(68, 1 / 68) + 1.6 * (_POINTS5[:2].mean(0) - _POINTS5[3:].mean(0))
+
+
 def points68_from_points106(points106: np.ndarray) -> np.ndarray:
     """iBUG points of the 106-point scheme. points106: float [..., 106, C]. Returns [..., 68, C]."""
     return points106[..., _POINTS106, :]
@@ -59,27 +65,13 @@ def points68_from_mesh(mesh: np.ndarray) -> np.ndarray:
 
 def points5_from_points68(points68: np.ndarray) -> np.ndarray:
     """Eye centres, nose tip and mouth corners of [..., 68, 2]: float32 [..., 5, 2], ordered as `Detections.points`."""
-    points = np.asarray(points68)
-    parts = [
-        points[..., 36:42, :].mean(-2),
-        points[..., 42:48, :].mean(-2),
-        points[..., 30, :],
-        points[..., 48, :],
-        points[..., 54, :],
-    ]
-    return np.stack(parts, axis=-2).astype(np.float32)
+    return (_POINTS5 @ np.asarray(points68, np.float64)).astype(np.float32)
 
 
 def detections_from_points68(points68: np.ndarray) -> Detections:
     """See `Detections.from_points68`."""
-    points = np.asarray(points68, np.float32).reshape(-1, 68, 2)
-    low, high = points.min(1), points.max(1)
-    if len(points):
-        # Detectors draw a box up to the hairline: above the brows by about a quarter of the brow-to-chin height.
-        points5 = points5_from_points68(points)
-        eyes, mouth = points5[:, :2].mean(1), points5[:, 3:].mean(1)
-        forehead = points.mean(1) + (eyes - mouth) * 1.6
-        low, high = np.minimum(low, forehead), np.maximum(high, forehead)
-    else:
-        points5 = np.zeros((0, 5, 2), np.float32)
-    return Detections(np.concatenate([low, high], axis=1), np.ones(len(points), np.float32), points5)
+    points = np.asarray(points68, np.float64).reshape(-1, 68, 2)
+    hairline = _HAIRLINE @ points
+    low, high = np.minimum(points.min(1), hairline), np.maximum(points.max(1), hairline)
+    boxes = np.concatenate([low, high], axis=1).astype(np.float32)
+    return Detections(boxes, np.ones(len(points), np.float32), points5_from_points68(points))

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.alternatives VIDEOS... [--workers 2] [--rounds 2] [--data-juicer VENV/bin/python]
 
 Source-seconds a second, CPU-seconds a source-second and peak memory (proportional set size, all processes) of each,
-start-up apart: it is measured on a few small files, with all workers started, and taken off. Rounds go A B C A B C, so
+start-up apart: it is measured on a few small files, with all workers started, three times, and the median is taken off.
+Rounds go A B C A B C, so
 that what else the machine does meets all alike; while it is busy, the CPU-seconds are what can be compared.
 
 - bare kernels: decoding once, faces on sampled frames, every frame of every candidate cropped; `--workers` processes
@@ -33,7 +34,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE_S = 0.2
 _MEMORY_EVERY_S = 2.0  # the kernel counts a process's pages for that, about 15 ms a GB
 _STILLS = 12
+_STARTUPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,12 @@ def measure(command: list[str], log: Path, env: dict[str, str] | None = None) ->
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise RuntimeError(f"{' '.join(command[:4])} ended with {status}:\n{end}")
     return Measured(wall_s, cpu_s, watch.peak_mb)
+
+
+def median(runs: Iterable[Measured]) -> Measured:
+    """Of each figure by itself; of the memory the maximum."""
+    walls_s, cpus_s, peaks_mb = zip(*((run.wall_s, run.cpu_s, run.peak_mb) for run in runs), strict=True)
+    return Measured(statistics.median(walls_s), statistics.median(cpus_s), max(peaks_mb))
 
 
 def run_ours(videos: list[str], folder: Path, workers: int) -> Measured:
@@ -193,14 +201,12 @@ def print_table(rounds: dict[str, list[Measured]], startup: dict[str, Measured],
     print(f"\n{'':<26}" + "".join(f"{head:>12}" for head in heads))
     by_wall, by_cpu = {}, {}
     for name, runs in rounds.items():
-        start = startup.get(name, Measured(0.0, 0.0, 0.0))
-        wall_s = statistics.median(run.wall_s for run in runs) - start.wall_s
-        cpu_s = statistics.median(run.cpu_s for run in runs) - start.cpu_s
+        start, typical = startup.get(name, Measured(0.0, 0.0, 0.0)), median(runs)
+        wall_s, cpu_s = typical.wall_s - start.wall_s, typical.cpu_s - start.cpu_s
         by_wall[name], by_cpu[name] = source_s / wall_s, workers * source_s / cpu_s
-        peak_mb = max(run.peak_mb for run in runs)
         print(
             f"{name:<26}{start.wall_s:12.1f}{start.cpu_s:12.1f}{wall_s:12.1f}{cpu_s:12.1f}"
-            f"{by_wall[name]:12.2f}{by_cpu[name]:12.2f}{peak_mb:12.0f}"
+            f"{by_wall[name]:12.2f}{by_cpu[name]:12.2f}{typical.peak_mb:12.0f}"
         )
     print("by CPU: source-seconds a second if nobody else used the cores")
     for name in rounds:
@@ -234,7 +240,10 @@ def main() -> None:
         folder = Path(temporary)
         stills, video = write_smallest(folder)
         startup = {
-            name: run(stills if name == "ours" else video, folder / f"startup-{k}", options.workers)
+            name: median(
+                run(stills if name == "ours" else video, folder / f"startup-{k}-{number}", options.workers)
+                for number in range(_STARTUPS)
+            )
             for k, (name, run) in enumerate(systems.items())
         }
         rounds: dict[str, list[Measured]] = defaultdict(list)

@@ -78,6 +78,6 @@ def _moved(
 
 
 def _write(path: Path, frames: Iterator[np.ndarray] | list[np.ndarray]) -> None:
-    with VideoWriter(path, _FPS) as writer:
+    with VideoWriter(path, _FPS, reproducible=True) as writer:
         for frame in frames:
             writer.write(frame)

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.alternatives VIDEOS... [--workers 2] [--rounds 2] [--data-juicer VENV/bin/python]
 
 Source-seconds a second, CPU-seconds a source-second and peak memory (proportional set size, all processes) of each,
-start-up apart: it is measured on a few small files, with all workers started, three times, and the median is taken off.
-Rounds go A B C A B C, so
-that what else the machine does meets all alike; while it is busy, the CPU-seconds are what can be compared.
+start-up apart: it is measured three times on a few small files, with all workers started, and the median is taken off.
+Rounds go A B C A B C, so that what else the machine does meets all alike; while it is busy, the CPU-seconds are what
+can be compared.
 
 - bare kernels: decoding once, faces on sampled frames, every frame of every candidate cropped; `--workers` processes
   side by side, a share of the videos each (see `tests.benchmarks.curation`). "two passes": the same with the decoding

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 
 from model.video import VideoWriter, open_video, probe_video
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def _frames(num_frames: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
@@ -173,3 +177,30 @@ def test_wrong_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the first one was"):
         _write_all(tmp_path / "out.mp4", [np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64, 3), np.uint8)])
     assert os.listdir(tmp_path) == []
+
+
+_WRITE_REPRODUCIBLY = """
+import sys
+import cv2
+import numpy as np
+import skimage.data
+from model.video import VideoWriter
+
+picture = skimage.data.astronaut()
+with VideoWriter(sys.argv[1], 25, reproducible=True) as writer:
+    for k in range(30):
+        turned = cv2.getRotationMatrix2D((224, 110), 4 * np.sin(k / 8), 2 + k / 200)
+        writer.write(cv2.warpAffine(picture, turned, (480, 480), flags=cv2.INTER_CUBIC))
+"""
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.webm", "out.gif"])
+def test_reproducible_files_do_not_depend_on_what_memory_held_before(tmp_path: Path, name: str) -> None:
+    files = []
+    for fill in (85, 170):
+        path = tmp_path / str(fill) / name
+        path.parent.mkdir()
+        environment = os.environ | {"MALLOC_PERTURB_": str(fill)}
+        subprocess.run([sys.executable, "-c", _WRITE_REPRODUCIBLY, path], check=True, env=environment, cwd=ROOT)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]

@@ -38,7 +38,7 @@ class Frame:
         self.is_corrupt = is_corrupt
         self._decode_rgb = decode_rgb  # gives the upright picture with the pixels as stored: uint8 [H, W, 3]
         self._display_size = display_size  # (width, height)
-        self._pick_rgb = pick_rgb  # gives `pick_blocks` of that picture without converting all of it
+        self._pick_rgb = pick_rgb  # gives `sketch` without converting all of the picture
         self._rgb: np.ndarray | None = None
 
     def _upright_rgb(self) -> np.ndarray:
@@ -61,13 +61,13 @@ class Frame:
         return resize_picture(self._upright_rgb(), max(1, round(width * scale)), max(1, round(height * scale)))
 
     def sketch(self, long_side_px: int) -> np.ndarray:
-        """Pixels picked all over the picture, for telling frames apart: uint8 [h, w, 3], RGB, see `pick_blocks`.
+        """Pixels of `rgb()`, picked all over the picture, for telling frames apart: uint8 [h, w, 3], see `pick_blocks`.
 
-        Pixels as stored, perhaps not square. Costs little, because the rest of the picture is not converted to RGB.
+        Costs little where the rest of the picture need not be converted to RGB.
         """
         if self._rgb is None and self._pick_rgb is not None:
             return self._pick_rgb(long_side_px)
-        return pick_blocks(self._upright_rgb(), long_side_px)
+        return pick_blocks(self.rgb(), long_side_px)
 
     def __repr__(self) -> str:
         return f"Frame(index={self.index}, pts={self.pts}, pts_s={self.pts_s:.6f}, is_corrupt={self.is_corrupt})"

@@ -11,6 +11,8 @@ import numpy as np
 from model.video.frame import Frame, block_positions, rotate_upright
 from model.video.probing import VideoInfo, VideoSource, describe_source, open_container, video_stream
 
+_HALVED_FORMATS = ("yuv420p", "yuvj420p")
+"""One colour for 2 x 2 pixels, 8 bits: converted pixel by pixel, whatever is around them."""
 _LARGE_PX = 600_000
 """Smaller pictures are converted to RGB in no more time than it takes to pick some pixels out first."""
 
@@ -52,10 +54,11 @@ class PyavReader:
             index = None if index is None else index + 1
 
     def _can_pick(self, picture: av.VideoFrame) -> bool:
-        """Whether `_pick_rgb` gives pixels of the upright picture, bit for bit, and costs less than all of it."""
-        is_even = picture.width % 2 == 0 == picture.height % 2
-        is_large = picture.width * picture.height >= _LARGE_PX
-        return is_even and is_large and self.info.rotation_deg == 0 and picture.format.name in ("yuv420p", "yuvj420p")
+        """Whether `_pick_rgb` gives pixels of the picture as shown, bit for bit, and costs less than all of it."""
+        width, height = picture.width, picture.height
+        is_as_shown = self.info.rotation_deg == 0 and (width, height) == (self.info.width, self.info.height)
+        is_even = width % 2 == 0 == height % 2
+        return is_as_shown and is_even and width * height >= _LARGE_PX and picture.format.name in _HALVED_FORMATS
 
     def _pictures(self, start_pts: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """(pts, picture) from start_pts on, exact: what a decode from the start of the file would give."""

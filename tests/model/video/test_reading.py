@@ -120,7 +120,7 @@ def test_sketches_are_pixels_of_the_whole_picture(media: Path, index_rows: dict,
         sketches[decoder] = [[frame.sketch(side) for side in (256, 31, 10**4)] for frame in frames]
         for frame, picked in zip(frames, sketches[decoder], strict=True):
             for side, sketch in zip((256, 31, 10**4), picked, strict=True):
-                np.testing.assert_array_equal(sketch, pick_blocks(frame._upright_rgb(), side))
+                np.testing.assert_array_equal(sketch, pick_blocks(frame.rgb(), side))
     assert [[s.shape for s in picked] for picked in sketches["pyav"]] == [
         [s.shape for s in picked] for picked in sketches["decord"]
     ]
@@ -148,7 +148,39 @@ def test_sketches_of_any_size_and_format(
     with open_video(path) as video:
         for frame in video:
             for side in (10, 200, 2000):
-                np.testing.assert_array_equal(frame.sketch(side), pick_blocks(frame._decode_rgb(), side))
+                np.testing.assert_array_equal(frame.sketch(side), pick_blocks(frame.rgb(), side))
+
+
+def test_all_pictures_of_a_stream_that_changes_its_size_are_shown_alike(tmp_path: Path) -> None:
+    path = tmp_path / "call.ts"
+    sizes = [(1280, 720), (640, 480), (1280, 720)]
+    with av.open(str(path), "w") as file:
+        streams = [_add_h264(file, *sizes[0])]
+        for number, (width, height) in enumerate(sizes):
+            with av.open(str(tmp_path / f"{number}.ts"), "w") as part:
+                encoder = _add_h264(part, width, height)
+                grey = av.VideoFrame.from_ndarray(np.full((height, width, 3), 40 * number + 60, np.uint8), "rgb24")
+                for k in range(5):
+                    grey.pts = 5 * number + k
+                    for packet in encoder.encode(grey):
+                        packet.stream = streams[0]
+                        file.mux(packet)
+                for packet in encoder.encode(None):
+                    packet.stream = streams[0]
+                    file.mux(packet)
+    with open_video(path) as video:
+        frames = list(video)
+        assert len(frames) == 15
+        assert {frame.sketch(256).shape for frame in frames} == {(144, 256, 3)}
+        assert {frame.rgb().shape for frame in frames} == {(720, 1280, 3)}
+        assert [round(frame.sketch(256).mean()) for frame in frames[::5]] == pytest.approx([60, 100, 140], abs=2)
+
+
+def _add_h264(file: av.container.OutputContainer, width: int, height: int) -> av.VideoStream:
+    """A stream that says its size before every key frame."""
+    stream = file.add_stream("libx264", rate=25, options={"tune": "zerolatency", "x264-params": "repeat-headers=1"})
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    return stream
 
 
 def test_small_does_not_depend_on_rgb_having_been_asked_for(media: Path) -> None:

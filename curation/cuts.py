@@ -56,15 +56,12 @@ class CutFinder:
         """Positions (frames since the start of the span) of the first frames of new shots, ascending."""
 
     def add(self, picture: np.ndarray) -> None:
-        """Look at the next frame. picture: uint8 [H, W, 3], RGB, of any size; `Frame.sketch` is enough.
+        """Look at the next frame. picture: uint8 [h, w, 3], RGB, all of one size: `Frame.sketch(PICTURE_SIDE_PX)`.
 
-        Pixels are picked, not averaged: for differences between frames that serves as well and costs nothing.
+        Pixels are picked, not averaged: for differences between frames that serves as well and costs little.
         """
-        scale = min(1.0, PICTURE_SIDE_PX / max(picture.shape[:2]))
-        size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
         timecode = FrameTimecode(len(self._detector.scores), self._fps)
-        found = self._detector.process_frame(timecode, small)
+        found = self._detector.process_frame(timecode, picture)
         window = self._options.cut_window_frames
         for cut in found:
             around = self._abrupt_changes(

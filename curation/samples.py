@@ -17,7 +17,7 @@ def sample_key(clip_id: str, frame: int) -> str:
 
 
 def encode_label(label: dict[str, Any]) -> bytes:
-    """JSON with sorted keys and no spaces."""
+    """JSON with sorted keys and no spaces; what is unknown (NaN) as null."""
     return orjson.dumps(label, option=orjson.OPT_SORT_KEYS)
 
 

@@ -35,8 +35,8 @@ _CV2_INTERPOLATION = {
     "area": cv2.INTER_LINEAR,  # after the averaging only a shift, a turn or an enlargement is left
     "lanczos": cv2.INTER_LANCZOS4,
 }
-_EDGE_TOLERANCE_PX = 1e-3
 _CV2_BORDER = {"black": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}
+_EDGE_TOLERANCE_PX = 1e-3  # a crop's edges that come so near to edges of pixels lie on them
 
 # Landmark scheme -> the indices whose mean lies between the eyes, and those whose mean is the middle of the mouth.
 _EYES_AND_MOUTH = {

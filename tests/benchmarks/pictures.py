@@ -1,4 +1,4 @@
-"""What the pictures of videos cost, on the same frames: whole, sketched, made smaller, cropped.
+"""What the pictures of videos cost, on the same frames: whole, sketched, cropped, letterboxed.
 
     python -m tests.benchmarks.pictures VIDEOS... [--num-frames 60]
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from curation.cuts import CutFinder
+from curation.cuts import PICTURE_SIDE_PX, CutFinder
 from curation.recipe import Recipe
 from curation.samples import SampleWriter
 from model.faces import Detections, load_analyser
@@ -65,12 +65,11 @@ def find_tracks(path: str) -> list[Track]:
     with open_video(path) as video:
         finder = CutFinder(RECIPE.scan, 25.0)
         for frame in video:
-            picture = frame.rgb()
-            finder.add(picture)
+            finder.add(frame.sketch(PICTURE_SIDE_PX))
             if frame.pts_s < next_s:
                 continue
             next_s = frame.pts_s + 1 / RECIPE.scan.sample_fps
-            small = frame.small(RECIPE.faces.detection_size_px)
+            picture, small = frame.rgb(), frame.small(RECIPE.faces.detection_size_px)
             faces = _analyser.detect([small])[0]
             scale = max(1.0, max(picture.shape[:2]) / RECIPE.faces.detection_size_px)
             faces.boxes *= scale

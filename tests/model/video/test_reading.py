@@ -155,7 +155,7 @@ def test_all_pictures_of_a_stream_that_changes_its_size_are_shown_alike(tmp_path
     path = tmp_path / "call.ts"
     sizes = [(1280, 720), (640, 480), (1280, 720)]
     with av.open(str(path), "w") as file:
-        streams = [_add_h264(file, *sizes[0])]
+        stream = _add_h264(file, *sizes[0])
         for number, (width, height) in enumerate(sizes):
             with av.open(str(tmp_path / f"{number}.ts"), "w") as part:
                 encoder = _add_h264(part, width, height)
@@ -163,10 +163,10 @@ def test_all_pictures_of_a_stream_that_changes_its_size_are_shown_alike(tmp_path
                 for k in range(5):
                     grey.pts = 5 * number + k
                     for packet in encoder.encode(grey):
-                        packet.stream = streams[0]
+                        packet.stream = stream
                         file.mux(packet)
                 for packet in encoder.encode(None):
-                    packet.stream = streams[0]
+                    packet.stream = stream
                     file.mux(packet)
     with open_video(path) as video:
         frames = list(video)

@@ -156,8 +156,9 @@ def test_balancer_gives_each_loss_its_share(recipe: BaseRecipe, batch: PreparedB
         step(stage, batch)
         gradients.append(kept[0])
         assert "balancer" in stage.modules
-    assert gradients[0].abs().max() > 0
-    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-8)
+    largest = gradients[0].abs().max().item()
+    assert largest > 0
+    assert torch.allclose(gradients[0], gradients[1], rtol=0, atol=1e-4 * largest)  # they are rounded differently
 
 
 def test_conventions_of_given_weights() -> None:

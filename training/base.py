@@ -84,6 +84,8 @@ class BaseStage(Stage):
             autocast_features=recipe.compute.precision == "bfloat16",
         )
         self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
+        if recipe.compute.channels_last and self.criterion.perceptual is not None:
+            use_channels_last(self.criterion.perceptual)  # so that its maps are laid out like G's picture
         portrait = portrait or LivePortrait.untrained(recipe.seed, recipe.model)
         portrait.to(process.device)
         self.model = BaseModel(portrait).train().requires_grad_(True)

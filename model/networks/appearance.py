@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.networks.blocks import ConvNorm2d, ResBlock3d
+from model.networks.blocks import ConvNorm2d, ResBlock3d, prepared
 
 
 class AppearanceExtractor(nn.Module):
@@ -34,4 +34,4 @@ class AppearanceExtractor(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         volume = self.second(x).unflatten(1, self.volume_shape)
-        return self.resblocks_3d(volume)
+        return self.resblocks_3d(prepared(volume, self.resblocks_3d[0].conv1.weight))

@@ -14,6 +14,35 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=_LAST[x.dim()]) and not x.is_contiguous()
+
+
+def prepared(x: Tensor, weight: Tensor) -> Tensor:
+    """A map or volume as convolutions with `weight` take it: in autocast's type, and channels last where the weight is.
+
+    One copy at most, where otherwise each of those that use it would make its own, or mix two memory layouts.
+    """
+    device = "cpu" if x.is_meta else x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return x.to(dtype, memory_format=_LAST[x.dim()] if _is_channels_last(weight) else torch.preserve_format)
+
+
+def upsample(x: Tensor, factors: tuple[int, ...]) -> Tensor:
+    """Nearest neighbour by whole factors, in x's own type: autocast would make it float32, which changes nothing."""
+    with without_autocast(x.device):
+        return functional.interpolate(x, scale_factor=factors)
+
+
+def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Instance norm of a map [N, C, H, W], in x's memory format; torch's own gives channels first whatever it gets."""
+    y = functional.instance_norm(x, eps=eps)
+    return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
+
+
 class Conv3d(nn.Conv3d):
     """Convolution with an odd kernel that keeps the size of a volume [N, C, D, H, W].
 
@@ -78,7 +107,7 @@ class UpBlock3d(nn.Module):
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.conv(functional.interpolate(x, scale_factor=(1, 2, 2)))))
+        return torch.relu(self.norm(self.conv(upsample(x, (1, 2, 2)))))
 
 
 class ResBlock3d(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.networks.blocks import Conv3d, DownBlock3d, UpBlock3d, without_autocast
+from model.networks.blocks import Conv3d, DownBlock3d, UpBlock3d, prepared, without_autocast
 
 KEYPOINT_VARIANCE = 0.01
 
@@ -132,7 +132,7 @@ class DenseMotion(nn.Module):
             compressed = self.compress_volume(volume.float())
             motions = self.sparse_motions(compressed.shape[2:], kp_driving, kp_source)
             x = self.hourglass_input(compressed, motions, kp_driving, kp_source)
-        prediction = self.hourglass(x)
+        prediction = self.hourglass(prepared(x, self.mask.weight))
         mask_logits = self.mask(prediction)
         with without_autocast(volume.device):
             deformation = self.mix_motions(mask_logits, motions)

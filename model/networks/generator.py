@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.networks.blocks import without_autocast
+from model.networks.blocks import instance_norm, upsample, without_autocast
 
 LEAKY_SLOPE = 0.2
 NORM_EPS = 1e-5
@@ -56,7 +56,7 @@ class SpectralConv2d(nn.Module):
 
 
 class Spade(nn.Module):
-    """Instance norm whose scale and shift are predicted from a map (SPADE, equation 1)."""
+    """Scale and shift of a normalised map, predicted from another map of its size (SPADE, equation 1)."""
 
     def __init__(self, channels: int, map_channels: int, hidden_channels: int) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class Spade(nn.Module):
         self.mlp_gamma = nn.Conv2d(hidden_channels, channels, 3, padding=1)
         self.mlp_beta = nn.Conv2d(hidden_channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, feature_map: Tensor) -> Tensor:
-        hidden = self.mlp_shared(functional.interpolate(feature_map, size=x.shape[2:]))
-        return functional.instance_norm(x, eps=NORM_EPS) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+    def forward(self, normalized: Tensor, feature_map: Tensor) -> Tensor:
+        hidden = self.mlp_shared(feature_map)
+        return normalized * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
 
 
 class SpadeBlock(nn.Module):
@@ -86,9 +86,14 @@ class SpadeBlock(nn.Module):
             self.norm_s = Spade(in_channels, map_channels, hidden_channels)
 
     def forward(self, x: Tensor, feature_map: Tensor) -> Tensor:
-        shortcut = self.conv_s(self.norm_s(x, feature_map)) if self.learned_shortcut else x
-        residual = self.conv_0(functional.leaky_relu(self.norm_0(x, feature_map), LEAKY_SLOPE))
-        residual = self.conv_1(functional.leaky_relu(self.norm_1(residual, feature_map), LEAKY_SLOPE))
+        """x: [N, in_channels, H, W]; feature_map: [N, map_channels, H / n, W / n]."""
+        if (factor := x.shape[-1] // feature_map.shape[-1]) > 1:
+            feature_map = upsample(feature_map, (factor, factor))
+        normalized = instance_norm(x, NORM_EPS)
+        shortcut = self.conv_s(self.norm_s(normalized, feature_map)) if self.learned_shortcut else x
+        residual = self.conv_0(functional.leaky_relu(self.norm_0(normalized, feature_map), LEAKY_SLOPE))
+        normalized = instance_norm(residual, NORM_EPS)
+        residual = self.conv_1(functional.leaky_relu(self.norm_1(normalized, feature_map), LEAKY_SLOPE))
         return shortcut + residual
 
 
@@ -116,5 +121,5 @@ class SpadeGenerator(nn.Module):
         for block in self.middle_blocks:
             x = block(x, feature)
         for block in (self.up_0, self.up_1):
-            x = block(functional.interpolate(x, scale_factor=2), feature)
+            x = block(upsample(x, (2, 2)), feature)
         return torch.sigmoid(self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE)))

@@ -30,9 +30,10 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        relative = response / (response.mean(dim=-1, keepdim=True) + NORM_EPS)
-        return torch.addcmul(x + self.beta, x * relative, self.gamma)
+        with without_autocast(x.device):  # which would make all of it float32
+            response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).to(self.gamma.dtype)
+            relative = response / (response.mean(dim=-1, keepdim=True) + NORM_EPS)
+            return x * (1 + self.gamma * relative).to(x.dtype) + self.beta.to(x.dtype)
 
 
 class ConvNextBlock(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.networks.blocks import ConvNorm2d, without_autocast
+from model.networks.blocks import ConvNorm2d, prepared, without_autocast
 from model.networks.dense_motion import DenseMotion
 
 LEAKY_SLOPE = 0.01
@@ -39,5 +39,6 @@ class WarpingNetwork(nn.Module):
         deformation, occlusion = self.dense_motion_network(volume, kp_driving=kp_driving, kp_source=kp_source)
         with without_autocast(volume.device):
             warped = functional.grid_sample(volume.float(), deformation, align_corners=False)
-        feature = self.fourth(self.third(warped.flatten(1, 2))) * occlusion
+        flat = prepared(warped.flatten(1, 2), self.third.conv.weight)
+        feature = self.fourth(self.third(flat)) * occlusion
         return WarpOutput(feature, occlusion, deformation)

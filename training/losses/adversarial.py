@@ -1,7 +1,8 @@
 """L_G,cascade: three discriminators, each on its own region of real and generated pictures, and feature matching.
 
 A training step calls `discriminator_losses`, steps the discriminators' optimiser, and calls `generator_losses`, which
-leaves the discriminators as they are. Logits, features and losses are compared in float32.
+leaves the discriminators as they are. Losses are float32; features are compared in the type
+that the discriminators gave them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.losses.perceptual import mean_difference
 from training.networks.discriminator import split_judgement
 
 GanKind = Literal["hinge", "non-saturating"]
@@ -48,10 +50,7 @@ def fooling_loss(fake_logits: Tensor, kind: GanKind = "hinge") -> Tensor:
 
 def feature_matching_loss(fake_features: Sequence[Tensor], real_features: Sequence[Tensor]) -> Tensor:
     """Sum over layers of mean |fake - real| over batch, channels, pixels (pix2pixHD, equation 4); real is constant."""
-    distances = [
-        (fake.float() - real.detach().float()).abs().mean()
-        for fake, real in zip(fake_features, real_features, strict=True)
-    ]
+    distances = [mean_difference(fake, real.detach()) for fake, real in zip(fake_features, real_features, strict=True)]
     return torch.stack(distances).sum()
 
 

@@ -34,6 +34,12 @@ def pyramid(image: Tensor, num_scales: int = NUM_SCALES) -> list[Tensor]:
     return levels
 
 
+def mean_difference(one: Tensor, other: Tensor) -> Tensor:
+    """Mean of |one - other|, a float32 scalar; the differences are in the tensors' own type, their sum is not."""
+    with without_autocast(one.device):
+        return torch.linalg.vector_norm(one - other, ord=1, dtype=torch.float32) / one.numel()
+
+
 class CascadedPerceptualLoss(nn.Module):
     """Distance of predicted and target pictures in VGG19 features, by region (face-vid2vid's L_P on each).
 
@@ -41,8 +47,8 @@ class CascadedPerceptualLoss(nn.Module):
     mean over batch, channels and pixels. All layer weights are 1 (face-vid2vid puts its 10 in front of the whole).
     Pictures of 128 have four scales, of 64 three, of 32 two: scales that VGG19 cannot see are left out of the sum.
 
-    By default the network computes in float32 also under autocast; `autocast_features` lets it follow autocast. The
-    differences and means are float32 either way.
+    By default the network computes in float32 also under autocast; `autocast_features` lets it follow autocast, and the
+    differences with it. The means are float32 either way.
     """
 
     def __init__(
@@ -89,7 +95,7 @@ class CascadedPerceptualLoss(nn.Module):
                 target_maps = self.network(target)
             maps = self.network(prediction)
         distances = [
-            weight * (mine.float() - other.float()).abs().mean()
+            weight * mean_difference(mine, other)
             for weight, mine, other in zip(self.layer_weights, maps, target_maps, strict=True)
         ]
         return torch.stack(distances).sum()

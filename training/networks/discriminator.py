@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from model.networks.blocks import without_autocast
+from model.networks.blocks import instance_norm, without_autocast
 
 LEAKY_SLOPE = 0.2
 
@@ -65,7 +65,7 @@ class PatchDiscriminator(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index:
-                x = functional.instance_norm(x)
+                x = instance_norm(x)
             x = functional.leaky_relu(x, LEAKY_SLOPE)
             features.append(x)
         return Judgement(self.head(x).float(), features)

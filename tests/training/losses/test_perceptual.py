@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from training.losses import CascadedPerceptualLoss, cascade
-from training.losses.perceptual import halve, pyramid
+from training.losses.perceptual import halve, mean_difference, pyramid
 from training.networks.vgg import Vgg19Features
 
 
@@ -108,6 +108,17 @@ def test_autocast_leaves_the_value_unless_it_is_let_in(network):
     assert near.item() == pytest.approx(exact.item(), rel=0.02)
     near.backward()
     assert prediction.grad.isfinite().all()
+
+
+def test_mean_difference_of_rounded_features_is_not_rounded():
+    one, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    one.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = mean_difference(one, other)
+    assert mean.dtype == torch.float32
+    assert mean.item() == pytest.approx((one - other).double().abs().mean().item(), rel=1e-5)
+    mean.backward()
+    assert torch.equal(one.grad, torch.sign(one - other) * torch.tensor(1 / one.numel()).bfloat16())
 
 
 def test_wrong_inputs_are_named(network):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from model.config import ModelConfig
 from model.keypoints import Motion
 from model.networks import LivePortrait
-from model.networks.generator import SpadeGenerator, SpectralConv2d
+from model.networks.blocks import ConvNorm2d, DownBlock3d, ResBlock3d, UpBlock3d
+from model.networks.generator import SpadeBlock, SpadeGenerator
+from model.networks.motion import ConvNextBlock
 from model.networks.warping import WarpOutput
+from training.distributed import CpuSyncBatchNorm
 from training.recipe import ComputeOptions
 
 BASE_NETWORKS = ("appearance", "motion", "warping", "generator")
+COMPILED_BLOCKS = (ConvNextBlock, SpadeBlock, ConvNorm2d, ResBlock3d, DownBlock3d, UpBlock3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +134,12 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.auto
 
 
 def apply_compute_options(model: BaseModel, options: ComputeOptions) -> None:
-    """Memory formats, recomputation and compilation, in place; keys of the state dict stay as they are."""
+    """Memory formats, compilation and recomputation, in place; keys of the state dict stay as they are."""
     if options.channels_last:
         use_channels_last(model)
-    recompute_blocks(model.generator, options.recompute)
     if options.compile:
-        model.motion.compile()
-        model.generator.compile()
+        compile_blocks(model)
+    recompute_blocks(model.generator, options.recompute)
 
 
 def use_channels_last(module: nn.Module) -> None:
@@ -148,30 +150,23 @@ def use_channels_last(module: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile for each block by itself, in place: blocks of one shape share what is compiled.
+
+    Where batch norm is synchronised, blocks with it stay as they are: it waits for other ranks, which breaks graphs.
+    """
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)  # shapes of a kind of block
+    for block in model.modules():
+        is_synchronised = any(isinstance(part, nn.SyncBatchNorm | CpuSyncBatchNorm) for part in block.modules())
+        if isinstance(block, COMPILED_BLOCKS) and not is_synchronised:
+            block.forward = torch.compile(block.forward, dynamic=False)
+
+
 def recompute_blocks(generator: SpadeGenerator, names: tuple[str, ...]) -> None:
     """Let blocks of G keep only their inputs for the backward pass. ValueError lists the blocks there are."""
     blocks = {name: block for name, block in generator.named_children() if name not in ("fc", "conv_img")}
     for name in names:
         if name not in blocks:
             raise ValueError(f"compute.recompute: G has no block {name!r}; it has {', '.join(blocks)}")
-        block = blocks[name]
-        block.forward = partial(
-            checkpoint,
-            block.forward,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing in G is random
-            context_fn=lambda block=block: (nullcontext(), _without_power_iteration(block)),
-        )
-
-
-@contextmanager
-def _without_power_iteration(block: nn.Module) -> Iterator[None]:
-    """Spectral norms as the first pass left them: a second one must see the same weights, and not move them."""
-    convolutions = [part for part in block.modules() if isinstance(part, SpectralConv2d) and part.training]
-    for convolution in convolutions:
-        convolution.training = False
-    try:
-        yield
-    finally:
-        for convolution in convolutions:
-            convolution.training = True
+        # Nothing in a block is random, or changes: a second pass is the first.
+        blocks[name].forward = partial(checkpoint, blocks[name].forward, use_reentrant=False, preserve_rng_state=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.keypoints import Motion
 from model.networks import LivePortrait
 from training.base_losses import Conventions, MotionLosses, motion_terms, weighted_sum
-from training.base_model import PairMotion, pair_motion, use_channels_last
+from training.base_model import PairMotion, compile_blocks, pair_motion, use_channels_last
 from training.data import PreparedBatch, PreparedFrames, RandomTransform
 from training.distributed import Process
 from training.ema import Ema
@@ -50,7 +50,7 @@ class MotionStage(Stage):
         if recipe.compute.channels_last:
             use_channels_last(network)
         if recipe.compute.compile:
-            network.compile()
+            compile_blocks(network)
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self._replica = process.replicate(network)
 

@@ -75,7 +75,8 @@ class ComputeOptions:
     recompute: tuple[str, ...] = ()
     """Blocks of G (up_1, up_0, G_middle_0 ...) whose activations the backward pass computes again; up_1 saves most."""
     compile: bool = False
-    """torch.compile for M and G (F and W have batch norm, which breaks its graphs)."""
+    """torch.compile for the networks' blocks; with several ranks not for those of F and W, whose batch norm is
+    synchronised, which breaks graphs. Takes a minute or two before the first step."""
     tf32: bool = True
     """Tensor cores for float32 products on CUDA, with 10 bits of mantissa."""
 

@@ -17,8 +17,8 @@ SIGMA_EPS = 1e-12
 class SpectralConv2d(nn.Module):
     """Convolution whose weight is divided by its spectral norm, under the released keys `weight_orig, _u, _v`.
 
-    A power iteration refines u and v in training; in evaluation they stay. The weight is computed in `forward`, so the
-    module can be copied, compiled and wrapped like any other.
+    A power iteration refines u and v; `SpadeGenerator` calls it before each pass in training, and `forward` changes
+    nothing. The weight is computed in `forward`, so the module can be copied, compiled and wrapped like any other.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
@@ -50,8 +50,6 @@ class SpectralConv2d(nn.Module):
             return self.weight_orig / sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.power_iteration()
         return functional.conv2d(x, self.normalized_weight(), self.bias, padding=self.padding)
 
 
@@ -116,7 +114,14 @@ class SpadeGenerator(nn.Module):
     def middle_blocks(self) -> list[SpadeBlock]:
         return [getattr(self, f"G_middle_{index}") for index in range(self.num_middle_blocks)]
 
+    def spectral_convolutions(self) -> list[SpectralConv2d]:
+        """All convolutions with a spectral norm."""
+        return [module for module in self.modules() if isinstance(module, SpectralConv2d)]
+
     def forward(self, feature: Tensor) -> Tensor:
+        if self.training:
+            for convolution in self.spectral_convolutions():
+                convolution.power_iteration()
         x = self.fc(feature)
         for block in self.middle_blocks:
             x = block(x, feature)

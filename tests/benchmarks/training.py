@@ -54,7 +54,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda or auto."""
     compile: bool = False
-    """torch.compile for M and G."""
+    """torch.compile for the networks' blocks."""
     allow_random_features: bool = False
     """Random features for VGG19 and the recogniser where weights are missing: the same time."""
     num_workers: int | None = None

@@ -131,6 +131,20 @@ def test_recomputed_blocks_give_the_same_gradients(recipe: BaseRecipe, batch: Pr
         recompute_blocks(stage.model.generator, ("up_7",))
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    told = []
+    for options in ({}, {"compile": True}, {"compile": True, "recompute": ("up_1",)}):
+        compute = dataclasses.replace(recipe.compute, **options)
+        stage = BaseStage(dataclasses.replace(recipe, compute=compute), Process())
+        told.append([step(stage, batch), step(stage, batch)])
+        assert all("_orig_mod" not in name for module in stage.modules.values() for name in module.state_dict())
+    plain, compiled, recomputed = told
+    assert compiled == recomputed
+    for before, after in zip(plain, compiled, strict=True):
+        assert after == {name: pytest.approx(value, rel=1e-2, abs=1e-5) for name, value in before.items()}
+
+
 def test_channels_last_changes_rounding_only(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     told = []
     for channels_last in (False, True):

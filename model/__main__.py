@@ -1,13 +1,14 @@
 """LivePortrait on the command line.
 
-python -m model animate --source face.jpg --driving talk.mp4 --weights released_weights/ --output out.mp4
-python -m model retarget --source face.jpg --eyes 0.3 --lip 0.1 --yaw 15 --weights released_weights/ --output out.png
-python -m model inspect released_weights/
-python -m model serve --weights released_weights/
+$ python -m model animate --source face.jpg --driving talk.mp4 --weights released_weights/ --output out.mp4
+$ python -m model retarget --source face.jpg --eyes 0.3 --lip 0.1 --yaw 15 --weights released_weights/ --output out.png
+$ python -m model inspect released_weights/
+$ python -m model serve --weights released_weights/
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,9 +152,12 @@ def _say_untrained(networks: NetworkOptions) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. What the user can mend is one line on stderr and exit code 2."""
-    command = tyro.cli(Command, args=arguments, prog="python -m model", description=__doc__)
     try:
+        command = tyro.cli(Command, args=arguments, prog="python -m model", description=__doc__)
         return command.run() or 0
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

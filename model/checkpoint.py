@@ -146,6 +146,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             {name: path / folder / name for name in names for folder in SUBFOLDERS if (path / folder / name).is_file()}
         )
         files = [file for file in found.values() if file.is_file()] or sorted(path.glob("*.safetensors"))
+        if not files and (path / "checkpoints").is_dir():
+            raise FileNotFoundError(
+                f"{path}: the folder of a training run; `python -m training export {path} --output WEIGHTS` makes "
+                "weights of it"
+            )
         if not files:
             raise FileNotFoundError(
                 f"{path}: no LivePortrait weights here; expected {', '.join(names)} (also in base_models/ and "

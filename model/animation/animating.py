@@ -19,7 +19,7 @@ from model.animation.source import Source, SourceFace, load_source
 from model.animation.templates import save_template
 from model.faces import FaceAnalyser
 from model.keypoints import AnimationOptions, KeypointAnimator
-from model.video import VideoWriter
+from model.video import VideoWriter, check_destination
 
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
@@ -81,6 +81,9 @@ def animate(
     """
     options = options or AnimateOptions()
     check_output(output, source, driving)
+    check_destination(output)
+    if options.max_s is not None and options.max_s <= 0:
+        raise ValueError(f"max_s is {options.max_s:g}: expected a positive number of seconds")
     driven = load_driving(
         driving,
         engine,
@@ -104,7 +107,7 @@ def animate(
         frames = animated_frames(origin, driven, engine, options)
         for frame in counted(frames, "rendering", num_frames, report):
             writer.write(frame)
-    height, width = frame.shape[:2]
+    width, height = writer.size_px
     return AnimateResult(
         num_frames=writer.num_frames,
         num_faces=len(origin.faces),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.animation.pasting import paste_crop
-from model.animation.pictures import check_output, load_still
+from model.animation.pictures import check_output, load_still, open_clip
 from model.animation.source import Source, still_source
 from model.faces import FaceAnalyser
 from model.keypoints import FaceEdit, edit_keypoints
@@ -65,6 +65,8 @@ def retarget(
         raise ValueError(f"cannot write {output}: expected a name in .png, .jpg, .webp")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"cannot write {output}: its folder does not exist")
+    if open_clip(source) is not None:
+        raise ValueError(f"{source} is a video, and a still is edited here; `animate` takes videos")
     still = EditableStill(load_still(source), engine, analyser, which=which, name=str(source))
     check_output(output, source)
     save_still(still.edited(edit, stitching=stitching, paste_back=paste_back), output)

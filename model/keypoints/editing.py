@@ -99,7 +99,8 @@ def edit_keypoints(
 ) -> tuple[Tensor, Tensor]:
     """x_s and x_d, each [N, K, 3], of an edited face.
 
-    ValueError if `eyes` or `lip` is asked for but the source motion has no openness (no landmarks).
+    ValueError if `eyes` or `lip` is asked for but the source motion has no openness (no landmarks), or if the zoom is
+    not positive.
     """
     x_s = source.keypoints()
     rotation = rotation_matrix(source.pitch + edit.pitch, source.yaw + edit.yaw, source.roll + edit.roll)
@@ -107,6 +108,8 @@ def edit_keypoints(
     for changes, amount in edit.expression_changes():
         for keypoint, axis, per_unit in changes:
             exp[:, keypoint, axis] += amount * per_unit
+    if edit.zoom <= 0:
+        raise ValueError(f"zoom is {edit.zoom:g}: expected a positive factor, usually 0.9 to 1.2")
     x_d = transform_keypoints(source.kp, rotation, exp, edit.zoom * source.scale, source.t)
     for part, wanted, openness, retarget in (
         ("eyes", edit.eyes, source.eye_open, retarget_eye),

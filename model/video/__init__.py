@@ -3,7 +3,7 @@
 from model.video.frame import Frame
 from model.video.probing import PacketIndex, VideoError, VideoInfo, index_packets, probe_video
 from model.video.reading import DECODERS, open_video
-from model.video.writing import VideoWriter
+from model.video.writing import VideoWriter, check_destination
 
 __all__ = [
     "DECODERS",
@@ -12,6 +12,7 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "VideoWriter",
+    "check_destination",
     "index_packets",
     "open_video",
     "probe_video",

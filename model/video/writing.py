@@ -26,6 +26,19 @@ _AUDIO_ENCODER = {"mp4": "aac", "mov": "aac", "webm": "libopus"}
 _OPUS_RATE = 48000
 
 
+def check_destination(path: str | Path) -> None:
+    """ValueError where `VideoWriter` cannot write: unknown ending, no folder, or a folder of pictures that exists."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix and suffix not in VIDEO_SUFFIXES:
+        kinds = ", ".join(VIDEO_SUFFIXES)
+        raise ValueError(f"cannot write {path}: expected a name in {kinds}, or no suffix for a folder of PNGs")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {path}: its folder does not exist")
+    if not suffix and path.exists():
+        raise ValueError(f"cannot write PNG files to {path}: it exists; give a new name")
+
+
 class VideoWriter:
     """Writes frames one by one; the result appears under its name only when complete.
 
@@ -52,17 +65,13 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.num_frames = 0
+        self.size_px: tuple[int, int] | None = None
+        """Width and height of what is written, once there is a frame."""
         self._fps = Fraction(fps).limit_denominator(1_000_000)
         if self._fps <= 0:
             raise ValueError(f"frame rate must be positive, got {fps}")
+        check_destination(self.path)
         suffix = self.path.suffix.lower()
-        if suffix and suffix not in VIDEO_SUFFIXES:
-            kinds = ", ".join(VIDEO_SUFFIXES)
-            raise ValueError(f"cannot write {self.path}: expected a name in {kinds}, or no suffix for a folder of PNGs")
-        if not self.path.absolute().parent.is_dir():
-            raise ValueError(f"cannot write {self.path}: its folder does not exist")
-        if not suffix and self.path.exists():
-            raise ValueError(f"cannot write PNG files to {self.path}: it exists; give a new name")
         self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial{suffix}")
         has_sound = audio_from is not None and suffix in VIDEO_SUFFIXES and suffix != ".gif"
         audio = (audio_from, audio_start_s) if has_sound else None
@@ -80,8 +89,10 @@ class VideoWriter:
             png = np.ascontiguousarray(frame[..., ::-1])
             if not cv2.imwrite(str(self._partial / f"{self.num_frames:06d}.png"), png):
                 raise OSError(f"cannot write into {self._partial}")
+            height, width = frame.shape[:2]
         else:
-            self._encoder.write(frame, self.num_frames)
+            height, width = self._encoder.write(frame, self.num_frames)
+        self.size_px = (width, height)
         self.num_frames += 1
 
     def close(self) -> None:
@@ -157,7 +168,8 @@ class _Encoder:
         if self._audio is not None:
             self._sound = _Sound(self._output, self._name, *self._audio)
 
-    def write(self, frame: np.ndarray, index: int) -> None:
+    def write(self, frame: np.ndarray, index: int) -> tuple[int, ...]:
+        """Returns the height and width that the video has."""
         if self._name != "gif":
             frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         if self._video is None:
@@ -175,6 +187,7 @@ class _Encoder:
         self._output.mux(self._video.encode(picture))
         if self._sound is not None:
             self._sound.mux_until(float(index / self._fps))
+        return self._size
 
     def close(self, num_frames: int) -> None:
         self._output.mux(self._video.encode(None))

@@ -71,6 +71,7 @@ def test_mistakes(media: Path, tmp_path: Path, common: list[str], capsys: pytest
     _fails(capsys, animate(still, talk, "--weights", str(tmp_path), "--untrained"), "contradict")
     _fails(capsys, animate(still, talk, "--weights", str(still)), still.name)  # not a checkpoint
     _fails(capsys, animate(still, talk, "--weights", str(tmp_path)), str(tmp_path))  # an empty folder
+    _fails(capsys, animate(still, talk, *common, "--max-s", "0"), "expected a positive number of seconds")
     _fails(capsys, animate(media / "images/i31_cup_of_coffee.png", still, *common), "no face")
     _fails(capsys, animate(still, media / "images/i31_cup_of_coffee.png", *common), "no face")
     _fails(capsys, animate(still, media / "malformed/m07_zero_bytes.webm", *common), "0 bytes")
@@ -79,8 +80,20 @@ def test_mistakes(media: Path, tmp_path: Path, common: list[str], capsys: pytest
     _fails(capsys, animate(still, tmp_path / "notes.mp4", *common), "neither a picture nor a video")
     output = str(tmp_path / "out.gif")
     _fails(capsys, ["retarget", "--source", str(still), "--output", output, *common], "expected a name in .png")
+    output = str(tmp_path / "out.png")
+    _fails(capsys, ["retarget", "--source", str(talk), "--output", output, *common], "a still is edited here")
+    _fails(capsys, ["retarget", "--source", str(still), "--output", output, *common, "--zoom", "0"], "zoom is 0")
     _fails(capsys, ["inspect", str(tmp_path / "absent")], "absent")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.mp4"]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    _fails(capsys, ["inspect", str(tmp_path / "run")], "training export")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.mp4", "run"}
+
+
+def test_a_reader_that_has_seen_enough(capfd: pytest.CaptureFixture) -> None:
+    command = f"{sys.executable} -m model --help"
+    script = f"import subprocess; p = subprocess.Popen({command.split()!r}, stdout=-1); p.stdout.close(); p.wait()"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[2])
+    assert capfd.readouterr().err == ""
 
 
 class _Touch:

@@ -217,6 +217,25 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.mp4"]
 
 
+def test_a_wrong_output_is_said_before_the_work(media: Path, tmp_path: Path, engine, analyser) -> None:
+    stages = []
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        animate(
+            media / STILL, media / TALK, tmp_path / "absent" / "out.mp4",
+            engine=engine, analyser=analyser, report=lambda *report: stages.append(report),
+        )  # fmt: skip
+    assert not stages
+
+
+def test_the_size_told_is_that_of_the_file(media: Path, tmp_path: Path, engine, analyser) -> None:
+    still = tmp_path / "odd.png"
+    cv2.imwrite(str(still), load_still(media / STILL)[:399, :399, ::-1])
+    for name, size in (("out.mp4", 398), ("out.gif", 399)):
+        result = animate(still, still, tmp_path / name, engine=engine, analyser=analyser)
+        info = probe_video(tmp_path / name)
+        assert (result.width, result.height) == (info.width, info.height) == (size, size)
+
+
 def test_side_by_side_brings_pictures_to_one_height() -> None:
     row = side_by_side([np.zeros((50, 100, 3), np.uint8), None, np.zeros((100, 80, 3), np.uint8)])
     assert row.shape == (100, 200 + 80, 3)

@@ -20,7 +20,8 @@ DIGITS = 6
 COLUMNS = ("result", "copy_source")
 NO_FACE = "the analyser found no face in any of the frames that it needs"
 NO_PICTURES = "fewer than two frames"
-ONE_IDENTITY = "the split has clips of one identity only; cross-reenactment needs two"
+TOO_SHORT = "no clip has the three frames that a second difference takes"
+ONE_IDENTITY = "the clips that were looked at are of one identity only; cross-reenactment needs two"
 PACKAGES = ("torch", "torchmetrics", "numpy", "opencv-python", "scipy")
 
 
@@ -75,7 +76,8 @@ def _aggregate(key: str, rows: list[dict[str, Any]], totals: dict[str, float | N
     by_clip = {column: [row[column].get(key) for row in rows] for column in COLUMNS}
     means = {column: mean_of(values) for column, values in by_clip.items()}
     if means["result"] is None:
-        return {"missing": NO_FACE}
+        is_too_short = group == "jitter" and all(row["num_frames"] < 3 for row in rows)
+        return {"missing": TOO_SHORT if is_too_short else NO_FACE}
     present = [value for value in by_clip["result"] if value is not None]
     return _rounded({**means, "std": statistics.pstdev(present)}) | {
         "num_clips": len(present),

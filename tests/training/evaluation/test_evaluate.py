@@ -140,6 +140,12 @@ def test_one_person_alone_has_no_cross_reenactment(options: Evaluate, monkeypatc
         assert "one identity only" in alone["sections"][name]["missing"]
 
 
+def test_jitter_of_two_frames_names_the_reason(options: Evaluate) -> None:
+    short = dataclasses.replace(options, parts=("self",), metrics=("jitter",), max_frames=2)
+    aggregate = evaluate(short, ignore)[0]["sections"]["self"]["aggregate"]
+    assert aggregate["jitter"] == {"missing": "no clip has the three frames that a second difference takes"}
+
+
 def test_mistakes_are_one_line(options: Evaluate, tmp_path: Path) -> None:
     for change, words in (
         ({"weights": tmp_path / "none"}, "none"),

@@ -30,6 +30,9 @@ COMMANDS = {
 }
 
 
+RESUMABLE = "interrupted; the same command continues"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Write the weights of runs in the released files' layout, for `python -m model` and third-party tools.
@@ -58,7 +61,7 @@ class Export:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 success, 1 the work had to stop, 2 wrong use."""
+    """Run a command; 0 success, 1 the work had to stop, 2 wrong use, 130 interrupted, 141 its reader has gone."""
     arguments = sys.argv[1:] if arguments is None else arguments
     start_logging()
     try:
@@ -66,11 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted" if arguments[0] in ("evaluate", "export") else RESUMABLE, file=sys.stderr)
         return 130
 
 

@@ -29,8 +29,8 @@ INIT_FRAMES = 64
 class Base(RunOptions):
     """Train F, M, W and G from scratch, or from given weights. The same command again continues.
 
-    One CPU process: python -m training base --recipe tiny --data demo_dataset --output runs/tiny
-    One machine with 8 GPUs: torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --output runs/base
+    - One CPU process: python -m training base --recipe tiny --data demo_dataset --output runs/tiny
+    - 8 GPUs: torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --output runs/base
     """
 
     output: Path = Path("runs/base")

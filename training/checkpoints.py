@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,10 +135,12 @@ class _AtomicWriter(HuggingFaceStorageWriter):
 class CheckpointFolder:
     """The checkpoints of a run in OUTPUT/checkpoints. Only the rank with `writes` touches the disk."""
 
-    def __init__(self, output: Path, *, keep_last: int, writes: bool) -> None:
+    def __init__(self, output: Path, *, keep_last: int, writes: bool, inputs: Mapping[str, str] | None = None) -> None:
+        """inputs: by name, what the run is made from, to be noted in its checkpoints."""
         self.root = output / "checkpoints"
         self.keep_last = keep_last
         self.writes = writes
+        self.inputs = dict(inputs or {})
         self._pending: tuple[Future, str, bool] | None = None
         if writes:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -187,11 +190,19 @@ class CheckpointFolder:
         load_stage_tensors(stage, read_tensors(folder), folder)
         if self.writes:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
+            self._tell_other_inputs(run.get("inputs", {}))
         state = RunState(**run["state"])
         if run["recipe_hash"] != recipe.hash:
             # Figures by other weights of losses, or on other pairs, are no measure for those to come.
             state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
         return state
+
+    def _tell_other_inputs(self, before: Mapping[str, str]) -> None:
+        if (data := self.inputs.get("data")) != (old := before.get("data", data)):
+            print(f"note: until now this run was trained on {old}, from here on on {data}", file=sys.stderr)
+        if (init := self.inputs.get("init")) != (old := before.get("init", init)):
+            given = f"--init {init} is not read" if init else "--init was not given, and is not needed"
+            print(f"note: {given}: this run began from {old or 'random weights'}", file=sys.stderr)
 
     def save(self, stage: Stage, recipe: Recipe, state: RunState, *, is_best: bool = False) -> None:
         """Start to write a checkpoint; one that is still being written is waited for first."""
@@ -211,6 +222,7 @@ class CheckpointFolder:
             "recipe_hash": recipe.hash,
             "recipe": flatten(dataclasses.asdict(recipe)),
             "model": dataclasses.asdict(recipe.model),
+            "inputs": self.inputs,
             "scalars": scalars,
         }
         # Slices of safetensors have at least one dimension.

@@ -65,6 +65,8 @@ class _Correction(RunOptions):
     def keep_base(self, portrait: LivePortrait, process: Process) -> None:
         """Copy the base model into the run, so that the run is complete by itself."""
         if process.is_main and not self.dry_run and not (self.output / BASE_WEIGHTS).is_dir():
+            if is_run(self.output):
+                raise ValueError(f"--output {self.output} is a run of another stage: use another folder")
             temporary = self.output / f".{BASE_WEIGHTS}"
             portrait.save(temporary)
             temporary.rename(self.output / BASE_WEIGHTS)

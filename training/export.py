@@ -79,6 +79,8 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
     output: a folder for the released files, or a name that ends in .safetensors. Returns what was taken from where, a
     line each. ValueError when a run of stage II was trained on another base model.
     """
+    if is_run(output):
+        raise ValueError(f"--output {output} is the folder of a run: weights go into another, or a .safetensors file")
     first, *others = runs
     portrait = load_portrait(first, average=average, which=which)
     notes = [f"{first}: {_origin(first, which)}"]
@@ -93,7 +95,18 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
             getattr(portrait, name).load_state_dict(state)
         notes.append(f"{run}: {', '.join(states)} from {_origin(run, which)}")
     portrait.save(output)
-    return notes
+    return notes + [f"not trained: {name}, which changes nothing yet ({how})" for name, how in _untrained(portrait)]
+
+
+def _untrained(portrait: LivePortrait) -> list[tuple[str, str]]:
+    """Small networks whose last layer is still zero, and the command that trains them."""
+    commands = {
+        "stitching": "training stitching",
+        "retarget_eye": "training retargeting --part eyes",
+        "retarget_lip": "training retargeting --part lip",
+    }
+    last = {name: [*getattr(portrait, name).parameters()][-2:] for name in commands}
+    return [(name, command) for name, command in commands.items() if not any(p.any() for p in last[name])]
 
 
 def _origin(path: Path, which: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from manifests.store import write_bytes_atomically
 from training.checkpoints import CheckpointFolder, RunState
 from training.data import Batch, PreparedBatch, augment, make_loader
 from training.distributed import Process
 from training.ema import Ema
 from training.metrics import Reporter
 from training.nonfinite import NonFiniteError, save_batch
-from training.recipe import Recipe
+from training.recipe import Recipe, recipe_toml
 from training.validation import save_pictures, validate
 
 
@@ -75,28 +76,28 @@ class Stage:
 
 
 def train(
-    stage: Stage, recipe: Recipe, *, dataset: str, output: Path, process: Process, allow_other_recipe: bool = False
+    stage: Stage,
+    recipe: Recipe,
+    *,
+    dataset: str,
+    output: Path,
+    process: Process,
+    init: Path | None = None,
+    allow_other_recipe: bool = False,
 ) -> int:
     """Train until `recipe.num_images`, from the newest checkpoint in `output` if there is one. Returns the exit status.
 
-    SIGTERM and SIGINT end the run after the current step, with a checkpoint. ValueError for what the user can mend,
-    NonFiniteError for a run that diverged.
+    SIGTERM and SIGINT end the run after the current step, with a checkpoint. init: what the stage's weights are from,
+    to be noted. ValueError for what the user can mend, NonFiniteError for a run that diverged.
     """
     per_rank = batch_per_rank(recipe.batch_size, process)
-    folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main)
+    inputs = {"data": dataset, "init": str(init or "")}
+    folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main, inputs=inputs)
     state = folder.restore(stage, recipe, allow_other_recipe=allow_other_recipe)
+    loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
+    if process.is_main and state.images < recipe.num_images:
+        write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
     reporter = Reporter(output, recipe, process, first_image=state.images)
-    loader = make_loader(
-        dataset,
-        config=recipe.data,
-        batch_size=per_rank,
-        rank=process.rank,
-        world_size=process.world_size,
-        seed=recipe.seed,
-        position=state.images,
-        cross_identity=stage.cross_identity,
-        side_px=2 * recipe.model.image_size,
-    )
     interrupted = False
     with stop_request() as request, reporter:
         if state.images == 0:
@@ -117,7 +118,24 @@ def train(
         saved = folder.save_last(stage, recipe, state)
         reporter.last(state.images, interrupted=interrupted, saved=saved)
     (failed,) = process.any(not saved)
-    return 1 if failed else 0
+    return 1 if failed else 130 if interrupted and request.by == signal.SIGINT else 0
+
+
+def open_loader(
+    stage: Stage, recipe: Recipe, dataset: str, process: Process, per_rank: int, *, position: int = 0
+) -> Iterable[Batch]:
+    """Batches of this rank from `position` on. ValueError where the data set does not serve."""
+    return make_loader(
+        dataset,
+        config=recipe.data,
+        batch_size=per_rank,
+        rank=process.rank,
+        world_size=process.world_size,
+        seed=recipe.seed,
+        position=position,
+        cross_identity=stage.cross_identity,
+        side_px=2 * recipe.model.image_size,
+    )
 
 
 def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: Process) -> dict[str, float]:
@@ -208,6 +226,8 @@ class StopRequest:
     """Whether somebody asked this process to stop."""
 
     made: bool = False
+    by: int = 0
+    """The signal."""
 
 
 @contextmanager
@@ -218,7 +238,7 @@ def stop_request() -> Iterator[StopRequest]:
     def handle(number: int, frame: Any) -> None:
         if request.made and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.made = True
+        request.made, request.by = True, number
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -16,8 +16,8 @@ from training.running import RunOptions, run_stage
 class Motion(RunOptions):
     """Train M alone on the labels of the shards, as a start for stage I. The same command again continues.
 
-    python -m training motion --data DATASET --output runs/motion
-    python -m training base --init runs/motion --data DATASET --output runs/base
+    $ python -m training motion --data DATASET --output runs/motion
+    $ python -m training base --init runs/motion --data DATASET --output runs/base
     """
 
     output: Path = Path("runs/motion")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,11 +12,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from manifests.store import write_bytes_atomically
 from training.distributed import Process, start_process
-from training.loop import Stage, batch_per_rank, train
+from training.loop import Stage, batch_per_rank, open_loader, train
 from training.nonfinite import NonFiniteError
 from training.recipe import Recipe, recipe_toml
+from training.run_folder import check_output, only_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,12 @@ class RunOptions:
 def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process], Stage]) -> int:
     """Make the stage in this process and train it. Returns the exit status.
 
-    0: finished, or stopped as asked with everything saved. 1: diverged, or the last state could not be saved. What the
-    user can mend is a ValueError.
+    0: finished, or stopped by SIGTERM with everything saved. 130: the same by Ctrl-C. 1: diverged, or the last state
+    could not be saved. What the user can mend is a ValueError.
     """
+    check_output(options.output)
     with start_process(options.device) as process:
-        batch_per_rank(recipe.batch_size, process)
+        per_rank = batch_per_rank(recipe.batch_size, process)
         check_data(options.data)
         if process.device.type == "cpu" and recipe.compute.precision == "bfloat16":
             raise ValueError(
@@ -56,30 +58,32 @@ def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process
             torch.set_float32_matmul_precision("high" if recipe.compute.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = recipe.compute.tf32
             torch.backends.cudnn.benchmark = True
-        stage = make_stage(process)
-        if process.is_main and options.dry_run:
-            print(recipe_toml(recipe), end="")
-            print(describe(stage, recipe, process))
         if options.dry_run:
+            stage = make_stage(process)
+            open_loader(stage, recipe, options.data, process, per_rank)
+            if process.is_main:
+                print(recipe_toml(recipe), end="")
+                print(describe(stage, recipe, process))
             return 0
-        if process.is_main:
-            options.output.mkdir(parents=True, exist_ok=True)
-            print(describe(stage, recipe, process), file=sys.stderr)
-            if process.device.type == "cuda":
-                print("the first steps may take minutes: cuDNN tries its kernels for every shape", file=sys.stderr)
-            write_bytes_atomically(options.output / "recipe.toml", recipe_toml(recipe).encode())
-        try:
-            return train(
-                stage,
-                recipe,
-                dataset=options.data,
-                output=options.output,
-                process=process,
-                allow_other_recipe=options.allow_other_recipe,
-            )
-        except NonFiniteError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        with only_command(options.output) if process.is_main else nullcontext():
+            stage = make_stage(process)
+            if process.is_main:
+                print(describe(stage, recipe, process), file=sys.stderr)
+                if process.device.type == "cuda":
+                    print("the first steps may take minutes: cuDNN tries its kernels for every shape", file=sys.stderr)
+            try:
+                return train(
+                    stage,
+                    recipe,
+                    dataset=options.data,
+                    init=getattr(options, "init", None),
+                    output=options.output,
+                    process=process,
+                    allow_other_recipe=options.allow_other_recipe,
+                )
+            except NonFiniteError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
 
 
 def check_data(data: str) -> None:

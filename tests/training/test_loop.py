@@ -86,15 +86,16 @@ def test_position_is_kept_on_two_ranks(
     assert read_run(checkpoints / "images-0000000048")["state"]["step"] == 12
 
 
-def test_sigterm_saves_and_ends_well(
-    dataset: Path, quick_recipe: Path, training_process: Callable, tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_well(
+    dataset: Path, quick_recipe: Path, training_process: Callable, tmp_path: Path, number: int, status: int
 ) -> None:
     output = tmp_path / "run"
     process = training_process("base", "--recipe", quick_recipe, "--data", dataset, "--output", output)
     wait_for(lambda: (output / "metrics.jsonl").exists(), process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    assert process.returncode == status, said
     assert "stopped as asked; the same command continues" in said
     name = CheckpointFolder(output, keep_last=3, writes=False).newest_name()
     images = read_run(output / "checkpoints" / name)["state"]["images"]

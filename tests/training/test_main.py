@@ -56,6 +56,16 @@ def test_export_has_the_released_files_and_the_averaged_weights(run: Path, tmp_p
     assert not torch.equal(direct.generator.fc.weight, last.generator.fc.weight)
 
 
+def test_export_says_what_was_never_trained_and_spares_runs(run: Path, tmp_path: Path, capsys) -> None:
+    assert main(["export", str(run), "--output", str(tmp_path / "weights.safetensors")]) == 0
+    said = capsys.readouterr().out
+    for name, command in (("stitching", "stitching"), ("retarget_eye", "retargeting --part eyes")):
+        assert f"not trained: {name}, which changes nothing yet (training {command})" in said
+    assert main(["export", str(run), "--output", str(run)]) == 2
+    assert "is the folder of a run" in capsys.readouterr().err
+    assert not list(run.glob("*.pth"))
+
+
 def test_exported_weights_inspect_and_start_a_finetuning(
     run: Path, quick_recipe: Path, dataset: Path, tmp_path: Path, capsys
 ) -> None:

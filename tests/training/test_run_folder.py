@@ -1,0 +1,96 @@
+"""What a run must not write over, and that a refused command changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import main
+from training.checkpoints import CheckpointFolder, read_run
+from training.run_folder import only_command
+
+
+@pytest.fixture(scope="module")
+def arguments(dataset: Path, quick_recipe: Path) -> list[str]:
+    return ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--device", "cpu", "--output"]
+
+
+@pytest.fixture(scope="module")
+def run(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stops at 8 images."""
+    output = tmp_path_factory.mktemp("runs") / "base"
+    assert main([*arguments, str(output), "--num-images", "8"]) == 0
+    return output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_data_set_or_a_file_is_no_folder_for_a_run(arguments: list[str], dry, tmp_path: Path, capsys) -> None:
+    (tmp_path / "set" / "manifests").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    for name, words in (("set", "is a data set"), ("file", "is a file")):
+        assert main([*arguments, str(tmp_path / name), *dry]) == 2
+        assert words in capsys.readouterr().err
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--losses.pixel", "3"], 2, "another recipe"),
+        (["--num-images", "4"], 0, "finished at 8 images"),
+        (["--data", "EMPTY", "--num-images", "80"], 2, "no Parquet files"),
+    ],
+)
+def test_a_command_that_does_not_train_changes_no_recipe(
+    arguments: list[str], run: Path, options: list[str], status: int, words: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "empty" / "manifests").mkdir(parents=True)
+    options = [str(tmp_path / "empty") if option == "EMPTY" else option for option in options]
+    before = (run / "recipe.toml").read_bytes()
+    capsys.readouterr()
+    assert main([*arguments, str(run), *options]) == status
+    assert words in capsys.readouterr().err
+    assert (run / "recipe.toml").read_bytes() == before
+    assert not (run / ".lock").exists()
+
+
+def test_stage_two_into_the_run_of_its_base(arguments: list[str], run: Path, capsys) -> None:
+    before = contents(run)
+    assert main(["stitching", "--recipe", "tiny", *arguments[3:], str(run), "--init", str(run)]) == 2
+    assert "is a run of another stage: use another folder" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_one_command_at_a_time(arguments: list[str], tmp_path: Path, capsys) -> None:
+    with only_command(tmp_path / "run"):
+        assert main([*arguments, str(tmp_path / "run")]) == 2
+        assert "another command is training into" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_and_other_weights_are_noted(
+    arguments: list[str], run: Path, dataset: Path, tmp_path: Path, capsys
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    (tmp_path / "moved").symlink_to(dataset)
+    others = ["--data", str(tmp_path / "moved"), "--init", str(run)]
+    assert main([*arguments, str(again), "--num-images", "12", *others]) == 0
+    said = capsys.readouterr().err
+    assert f"note: until now this run was trained on {dataset}, from here on on {tmp_path / 'moved'}" in said
+    assert f"note: --init {run} is not read: this run began from random weights" in said
+    newest = CheckpointFolder(again, keep_last=1, writes=False).newest_name()
+    assert read_run(again / "checkpoints" / newest)["inputs"] == {"data": str(tmp_path / "moved"), "init": str(run)}
+
+
+def test_a_dry_run_looks_into_the_data(arguments: list[str], tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty" / "manifests").mkdir(parents=True)
+    assert main([*arguments, str(tmp_path / "run"), "--dry-run", "--data", str(tmp_path / "empty")]) == 2
+    assert "no Parquet files" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

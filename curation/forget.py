@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from curation.runs import record_command
 from curation.stills import read_still
 from curation.summary import print_removal
 from manifests.schema import CLIPS
+from manifests.storage import full_path
 from manifests.store import Dataset, read_table
 from manifests.views import connect
 from model.faces import load_analyser, same_person_similarity
@@ -191,11 +193,11 @@ def _named_sources(db: duckdb.DuckDBPyConnection, names: tuple[str, ...]) -> lis
     """source_ids of the sources that are called so."""
     found = []
     for name in names:
-        place = str(Path(name).expanduser().absolute())
+        place, shortened = str(Path(name).expanduser().absolute()), full_path(os.path.expanduser(name))
         matches = db.execute(
             "SELECT source_id, uris[1] FROM sources WHERE $name IN (source_id, content_sha256)"
-            " OR list_has_any(uris, [$name, $place])",
-            {"name": name, "place": place},
+            " OR list_has_any(uris, [$name, $place, $shortened])",
+            {"name": name, "place": place, "shortened": shortened},
         ).fetchall()
         if not matches and "/" not in name:
             matches = db.execute(

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from curation.fetching import local_copy
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
+from manifests.storage import full_path
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
@@ -33,7 +34,7 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     """One unit a file: name (a fingerprint of place, size and time), uri, licence, attribution, provenance.
 
     `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
-    with a column `uri` (relative to the list) and any further columns.
+    with a column `uri` (relative to the list; `~` is the home folder) and any further columns.
 
     Raises:
         ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`.
@@ -54,7 +55,7 @@ def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
     filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
     is_local = filesystem.protocol in ("file", ("file", "local"))
     if is_local:
-        path = str(Path(path).absolute())
+        path = full_path(path)
     if path.rsplit(".", 1)[-1].lower() in _LIST_EXTENSIONS and filesystem.isfile(path):
         yield from _read_list(text, filesystem, path)
         return
@@ -95,7 +96,7 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
         )
     folder = text.rsplit("/", 1)[0] if "/" in text else "."
     for number, row in enumerate(rows, 1):
-        uri = str(row.pop("uri") or "")
+        uri = os.path.expanduser(str(row.pop("uri") or "").strip())
         if not uri:
             raise ValueError(f"{text}: row {number} has no uri")
         if "://" not in uri and not os.path.isabs(uri):
@@ -103,7 +104,7 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
         columns = {k: str(v) for k, v in row.items() if k and v not in (None, "")}
         target, place = fsspec.core.url_to_fs(uri)
         if target.protocol in ("file", ("file", "local")):
-            uri = place
+            uri = place = full_path(place)
         info = target.info(place) if target.exists(place) else {}
         yield _entry(uri, info, columns)
 

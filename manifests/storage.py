@@ -57,6 +57,13 @@ def place(where: str | os.PathLike[str] | UPath) -> Place:
     return UPath(text.rstrip("/"))
 
 
+def full_path(path: str) -> str:
+    """A local path from the root on, without `.` and `..`; links stay, also `link/..`, which is not where it looks."""
+    short = os.path.abspath(path)
+    is_moved = os.path.exists(path) and not (os.path.exists(short) and os.path.samefile(path, short))
+    return os.path.join(os.getcwd(), path) if is_moved else short
+
+
 def is_local(path: Place) -> bool:
     """Whether a place is on a file system of this machine."""
     return isinstance(path, Path)

@@ -91,6 +91,30 @@ def test_relative_path_is_the_same_unit(folder, monkeypatch):
     assert list_inputs(["videos/a.mp4"], OPTIONS) == absolute
 
 
+def test_dots_in_a_path_are_no_part_of_its_name(folder, monkeypatch):
+    plain = list_inputs([str(folder / "a.mp4")], OPTIONS)
+    monkeypatch.chdir(folder / "deep")
+    for text in ("../a.mp4", "../deep/./../a.mp4", f"{folder}/deep/../a.mp4", "file://" + f"{folder}/deep/../a.mp4"):
+        assert list_inputs([text], OPTIONS) == plain
+    listing = folder / "deep" / "list.csv"
+    listing.write_text("uri\n../a.mp4\n")
+    assert list_inputs(["list.csv"], OPTIONS)[0]["uri"] == plain[0]["uri"]
+
+
+def test_dots_behind_a_link_keep_their_meaning(folder):
+    (folder.parent / "link").symlink_to(folder / "deep")
+    (unit,) = list_inputs([f"{folder.parent}/link/../a.mp4"], OPTIONS)
+    assert unit["uri"] == f"{folder.parent}/link/../a.mp4"
+
+
+def test_blanks_and_the_home_folder_in_a_list(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    listing = folder.parent / "list.csv"
+    listing.write_text("uri\n  ~/a.mp4\nvideos/deep/B.MP4 \n")
+    units = list_inputs([str(listing)], OPTIONS)
+    assert [unit["uri"] for unit in units] == [f"{folder}/a.mp4", f"{folder}/deep/B.MP4"]
+
+
 def test_unit_changes_with_the_file(folder):
     before = list_inputs([str(folder)], OPTIONS)
     assert list_inputs([str(folder)], OPTIONS) == before

@@ -30,7 +30,7 @@ class IndexOptions:
         *("mp4", "m4v", "mov", "mkv", "webm", "avi", "wmv", "flv", "mpg", "mpeg", "ts", "mts", "m2ts", "3gp", "3g2"),
         *("ogv", "mxf", "vob", "y4m"),
     )
-    """File name endings that a folder is searched for, besides the stills'."""
+    """File name endings that a folder is searched for, besides the stills'; `.MP4` is the same as `mp4`."""
     still_extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
     """File name endings of stills. What a file really is gets found out by its content."""
     max_span_s: float = 300.0
@@ -38,6 +38,11 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_span_s")
+        for name in ("video_extensions", "still_extensions"):
+            endings = tuple(
+                ending.strip().lower().removeprefix("*").removeprefix(".") for ending in getattr(self, name)
+            )
+            object.__setattr__(self, name, endings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,6 +55,12 @@ def test_folder_is_searched_below(folder):
     assert names([folder]) == ["a.mp4", "B.MP4", "still.png"]
 
 
+def test_endings_are_taken_with_a_dot_and_in_capitals(folder):
+    options = IndexOptions(video_extensions=(".MP4", "*.WebM"), still_extensions=(".gif",))
+    assert options == IndexOptions(video_extensions=("mp4", "webm"), still_extensions=("gif",))
+    assert [Path(unit["uri"]).name for unit in list_inputs([str(folder)], options)] == ["a.mp4", "B.MP4"]
+
+
 def test_glob_and_single_file(folder):
     assert names([folder / "*.mp4"]) == ["a.mp4"]
     assert names([folder / "**" / "*.[mM][pP]4"]) == ["a.mp4", "B.MP4"]

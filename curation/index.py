@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,16 @@ def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
         return
     if any(c in path for c in _GLOB_CHARACTERS) and not filesystem.exists(path):
         found = filesystem.glob(path, detail=True)
-        wanted = [f for f in found.values() if f["type"] == "file"]
+        wanted = _files_of(filesystem, found.values())
     elif filesystem.isdir(path):
         endings = (*options.video_extensions, *options.still_extensions)
         found = filesystem.find(path, detail=True)
-        wanted = [f for f in found.values() if f["name"].rsplit(".", 1)[-1].lower() in endings]
+        of_media = [f for f in found.values() if f["name"].rsplit(".", 1)[-1].lower() in endings]
+        wanted = _files_of(filesystem, of_media)
     elif filesystem.exists(path):
         wanted = [filesystem.info(path)]
+        if problem := _problem(wanted[0]):
+            raise ValueError(f"{text} cannot be curated: {problem[1]}")
     else:
         raise ValueError(f"no such file or folder: {text}")
     if not wanted:
@@ -76,9 +79,33 @@ def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
         yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
 
 
+def _files_of(filesystem: Any, found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of what was found, all but folders; links are what they lead to."""
+    followed = [info if info["type"] in ("file", "directory") else _follow(filesystem, info) for info in found]
+    return [info for info in followed if info["type"] != "directory"]
+
+
+def _follow(filesystem: Any, info: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return filesystem.info(info["name"])
+    except OSError:  # a link to nothing fails when it is read, as any missing file
+        return info
+
+
+def _problem(info: dict[str, Any]) -> tuple[str, str] | None:
+    """Reason and message of a file that must not even be opened: reading a pipe would wait for ever."""
+    is_dead_link = info.get("islink") and not os.path.exists(info["name"])
+    if info.get("type", "file") == "file" or is_dead_link:
+        return None
+    what = "a folder" if info["type"] == "directory" else "a pipe, a socket or a device"
+    return "no_regular_file", f"expected a regular file, got {what}: leave it out or name a file"
+
+
 def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     changed = next((str(info[k]) for k in ("mtime", "ETag", "etag", "LastModified", "last_modified") if k in info), "")
-    return {"uri": uri, "size": info.get("size"), "changed": changed, "columns": columns}
+    entry = {"uri": uri, "size": info.get("size"), "changed": changed, "columns": columns}
+    problem = _problem(info)
+    return entry | {"problem": problem} if problem else entry
 
 
 def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
@@ -118,8 +145,14 @@ class IndexStage:
         self._options = recipe.index
 
     def process(self, unit: dict[str, Any]) -> UnitResult:
-        """Hash and probe `unit["uri"]`; a file that cannot be used becomes a rejected row with its reason."""
+        """Hash and probe `unit["uri"]`; a file that cannot be used becomes a rejected row with its reason.
+
+        A unit with a `problem` (reason, message) is not opened: it fails with that.
+        """
         result = UnitResult()
+        if problem := unit.get("problem"):
+            result.fail("index", unit, *problem)
+            return result
         with local_copy(unit["uri"], result) as path:
             digest = hash_file(path)
             row = _describe(path, self._options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,30 @@ def test_glob_and_single_file(folder):
     assert names([folder / "*.mp4"]) == ["a.mp4"]
     assert names([folder / "**" / "*.[mM][pP]4"]) == ["a.mp4", "B.MP4"]
     assert names([folder / "notes.txt"]) == ["notes.txt"], "a named file is tried whatever its ending"
+
+
+def test_only_regular_files_are_read(folder, video):
+    """A pipe in a folder costs itself only; links are followed, except to folders."""
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "link.mp4").symlink_to(video)
+    (folder / "dead.mp4").symlink_to(folder / "nowhere")
+    (folder / "deep.mp4").symlink_to(folder / "deep")
+    (folder / "piped.mp4").symlink_to(folder / "pipe.mp4")
+    expected = ["a.mp4", "dead.mp4", "link.mp4", "pipe.mp4", "piped.mp4"]
+    assert names([folder / "*.mp4"]) == expected
+    units = {Path(unit["uri"]).name: unit for unit in list_inputs([str(folder)], OPTIONS)}
+    assert sorted(units) == sorted([*expected, "B.MP4", "still.png"])
+    assert {name for name, unit in units.items() if "problem" in unit} == {"pipe.mp4", "piped.mp4"}
+    (failure,) = IndexStage(Recipe(), folder).process(units["pipe.mp4"]).rows["failures"]
+    assert (failure["reason"], failure["uri"]) == ("no_regular_file", str(folder / "pipe.mp4"))
+    assert units["link.mp4"]["expected_s"] == units["a.mp4"]["expected_s"]
+
+
+def test_a_pipe_or_folder_in_a_list_costs_itself_only(folder):
+    os.mkfifo(folder / "pipe.mp4")
+    listing = folder.parent / "list.csv"
+    listing.write_text("uri\nvideos/a.mp4\nvideos/deep\nvideos/pipe.mp4\n")
+    assert ["problem" in unit for unit in list_inputs([str(listing)], OPTIONS)] == [False, True, True]
 
 
 def test_name_with_glob_characters_is_a_name(folder):
@@ -181,12 +206,14 @@ def test_list_that_names_a_missing_file_keeps_it(folder):
         ("gap.csv", r"gap\.csv: row 2 has no uri"),
         ("latin.csv", r"latin\.csv cannot be read as a source list: .*utf-8"),
         ("broken.parquet", r"broken\.parquet cannot be read as a source list"),
+        ("pipe", r"pipe cannot be curated: expected a regular file, got a pipe"),
     ],
 )
 def test_wrong_inputs_say_what_is_wrong(folder, text, message):
     root = folder.parent
     (root / "empty").mkdir()
     (root / "texts").mkdir()
+    os.mkfifo(root / "pipe")
     (root / "texts" / "a.txt").write_text("x")
     (root / "bad.csv").write_text("path\na.mp4\n")
     (root / "none.csv").write_text("uri\n")

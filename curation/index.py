@@ -23,10 +23,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from curation.fetching import local_copy
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
-from manifests.storage import full_path
+from manifests.storage import full_path, printable
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
+_NO_FILE = "no_regular_file"
 _GLOB_CHARACTERS = "*?["
 
 
@@ -69,7 +70,7 @@ def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
         wanted = _files_of(filesystem, of_media)
     elif filesystem.exists(path):
         wanted = [filesystem.info(path)]
-        if problem := _problem(wanted[0]):
+        if (problem := _problem(wanted[0])) and problem[0] == _NO_FILE:
             raise ValueError(f"{text} cannot be curated: {problem[1]}")
     else:
         raise ValueError(f"no such file or folder: {text}")
@@ -93,17 +94,21 @@ def _follow(filesystem: Any, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem(info: dict[str, Any]) -> tuple[str, str] | None:
-    """Reason and message of a file that must not even be opened: reading a pipe would wait for ever."""
+    """Reason and message of a file that is not opened: a pipe would never end, and tables hold text, not any bytes."""
+    try:
+        info.get("name", "").encode()
+    except UnicodeEncodeError:
+        return "no_utf8_name", "the file's name is no UTF-8: rename the file"
     is_dead_link = info.get("islink") and not os.path.exists(info["name"])
     if info.get("type", "file") == "file" or is_dead_link:
         return None
     what = "a folder" if info["type"] == "directory" else "a pipe, a socket or a device"
-    return "no_regular_file", f"expected a regular file, got {what}: leave it out or name a file"
+    return _NO_FILE, f"expected a regular file, got {what}: leave it out or name a file"
 
 
 def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     changed = next((str(info[k]) for k in ("mtime", "ETag", "etag", "LastModified", "last_modified") if k in info), "")
-    entry = {"uri": uri, "size": info.get("size"), "changed": changed, "columns": columns}
+    entry = {"uri": printable(uri), "size": info.get("size"), "changed": changed, "columns": columns}
     problem = _problem(info)
     return entry | {"problem": problem} if problem else entry
 

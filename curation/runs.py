@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from curation.recipe import Recipe
 from manifests.schema import TABLES, make_table
-from manifests.storage import Place, full_path, list_files, read_bytes
+from manifests.storage import Place, full_path, list_files, printable, read_bytes
 from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
 
 BEAT_S, STALE_S, RECENT_S = 10.0, 45.0, 300.0
@@ -256,7 +256,7 @@ def _full_name(text: str) -> str:
     """An input as `sources.uris` would name it, so that `forget` finds it."""
     filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
     if filesystem.protocol in ("file", ("file", "local")):
-        return full_path(path)
+        return printable(full_path(path))
     return filesystem.unstrip_protocol(path)
 
 

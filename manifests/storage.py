@@ -64,6 +64,11 @@ def full_path(path: str) -> str:
     return os.path.join(os.getcwd(), path) if is_moved else short
 
 
+def printable(path: str) -> str:
+    """A path as text for tables: bytes of a local one that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def is_local(path: Place) -> bool:
     """Whether a place is on a file system of this machine."""
     return isinstance(path, Path)

@@ -85,6 +85,16 @@ def test_only_regular_files_are_read(folder, video):
     assert units["link.mp4"]["expected_s"] == units["a.mp4"]["expected_s"]
 
 
+def test_a_name_that_is_no_utf8_costs_itself_only(folder):
+    bad = os.fsencode(folder) + b"/bad\xff.mp4"
+    shutil.copy(folder / "a.mp4", bad)
+    units = list_inputs([str(folder)], OPTIONS)
+    assert ["problem" in unit for unit in units] == [False, True, False, False]
+    (failure,) = IndexStage(Recipe(), folder).process(units[1]).rows["failures"]
+    assert (failure["reason"], failure["uri"]) == ("no_utf8_name", f"{folder}/bad\\xff.mp4")
+    assert list_inputs([os.fsdecode(bad)], OPTIONS) == units[1:2], "as a shell names it for *"
+
+
 def test_a_pipe_or_folder_in_a_list_costs_itself_only(folder):
     os.mkfifo(folder / "pipe.mp4")
     listing = folder.parent / "list.csv"

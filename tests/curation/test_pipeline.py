@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from curation import pipeline
 from curation.__main__ import main
 from curation.demo import make_videos
+from curation.recipe import Recipe
 
 SMALL_SHARDS = ("--pack.shard-bytes", 3_000_000)
 
@@ -120,6 +123,20 @@ def test_changed_crop_redoes_crop_and_not_scan(made, run_here, rows_of, tmp_path
     staged = {p.stem for p in (output / "staging").glob("crop-*/*/*.tar")}
     assert staged == {clip["clip_id"] for clip in rows_of(output, "clips")}, "asked for, so kept"
     assert len(rows_of(output, "frames")) == sum(clip["num_frames"] for clip in rows_of(output, "clips"))
+
+
+def test_odd_names_and_pipes_stop_nothing(sources, rows_of, tmp_path):
+    (folder,) = sources
+    for name in (b"odd\xff", b"odd\xff/bad\xfe.png"):
+        path = os.path.join(os.fsencode(folder), name)
+        shutil.copy(f"{folder}/0.png", path) if name.endswith(b"png") else os.mkdir(path)
+    os.mkfifo(f"{folder}/pipe.png")
+    output = tmp_path / "dataset"
+    pipeline.run([folder, os.path.join(folder, "odd\udcff")], output, Recipe())
+    found = {failure["uri"].removeprefix(folder): failure["reason"] for failure in rows_of(output, "failures")}
+    assert found == {"/odd\\xff/bad\\xfe.png": "no_utf8_name", "/pipe.png": "no_regular_file"}
+    assert sum(row["status"] == "ok" for row in rows_of(output, "sources")) == 5
+    assert rows_of(output, "runs")[0]["inputs"] == [folder, f"{folder}/odd\\xff"]
 
 
 def test_nothing_usable_is_status_1(made, run_here, rows_of, tmp_path):

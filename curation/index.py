@@ -10,6 +10,8 @@ import hashlib
 import io
 import math
 import os
+import re
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,15 +37,20 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     """One unit a file: name (a fingerprint of place, size and time), uri, licence, attribution, provenance.
 
     `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
-    with a column `uri` (relative to the list; `~` is the home folder) and any further columns.
+    with a column `uri` (relative to the list; `~` is the home folder) and any further columns. Data sets that are met
+    in a search are left out, which is said on standard error: what they hold are results.
 
     Raises:
         ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`.
     """
     units: dict[str, dict[str, Any]] = {}
+    left_out: set[str] = set()
     for text in inputs:
-        for entry in _expand(text, options):
+        for entry in _expand(text, options, left_out):
             units.setdefault(entry["uri"], entry)
+    if left_out:
+        shown, more = sorted(left_out)[:3], f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        print(f"data sets among the inputs are left out: {', '.join(shown)}{more}", file=sys.stderr)
     for unit in units.values():
         size = unit.pop("size")
         mark = f"{unit['uri']}|{size}|{unit.pop('changed')}|{sorted(unit['columns'].items())}"
@@ -52,7 +59,7 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     return [units[uri] for uri in sorted(units)]
 
 
-def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
+def _expand(text: str, options: IndexOptions, left_out: set[str]) -> Iterator[dict[str, Any]]:
     filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
     is_local = filesystem.protocol in ("file", ("file", "local"))
     if is_local:
@@ -60,28 +67,49 @@ def _expand(text: str, options: IndexOptions) -> Iterator[dict[str, Any]]:
     if path.rsplit(".", 1)[-1].lower() in _LIST_EXTENSIONS and filesystem.isfile(path):
         yield from _read_list(text, filesystem, path)
         return
+    datasets: list[str] = []
     if any(c in path for c in _GLOB_CHARACTERS) and not filesystem.exists(path):
         found = filesystem.glob(path, detail=True)
-        wanted = _files_of(filesystem, found.values())
+        if "**" in path:
+            datasets = _datasets_among(filesystem.find(_fixed_part(path)))
+        wanted = _files_of(filesystem, found.values(), datasets)
     elif filesystem.isdir(path):
         endings = (*options.video_extensions, *options.still_extensions)
         found = filesystem.find(path, detail=True)
+        datasets = _datasets_among(found)
         of_media = [f for f in found.values() if f["name"].rsplit(".", 1)[-1].lower() in endings]
-        wanted = _files_of(filesystem, of_media)
+        wanted = _files_of(filesystem, of_media, datasets)
     elif filesystem.exists(path):
         wanted = [filesystem.info(path)]
         if (problem := _problem(wanted[0])) and problem[0] == _NO_FILE:
             raise ValueError(f"{text} cannot be curated: {problem[1]}")
     else:
         raise ValueError(f"no such file or folder: {text}")
+    if path in datasets:
+        raise ValueError(f"{text} is a data set: name the folder of its sources, or a folder in it")
+    left_out.update(printable(name if is_local else filesystem.unstrip_protocol(name)) for name in datasets)
     if not wanted:
         raise ValueError(f"nothing to curate in {text}: no file with a known ending ({len(found)} other files)")
     for info in wanted:
         yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
 
 
-def _files_of(filesystem: Any, found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of what was found, all but folders; links are what they lead to."""
+def _datasets_among(names: Iterable[str]) -> list[str]:
+    """Of all files below a folder, the folders with a recipe.toml and manifests/."""
+    names = list(names)
+    folders = {name.removesuffix("/recipe.toml") for name in names if name.endswith("/recipe.toml")}
+    return sorted(f for f in folders if any(name.startswith(f"{f}/manifests/") for name in names))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder that a glob searches."""
+    return re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+
+
+def _files_of(filesystem: Any, found: Iterable[dict[str, Any]], left_out: list[str]) -> list[dict[str, Any]]:
+    """Of what was found, all but folders and what is in those that are left out; links are what they lead to."""
+    outside = tuple(f"{folder}/" for folder in left_out)
+    found = [info for info in found if not info["name"].startswith(outside)]
     followed = [info if info["type"] in ("file", "directory") else _follow(filesystem, info) for info in found]
     return [info for info in followed if info["type"] != "directory"]
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +69,29 @@ def test_glob_and_single_file(folder):
     assert names([folder / "notes.txt"]) == ["notes.txt"], "a named file is tried whatever its ending"
 
 
+@pytest.mark.parametrize("kind", ["folder", "glob", "memory"])
+def test_data_sets_in_a_folder_are_no_sources(folder, capsys, kind):
+    """Neither the pictures of their reports nor any others; twice named is once said."""
+    other = folder / "deep" / "set"
+    for file in ("recipe.toml", "manifests/runs/runs.parquet", "report/strips/x.jpg"):
+        (other / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "still.png", other / file)
+    shutil.copy(folder / "still.png", folder / "recipe.toml")
+    text, expected = str(folder), ["a.mp4", "B.MP4", "still.png"]
+    if kind == "glob":
+        text, expected = f"{folder}/**/*.[jp][pn]g", ["still.png"]
+    elif kind == "memory":
+        fsspec.filesystem("memory").put(str(folder), "/of_sets/", recursive=True)
+        text = "memory://of_sets"
+    units = list_inputs([text, text], OPTIONS)
+    assert [Path(unit["uri"]).name for unit in units] == expected
+    place = "memory:///of_sets/videos/deep/set" if kind == "memory" else other
+    assert capsys.readouterr().err == f"data sets among the inputs are left out: {place}\n"
+    assert names([other / "report"]) == ["x.jpg"], "named by the user"
+    with pytest.raises(ValueError, match="set is a data set: name the folder of its sources"):
+        list_inputs([str(other)], OPTIONS)
+
+
 def test_only_regular_files_are_read(folder, video):
     """A pipe in a folder costs itself only; links are followed, except to folders."""
     os.mkfifo(folder / "pipe.mp4")
@@ -109,8 +133,6 @@ def test_name_with_glob_characters_is_a_name(folder):
 
 def test_fsspec_urls(folder):
     assert names([f"file://{folder}/a.mp4"]) == ["a.mp4"]
-    import fsspec
-
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/bucket/raw/x.mp4", b"not really")
     memory.pipe_file("/bucket/raw/x.txt", b"no")

@@ -146,7 +146,8 @@ class _Job:
         refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
         names = [unit["name"] for unit in sources]
         collapse = {"sources": functools.partial(index.merge_sources, refused=refused)}
-        self.do("index", names, lambda is_wanted: (u for u in sources if is_wanted(u["name"])), collapse)
+        uris = [unit["uri"] for unit in sources]
+        self.do("index", names, lambda is_wanted: (u for u in sources if is_wanted(u["name"])), collapse, uris)
         self.do("scan", self.scan_names(), self.scan_units)
         self.do("crop", self.crop_names(), self.crop_units)
         self.record.enter("select")
@@ -162,11 +163,12 @@ class _Job:
         names: list[str],
         make_units: Callable[[Wanted], Iterable[dict[str, Any]]],
         collapse: dict[str, Any] | None = None,
+        uris: list[str] | None = None,
     ) -> None:
         """Do the units of a stage that are not finished, then move all rows into the manifests.
 
         names: of all its units. make_units: those whose names are wanted, one after the other, because together they
-        may be more than the memory holds.
+        may be more than the memory holds. uris: the places of which `names` are all units; None: of the data set.
         """
         ledger = self.ledger(stage)
         tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
@@ -177,6 +179,7 @@ class _Job:
         self.record.enter(stage, ledger.folder.name, len(names), num_todo, len(finished))
         self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
         ledger.absorb(collapse)
+        ledger.drop_superseded(names, uris)
         release_memory()
 
     def work(self, stage: str, units: Iterable[dict[str, Any]], num_todo: int, total: int, folder: Place) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -185,6 +185,25 @@ class Ledger:
             replace_table(self.dataset, table, merged)
         remove_files(staged)
         return len(names)
+
+    def drop_superseded(self, planned: Collection[str], uris: Collection[str] | None = None) -> None:
+        """Drop the failures of units that are not `planned` any more, with those units' rows in the ledger.
+
+        uris: only failures of these places, where `planned` are the units of these alone. A file that was missing or
+        has been replaced is another unit now, and its old failure would stay for ever.
+        """
+        failures = read_table(self.dataset, "failures")
+        old = pc.equal(failures["stage"], self.stage)
+        old = pc.and_not(old, pc.is_in(failures["unit"], pa.array(planned, pa.string())))
+        if uris is not None:
+            old = pc.and_(old, pc.is_in(failures["uri"], pa.array(uris, pa.string())))
+        names = failures.filter(old)["unit"]
+        if not len(names):
+            return
+        units = read_table(self.dataset, "units")
+        is_old = pc.and_(pc.equal(units["stage"], self._ledger_stage), pc.is_in(units["unit"], names.combine_chunks()))
+        replace_table(self.dataset, "units", units.filter(pc.invert(is_old)))
+        replace_table(self.dataset, "failures", failures.filter(pc.invert(old)))
 
     def _merge(self, table: str, new: pa.Table, units: list[str], collapse: Collapse | None) -> pa.Table:
         merged = pa.concat_tables([*self._others(table, units), new])

@@ -15,7 +15,7 @@ from PIL import Image
 from curation import crop, pipeline, scan
 from curation.distribute import ClusterOptions
 from curation.recipe import Recipe
-from curation.worker import make_unit_worker
+from curation.worker import give_up, make_unit_worker
 from manifests.storage import make_folder
 from manifests.store import Dataset, read_table
 from model.faces import AnalyserInfo, Detections, Landmarks
@@ -51,7 +51,10 @@ class _Here:
         make_folder(folder)
         do = make_unit_worker(stage, recipe, folder)
         for unit in units:
-            yield do(unit)
+            try:
+                yield do(unit)
+            except FileNotFoundError as error:
+                yield give_up(folder, stage, unit, "error", str(error), 1)
 
 
 def _leave_out_ray(patch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from curation import pipeline
+from curation import pipeline, scan
 from curation.__main__ import main
 from curation.demo import make_videos
 from curation.recipe import Recipe
+from curation.units import UnitResult
 
 SMALL_SHARDS = ("--pack.shard-bytes", 3_000_000)
 
@@ -137,6 +138,47 @@ def test_odd_names_and_pipes_stop_nothing(sources, rows_of, tmp_path):
     assert found == {"/odd\\xff/bad\\xfe.png": "no_utf8_name", "/pipe.png": "no_regular_file"}
     assert sum(row["status"] == "ok" for row in rows_of(output, "sources")) == 5
     assert rows_of(output, "runs")[0]["inputs"] == [folder, f"{folder}/odd\\xff"]
+
+
+def test_a_failure_goes_when_its_file_is_there(sources, rows_of, tmp_path):
+    """And comes again when it is missing again; failures of other inputs stay."""
+    (folder,) = sources
+    listing, other = tmp_path / "list.csv", tmp_path / "other.csv"
+    listing.write_text("uri\nsources/0.png\nsources/late.png\n")
+    other.write_text("uri\nsources/never.png\n")
+    output, late = tmp_path / "dataset", Path(folder) / "late.png"
+
+    def failed(*inputs: Path) -> list[str]:
+        pipeline.run([str(name) for name in inputs], output, Recipe())
+        return [Path(row["uri"]).name for row in rows_of(output, "failures")]
+
+    assert sorted(failed(listing, other)) == ["late.png", "never.png"]
+    assert sorted(failed(listing)) == ["late.png", "never.png"]
+    shutil.copy(f"{folder}/1.png", late)
+    assert failed(listing) == ["never.png"]
+    assert sum(row["status"] == "ok" for row in rows_of(output, "sources")) == 2
+    late.unlink()
+    assert sorted(failed(listing)) == ["late.png", "never.png"]
+
+
+def test_failures_of_a_replaced_file_go(sources, rows_of, tmp_path, monkeypatch):
+    """Also those of later stages, which name the content that is gone."""
+    (folder,) = sources
+    output = tmp_path / "dataset"
+
+    def find_nothing(stage: scan.ScanStage, unit: dict) -> UnitResult:
+        result = UnitResult()
+        result.fail("scan", unit, "no_face", "nobody there")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan.ScanStage, "process", find_nothing)
+        pipeline.run([f"{folder}/0.png", f"{folder}/1.png"], output, Recipe())
+    assert [row["reason"] for row in rows_of(output, "failures")] == ["no_face", "no_face"]
+    shutil.copy(f"{folder}/2.png", f"{folder}/0.png")
+    pipeline.run([f"{folder}/0.png"], output, Recipe())
+    (failure,) = rows_of(output, "failures")
+    assert failure["uri"] == f"{folder}/1.png"
 
 
 def test_nothing_usable_is_status_1(made, run_here, rows_of, tmp_path):

@@ -5,7 +5,7 @@ python -m manifests ~/dataset --list                          the named queries
 python -m manifests ~/dataset pose_coverage --split train     one of them
 python -m manifests ~/dataset pose_coverage --list            its documentation and its SQL
 python -m manifests s3://bucket/dataset                       on an object store
-python -m manifests ~/dataset "FROM clips LIMIT 5" --format csv --output clips.csv
+python -m manifests ~/dataset "FROM clips" --output clips.csv
 
 The views are sources, tracks, clips, frames, shards, failures, units, runs, tombstones and files; their columns are
 in manifests/schema.py. Nothing is changed from here.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +29,13 @@ from manifests.storage import is_local, place
 from manifests.store import Dataset
 from manifests.summary import make_console, print_summary
 from manifests.views import connect
+
+_COPY_OPTIONS = {
+    "csv": "FORMAT csv, HEADER",
+    "json": "FORMAT json, ARRAY true",
+    "jsonl": "FORMAT json, ARRAY false",
+    "parquet": "FORMAT parquet",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +60,19 @@ class Query:
     """Of a named query: a rule that rejects clips."""
     limit: int | None = None
     """Of a named query: at most so many rows."""
-    format: Literal["table", "csv", "json", "parquet"] = "table"
-    """How to print the answer; parquet needs --output."""
+    format: Literal["table", "csv", "json", "jsonl", "parquet"] | None = None
+    """How to print the answer; parquet needs --output (None: as the ending of --output, csv if that is another; a table
+    without --output, of 1000 rows at most)."""
     output: Path | None = None
-    """Write the answer to this file instead of printing it."""
+    """Write the answer, all rows of it, to this file instead of printing it."""
+
+    @property
+    def answer_format(self) -> str:
+        """`format`, or the one that fits the output."""
+        if self.format is not None or self.output is None:
+            return self.format or "table"
+        ending = self.output.suffix.lower().removeprefix(".")
+        return ending if ending in _COPY_OPTIONS else "csv"
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -70,11 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
         db = connect(query.dataset)
         db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables
         if query.list:
+            _refuse_file(query, "--list")
             _print_list(query.query)
         elif query.query:
             _answer(db, query)
         else:
             _refuse_parameters(query, "the summary")
+            _refuse_file(query, "the summary")
             print_summary(db, Dataset(query.dataset))
     except (ValueError, OSError, duckdb.Error) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,20 +122,20 @@ def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
     else:
         _refuse_parameters(query, "SQL")
         check_reads_only(sql)
-    if query.format == "parquet" and query.output is None:
+    chosen = query.answer_format
+    if chosen == "parquet" and query.output is None:
         raise ValueError("--format parquet needs --output FILE")
     root = place(query.dataset)
     if query.output is not None and is_local(root) and query.output.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"--output {query.output} is inside the data set: name a file elsewhere")
-    if query.format == "table":
+    if chosen == "table":
         _answer_table(db.sql(sql, params=values), query.output)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = query.output or Path(folder) / "answer"
-        options = {"csv": "FORMAT csv, HEADER", "json": "FORMAT json, ARRAY true", "parquet": "FORMAT parquet"}
         target = str(path).replace("'", "''")
         inner = sql.rstrip().rstrip(";")
-        db.execute(f"COPY ({inner}\n) TO '{target}' ({options[query.format]})", values)
+        db.execute(f"COPY ({inner}\n) TO '{target}' ({_COPY_OPTIONS[chosen]})", values)
         if query.output is None:
             with open(path, encoding="utf-8") as file:
                 shutil.copyfileobj(file, sys.stdout)
@@ -125,8 +144,15 @@ def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
 def _answer_table(relation: duckdb.DuckDBPyRelation, output: Path | None) -> None:
     if output is None:
         relation.show(max_rows=1000, max_width=10_000)
-    else:
-        output.write_text(f"{relation}\n")
+        return
+    with open(output, "w", encoding="utf-8") as file, redirect_stdout(file):
+        relation.show(max_rows=sys.maxsize, max_width=sys.maxsize)
+
+
+def _refuse_file(query: Query, what: str) -> None:
+    for name in ("output", "format"):
+        if getattr(query, name) is not None:
+            raise ValueError(f"--{name} is for answers to queries; {what} is printed as it is")
 
 
 def _refuse_parameters(query: Query, what: str) -> None:

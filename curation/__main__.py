@@ -14,6 +14,7 @@ from curation.distribute import ClusterOptions
 from curation.recipe import Recipe, load_recipe, recipe_of
 from curation.sandbox import FatalError
 from curation.weights import act_on_weights
+from manifests.broken_pipe import ending_quietly
 from manifests.recipes import named_on
 from manifests.storage import place
 from manifests.store import Dataset, read_table
@@ -283,11 +284,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 success, 1 nothing could be used or the work had to stop, 2 wrong use."""
+    """Run a command; 0 success, 1 nothing could be used or the work had to stop, 2 wrong use, 141 nobody reads it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        command = _parse(arguments)
-        return command.main()
+        with ending_quietly():
+            return _parse(arguments).main()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 import duckdb
 import tyro
 
+from manifests.broken_pipe import ending_quietly
 from manifests.query import check_reads_only, find_query, is_name, named_queries
 from manifests.storage import is_local, place
 from manifests.store import Dataset
@@ -81,24 +82,28 @@ class Query:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Answer on standard output; 2 for wrong use or a query that DuckDB refuses."""
-    query = tyro.cli(Query, args=arguments, prog="python -m manifests", description=Query.__doc__)
+    """Answer on standard output; 2 for wrong use or a query that DuckDB refuses, 141 when nobody reads the answer."""
     try:
-        db = connect(query.dataset)
-        db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables
-        if query.list:
-            _refuse_file(query, "--list")
-            _print_list(query.query)
-        elif query.query:
-            _answer(db, query)
-        else:
-            _refuse_parameters(query, "the summary")
-            _refuse_file(query, "the summary")
-            print_summary(db, Dataset(query.dataset))
+        with ending_quietly():
+            _do(tyro.cli(Query, args=arguments, prog="python -m manifests", description=Query.__doc__))
     except (ValueError, OSError, duckdb.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _do(query: Query) -> None:
+    db = connect(query.dataset)
+    db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables
+    if query.list:
+        _refuse_file(query, "--list")
+        _print_list(query.query)
+    elif query.query:
+        _answer(db, query)
+    else:
+        _refuse_parameters(query, "the summary")
+        _refuse_file(query, "the summary")
+        print_summary(db, Dataset(query.dataset))
 
 
 def _print_list(name: str) -> None:

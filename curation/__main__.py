@@ -188,6 +188,7 @@ class Verify:
     """Read everything again: hashes and members of the shards, labels, tables against each other, tombstones.
 
     Changes nothing. Status 1 when anything differs from what the manifests say; every difference comes with what to do.
+    Status 3 while another command is writing to the data set.
     """
 
     dataset: tyro.conf.Positional[str]

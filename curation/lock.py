@@ -35,7 +35,7 @@ def only_run(dataset: Dataset) -> Iterator[bool]:
     A removal that was interrupted is finished first; yields whether there was one.
 
     Raises:
-        ValueError: another command holds the lock.
+        DatasetBusy: another command holds the lock.
         FatalError: this process was out of touch for so long that another command has taken the lock.
     """
     from curation.removal import finish_removal  # which reads shards and tables as the stages do
@@ -46,17 +46,54 @@ def only_run(dataset: Dataset) -> Iterator[bool]:
         yield finish_removal(dataset)
 
 
+class DatasetBusy(ValueError):
+    """Another command is writing to the data set."""
+
+
+def require_idle(dataset: Dataset) -> None:
+    """For readers that need a data set at rest; takes no lock, so a command may begin right after this.
+
+    On an object store this takes some seconds where there is a lock: only one that is written again is held.
+
+    Raises:
+        DatasetBusy: a command holds the lock.
+    """
+    path = dataset.root / ".lock"
+    try:
+        if not is_local(path):
+            _require_forsaken(path)
+            return
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _refusal(path, file.read().encode()) from error
+    except FileNotFoundError:
+        return  # nobody works there
+
+
+def _require_forsaken(path: Any) -> None:
+    lock = _LockObject(path)
+    seen = first = lock._look()
+    deadline = time.monotonic() + 3 * RENEW_S
+    while seen is not None and time.monotonic() < deadline:
+        if seen[0] != first[0]:
+            raise _refusal(path, seen[1])
+        time.sleep(_LOOK_S)
+        seen = lock._look()
+
+
 def _note() -> dict[str, Any]:
     """Who holds the lock."""
     return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
 
 
-def _refusal(path: Place, note: bytes) -> ValueError:
+def _refusal(path: Place, note: bytes) -> DatasetBusy:
     try:
         holder = "{host}, process {process}, since {since}".format(**json.loads(note))
     except (ValueError, KeyError, TypeError):
         holder = "it does not say who"
-    return ValueError(f"another run is writing to {path.parent} ({holder}): wait for it, or end it first")
+    return DatasetBusy(f"another run is writing to {path.parent} ({holder}): wait for it, or end it first")
 
 
 @contextmanager

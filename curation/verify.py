@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from curation.lock import DatasetBusy, require_idle
 from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.removal import journal_file
 from curation.shard_check import check_shard
@@ -30,6 +31,7 @@ _OF_SHARD_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent"
 _KNOWN = {"recipe.toml", "metrics.jsonl", "manifests", "shards", "staging", "report", ".lock", "README.md", "LICENSE"}
 _SIDE_BY_SIDE_BYTES = 2_000_000_000
 _BATCH = 64
+BUSY = 3
 _REWRITE = "remove this file and run the `run` command again: it is written anew, from the sources where necessary"
 
 
@@ -182,9 +184,23 @@ def _clips_of(db: duckdb.DuckDBPyConnection, shards: list[str]) -> dict[str, lis
 
 
 def verify_and_print(dataset: Dataset) -> int:
-    """Verify with progress on standard error, differences on standard output; 0 when there is none, else 1."""
-    start = time.monotonic()
-    num_different = 0
+    """Verify with progress on standard error, differences on standard output; 0 when there is none, else 1.
+
+    `BUSY` where another command is writing, or has begun to before differences were found: they may be half its work.
+    """
+    try:
+        require_idle(dataset)
+        num_different = _print_differences(dataset)
+        if num_different:
+            require_idle(dataset)
+    except DatasetBusy as error:
+        print(f"error: nothing can be said yet, {error}", file=sys.stderr)
+        return BUSY
+    return 1 if num_different else 0
+
+
+def _print_differences(dataset: Dataset) -> int:
+    start, num_different = time.monotonic(), 0
     for difference in verify(dataset, lambda line: print(line, file=sys.stderr, flush=True)):
         num_different += 1
         print(f"DIFFERENT {difference}", flush=True)
@@ -192,4 +208,4 @@ def verify_and_print(dataset: Dataset) -> int:
         print("note: staging/ holds the work of a run that has not ended, or was told to keep it", file=sys.stderr)
     took = f"{time.monotonic() - start:.0f} s"
     print(f"{num_different} differences, {took}" if num_different else f"all is as the manifests say, {took}")
-    return 1 if num_different else 0
+    return num_different

@@ -207,6 +207,16 @@ def test_a_lock_that_another_run_holds(s3, sources, remote_stills, monkeypatch):
     assert keys(s3) == []
 
 
+def test_a_data_set_at_rest_or_not(s3, monkeypatch):
+    """A lock that nobody writes again is no sign of a run."""
+    monkeypatch.setattr(lock, "RENEW_S", 0.3)
+    lock.require_idle(Dataset(ROOT))
+    with lock.only_run(Dataset(ROOT)), pytest.raises(lock.DatasetBusy, match="another run is writing to s3://"):
+        lock.require_idle(Dataset(ROOT))
+    s3.put_object(Bucket="data", Key="sets/portraits/.lock", Body=b"{}")
+    lock.require_idle(Dataset(ROOT))
+
+
 def test_a_run_that_lost_its_lock_ends(s3, monkeypatch):
     """It was out of touch, and another run has taken over."""
     monkeypatch.setattr(lock, "RENEW_S", 0.1)

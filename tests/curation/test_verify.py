@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
+from contextlib import ExitStack
 
 import pyarrow.parquet as pq
 import pytest
 
 from curation.__main__ import main
+from curation.lock import only_run
+from curation.recipe import Recipe, recipe_toml
 from curation.samples import BLOCK_BYTES
 from curation.tombstones import add_tombstones, clip_tombstone, source_tombstone
 from curation.verify import verify
@@ -41,6 +45,33 @@ def test_a_sound_data_set(demo_copy, capsys):
     assert main(["review", str(demo_copy), "--no-open"]) == 0
     assert main(["card", str(demo_copy)]) == 0
     assert main(["verify", str(demo_copy)]) == 0
+
+
+def test_a_data_set_that_a_run_is_writing(tmp_path, capsys):
+    """Its tables are missing because they are not written yet."""
+    dataset = Dataset(tmp_path)
+    dataset.recipe_file.write_text(recipe_toml(Recipe()))
+    with only_run(dataset):
+        assert main(["verify", str(tmp_path)]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.search(r"error: nothing can be said yet, another run is writing to .* process \d+.*: wait", shown.err)
+    (tmp_path / ".lock").touch()
+    assert main(["verify", str(tmp_path)]) == 1, "left by a run that was killed"
+
+
+def test_a_run_that_begins_meanwhile(tmp_path, capsys, monkeypatch):
+    dataset = Dataset(tmp_path)
+    dataset.recipe_file.write_text(recipe_toml(Recipe()))
+    with ExitStack() as stack:
+
+        def begin(of: Dataset) -> int:
+            stack.enter_context(only_run(of))
+            return 1
+
+        monkeypatch.setattr("curation.verify._print_differences", begin)
+        assert main(["verify", str(tmp_path)]) == 3
+    assert "another run is writing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["header", "picture", "label", "end"])

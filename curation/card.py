@@ -5,6 +5,7 @@ A function of the manifests and the recipe alone: the same data set gives the sa
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def make_card(dataset: Dataset) -> str:
         _rejections(db),
         _making(dataset, recipe),
         _reading(dataset, name, recipe),
-        _removal(db, name),
+        _removal(db, shlex.quote(name)),
         _limits(recipe),
     )
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
     print_summary(dataset, recipe.select)
     print(f"the clips this was made from: {videos}/")
     print(f"look at it: {build(dataset)}")
-    print(f'ask it:     python -m manifests {output} "SELECT clip_id, decision, failed_rules, duration_s FROM clips"')
+    quoted = shlex.quote(str(output))
+    print(f'ask it:     python -m manifests {quoted} "SELECT clip_id, decision, failed_rules, duration_s FROM clips"')
     print("your own:   python -m curation run YOUR_VIDEOS --output YOUR_DATASET")
     return 0
 

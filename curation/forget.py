@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -104,9 +105,8 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
         else:
             with record_command(dataset, recipe, "forget"):
                 remove(dataset, removal)
-            print(
-                f"removed; `python -m curation verify {dataset.root}` checks what is left. Pages, cards and copies that"
-            )
+            check = f"python -m curation verify {shlex.quote(str(dataset.root))}"
+            print(f"removed; `{check}` checks what is left. Pages, cards and copies that")
             print("were written to other places still show it: make them again")
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -50,7 +51,8 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     console.print(table)
     _print_reasons(dataset, options, console)
     console.print(f"shards    {dataset.shards}/", highlight=False)
-    console.print(f"manifests {dataset.root / 'manifests'}/  (python -m manifests {dataset.root})", highlight=False)
+    ask_it = f"python -m manifests {shlex.quote(str(dataset.root))}"
+    console.print(f"manifests {dataset.root / 'manifests'}/  ({ask_it})", highlight=False, soft_wrap=True)
 
 
 def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -> None:

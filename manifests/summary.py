@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,16 +32,15 @@ _SECTIONS = {
 def print_summary(db: duckdb.DuckDBPyConnection, dataset: Dataset, console: Console | None = None) -> None:
     """Print what is in a data set: plain lines in a pipe, tables on a terminal."""
     console = console or make_console()
+    command = f"python -m manifests {shlex.quote(str(dataset.root))}"
     (overview,) = rows_of(ask(db, "overview"))
     console.print(_heading(db, dataset, overview))
     for name, title in _SECTIONS.items():
-        print_rows(console, title, rows_of(ask(db, name)), more=f"python -m manifests {dataset.root} {name}")
+        print_rows(console, title, rows_of(ask(db, name)), more=f"{command} {name}")
     sizes = [{"folder": f"{name}/", **folder_size(dataset.root / name)} for name in _FOLDERS]
     print_rows(console, "Disk", [row for row in sizes if row["num_files"]])
     if leaks := [row["what"] for row in rows_of(ask(db, "split_leaks"))]:
-        console.print(
-            f"LEAK: {', '.join(sorted(set(leaks)))} in two splits: python -m manifests {dataset.root} split_leaks"
-        )
+        console.print(f"LEAK: {', '.join(sorted(set(leaks)))} in two splits: {command} split_leaks", soft_wrap=True)
 
 
 def _heading(db: duckdb.DuckDBPyConnection, dataset: Dataset, overview: dict[str, object]) -> Table:

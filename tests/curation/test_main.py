@@ -163,6 +163,19 @@ def test_help_names_the_commands(capsys):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)
 
 
+def test_printed_commands_can_be_copied(sources, tmp_path, capsys):
+    """Also where the folder's name has blanks."""
+    folder = tmp_path / "my set"
+    assert main(["demo", "--output", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"(python -m manifests '{folder}')" in shown
+    assert f"ask it:     python -m manifests '{folder}' \"SELECT" in shown
+    assert main(["forget", str(folder), "--source", "sway.mp4", "--yes"]) == 0
+    assert f"removed; `python -m curation verify '{folder}'` checks" in capsys.readouterr().out
+    assert main(["card", str(folder)]) == 0
+    assert "\npython -m curation verify 'my set'\n" in (folder / "report" / "card.md").read_text()
+
+
 def test_rules_are_listed(capsys):
     assert main(["rules", "--recipe", "lenient"]) == 0
     text = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_summary_names_leaks_and_what_more_there_is(dataset, capfd):
     shown = capfd.readouterr().out
     assert "LEAK: identity in two splits" in shown
     assert "rule[3]" in shown, "brackets are no markup"
-    assert f"... and 2 more: python -m manifests {dataset.root} rejections" in shown
+    assert f"... and 2 more: python -m manifests {shlex.quote(str(dataset.root))} rejections" in shown
+    assert f"in two splits: python -m manifests {shlex.quote(str(dataset.root))} split_leaks" in shown
 
 
 def test_table(dataset, capfd):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -23,8 +22,8 @@ from curation.removal import Removal, plan_shards_without, remove, settle
 from curation.runs import record_command
 from curation.stills import read_still
 from curation.summary import print_removal
+from manifests.query import find_sources
 from manifests.schema import CLIPS
-from manifests.storage import full_path
 from manifests.store import Dataset, read_table
 from manifests.views import connect
 from model.faces import load_analyser, same_person_similarity
@@ -147,7 +146,7 @@ def find(dataset: Dataset, recipe: Recipe, request: Request) -> Found:
         " WHERE c.clip_id NOT IN (SELECT clip_id FROM clips)"
     )
     if request.sources:
-        found = _whole_sources(db, _named_sources(db, request.sources))
+        found = _whole_sources(db, [source_id for name in request.sources for source_id in find_sources(db, name)])
     elif request.where:
         found = _find_where(db, request.where)
     elif request.identities:
@@ -187,29 +186,6 @@ def _rows(db: duckdb.DuckDBPyConnection, view: str, column: str, values: Iterabl
     db.register("wanted", pa.table({column: pa.array(sorted(set(values)), pa.string())}))
     found = db.sql(f"SELECT {', '.join(names)} FROM {view} SEMI JOIN wanted USING ({column}) ORDER BY {names[0]}")
     return found.to_arrow_table().to_pylist()
-
-
-def _named_sources(db: duckdb.DuckDBPyConnection, names: tuple[str, ...]) -> list[str]:
-    """source_ids of the sources that are called so."""
-    found = []
-    for name in names:
-        place, shortened = str(Path(name).expanduser().absolute()), full_path(os.path.expanduser(name))
-        matches = db.execute(
-            "SELECT source_id, uris[1] FROM sources WHERE $name IN (source_id, content_sha256)"
-            " OR list_has_any(uris, [$name, $place, $shortened])",
-            {"name": name, "place": place, "shortened": shortened},
-        ).fetchall()
-        if not matches and "/" not in name:
-            matches = db.execute(
-                "SELECT source_id, uris[1] FROM sources"
-                " WHERE list_contains(list_transform(uris, lambda uri: split_part(uri, '/', -1)), ?)",
-                [name],
-            ).fetchall()
-            if len(matches) > 1:
-                places = ", ".join(uri for _, uri in matches)
-                raise ValueError(f"{name} names {len(matches)} sources: {places}; give one URI or source_id")
-        found += [source_id for source_id, _ in matches]
-    return found
 
 
 def _whole_sources(db: duckdb.DuckDBPyConnection, source_ids: list[str]) -> Found:

@@ -25,7 +25,7 @@ import duckdb
 import tyro
 
 from manifests.broken_pipe import ending_quietly
-from manifests.query import check_reads_only, find_query, is_name, named_queries
+from manifests.query import check_reads_only, find_query, find_sources, is_name, named_queries
 from manifests.storage import is_local, place
 from manifests.store import Dataset
 from manifests.summary import make_console, print_summary
@@ -54,7 +54,7 @@ class Query:
     identity: str | None = None
     """Of a named query: an identity_id."""
     source: str | None = None
-    """Of a named query: a source_id, or a place where the source was found."""
+    """Of a named query: a source_id, a place where the source was found, or its file name."""
     clip: str | None = None
     """Of a named query: a clip_id."""
     rule: str | None = None
@@ -124,6 +124,8 @@ def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
     if is_name(query.query):
         named = find_query(query.query)
         sql, values = named.text, named.bind(query.parameters)
+        if query.source is not None:
+            values["source"] = _source_id(db, query.source)
     else:
         _refuse_parameters(query, "SQL")
         check_reads_only(sql)
@@ -134,16 +136,33 @@ def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
     if query.output is not None and is_local(root) and query.output.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"--output {query.output} is inside the data set: name a file elsewhere")
     if chosen == "table":
-        _answer_table(db.sql(sql, params=values), query.output)
+        relation = db.sql(sql, params=values)
+        _answer_table(relation, query.output)
+        _warn_of_nothing(query, len(relation))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = query.output or Path(folder) / "answer"
         target = str(path).replace("'", "''")
         inner = sql.rstrip().rstrip(";")
-        db.execute(f"COPY ({inner}\n) TO '{target}' ({_COPY_OPTIONS[chosen]})", values)
+        (num_rows,) = db.execute(f"COPY ({inner}\n) TO '{target}' ({_COPY_OPTIONS[chosen]})", values).fetchone()
         if query.output is None:
             with open(path, encoding="utf-8") as file:
                 shutil.copyfileobj(file, sys.stdout)
+    _warn_of_nothing(query, num_rows)
+
+
+def _source_id(db: duckdb.DuckDBPyConnection, name: str) -> str:
+    """Of the source that is called so."""
+    if not (found := find_sources(db, name)):
+        raise ValueError(f"no source is called {name!r}: SELECT source_id, uris FROM sources shows their names")
+    return found[0]
+
+
+def _warn_of_nothing(query: Query, num_rows: int) -> None:
+    """A value with a typing error finds as little as a right one of which there is nothing."""
+    values = [f"--{name} {value}" for name, value in query.parameters.items() if value is not None]
+    if num_rows == 0 and values:
+        print(f"note: nothing in the data set matches {' '.join(values)}", file=sys.stderr)
 
 
 def _answer_table(relation: duckdb.DuckDBPyRelation, output: Path | None) -> None:

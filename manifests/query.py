@@ -12,6 +12,7 @@ its meaning begins with "(required)".
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from pathlib import Path
 import duckdb
 
 from manifests.schema import TABLES
+from manifests.storage import full_path
 
 _FOLDER = Path(__file__).resolve().parent / "queries"
 
@@ -81,6 +83,30 @@ def ask(db: duckdb.DuckDBPyConnection, name: str, **parameters: object) -> duckd
     """The answer of a named query on a connection of `manifests.views.connect`."""
     query = find_query(name)
     return db.sql(query.text, params=query.bind(parameters))
+
+
+def find_sources(db: duckdb.DuckDBPyConnection, name: str) -> list[str]:
+    """source_ids of the sources that are called so: by source_id, content, place, or the name of the file.
+
+    Raises:
+        ValueError: several files have that name.
+    """
+    place = str(Path(name).expanduser().absolute())
+    matches = db.execute(
+        "SELECT source_id, uris[1] FROM sources WHERE $name IN (source_id, content_sha256)"
+        " OR list_has_any(uris, [$name, $place, $shortened])",
+        {"name": name, "place": place, "shortened": full_path(os.path.expanduser(name))},
+    ).fetchall()
+    if not matches and "/" not in name:
+        matches = db.execute(
+            "SELECT source_id, uris[1] FROM sources"
+            " WHERE list_contains(list_transform(uris, lambda uri: split_part(uri, '/', -1)), ?)",
+            [name],
+        ).fetchall()
+        if len(matches) > 1:
+            places = ", ".join(uri for _, uri in matches)
+            raise ValueError(f"{name} names {len(matches)} sources: {places}; give one URI or source_id")
+    return [source_id for source_id, _ in matches]
 
 
 def check_reads_only(sql: str) -> None:

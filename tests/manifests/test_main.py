@@ -146,6 +146,29 @@ def test_named_query(dataset, capfd, split, share):
     assert [row["num_clips"] for row in rows] == ([share] if share else [])
 
 
+@pytest.mark.parametrize("name", ["a" * 16, "/v/a.mp4", "/v/x/../a.mp4", "a.mp4"])
+def test_source_by_any_of_its_names(dataset, capfd, name):
+    assert main([str(dataset.root), "timeline_of_source", "--source", name, "--format", "json"]) == 0
+    shown = capfd.readouterr()
+    assert {row["id"] for row in json.loads(shown.out)} == {"a_0", "a_1", "a_2"}
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize("format", ["table", "csv"])
+def test_values_that_match_nothing_are_pointed_out(dataset, capfd, format):
+    assert main([str(dataset.root), "frames_of_clip", "--clip", "a_7", "--format", format]) == 0
+    assert capfd.readouterr().err == "note: nothing in the data set matches --clip a_7\n"
+    assert main([str(dataset.root), "FROM clips WHERE clip_id = 'a_7'", "--format", format]) == 0
+    assert capfd.readouterr().err == "", "nobody can say what SQL was meant to find"
+
+
+def test_file_name_of_several_sources(dataset, capfd):
+    rows = [{"source_id": k * 16, "uris": [f"/v/{k}/same.mp4"]} for k in "ab"]
+    replace_table(dataset, "sources", make_table("sources", rows))
+    assert main([str(dataset.root), "timeline_of_source", "--source", "same.mp4"]) == 2
+    assert "same.mp4 names 2 sources: /v/a/same.mp4, /v/b/same.mp4; give one URI" in capfd.readouterr().err
+
+
 def test_named_query_goes_to_a_file(dataset, tmp_path):
     path = tmp_path / "answer.parquet"
     command = [str(dataset.root), "rejections_only_rule", "--rule", "yaw", "--limit", "5"]
@@ -161,6 +184,10 @@ def test_named_query_goes_to_a_file(dataset, tmp_path):
         (["rejections", "--split", "val"], "query rejections has no --split; it takes no option"),
         (["identities", "--clip", "a"], "query identities has no --clip; it takes --split, --limit"),
         (["clips_of_identity"], "query clips_of_identity needs --identity"),
+        (
+            ["timeline_of_source", "--source", "c.mp4"],
+            "no source is called 'c.mp4': SELECT source_id, uris FROM sources",
+        ),
         (["FROM clips", "--split", "val"], "--split is for named queries"),
         (["--limit", "3"], "--limit is for named queries"),
         (["--output", "answer.csv"], "--output is for answers to queries; the summary is printed as it is"),

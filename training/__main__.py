@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import tyro
 
+from manifests.broken_pipe import ending_quietly
+
 COMMANDS = {
     "motion": ("training.motion_command", "Motion", "Train M alone on labels: a start for `base --init`."),
     "base": ("training.base_command", "Base", "Train F, M, W and G from scratch, or from given weights."),
@@ -65,13 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     start_logging()
     try:
-        return parse(arguments).main() or 0
+        with ending_quietly():
+            return parse(arguments).main() or 0
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

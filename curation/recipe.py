@@ -178,7 +178,7 @@ class SelectOptions:
     licences: tuple[str, ...] = ()
     """Rule licence_not_allowed: keep only clips of sources with one of these licences, in any case (empty: any)."""
     require_consent: bool = False
-    """Rule no_consent: reject clips whose source list states no consent."""
+    """Rule no_consent: reject clips whose source list states no consent; "no", "refused", "unknown" ... state none."""
     stills: bool = True
     """Rule still: whether clips of one frame are wanted."""
     identity_similarity: float | None = None

@@ -6,6 +6,15 @@ from dataclasses import dataclass, fields
 
 from curation.recipe import SelectOptions
 
+_NO_CONSENT = ("no", "n", "none", "false", "0", "0.0", "-", "refused", "denied", "withdrawn")
+_CONSENT_UNKNOWN = ("unknown", "n/a", "nan", "null")
+
+
+def consent_stated_sql(column: str = "consent") -> str:
+    """An SQL condition: whether a source list's free text states consent, which a refusal or "unknown" does not."""
+    words = ", ".join(f"'{word}'" for word in ("", *_NO_CONSENT, *_CONSENT_UNKNOWN))
+    return f"lower(trim(coalesce({column}, ''), E' \\t\\r\\n')) NOT IN ({words})"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -42,7 +51,7 @@ RULES = (
     Rule("damaged_frames", "max_corrupt_fraction", "num_corrupt / num_frames <= {value}", "share of repaired frames"),
     Rule("no_licence", "require_licence", "NOT {value} OR coalesce(licence, '') <> ''", "the source names no licence"),
     Rule("licence_not_allowed", "licences", "lower(trim(coalesce(licence, ''))) IN {value}", "the source's licence"),
-    Rule("no_consent", "require_consent", "NOT {value} OR coalesce(consent, '') <> ''", "the list states no consent"),
+    Rule("no_consent", "require_consent", f"NOT {{value}} OR {consent_stated_sql()}", "the list states no consent"),
     Rule("still", "stills", "{value} OR kind <> 'still'", "stills are not wanted"),
     Rule("duplicate", "duplicates", "{value} OR duplicate_of IS NULL", "a better clip shows the same footage"),
 )  # fmt: skip

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from curation.removal import Removal
 
 _MAX_CLIPS_SHOWN = 30
+_MAX_CONDITION = 56  # characters; a rule with a long list of words must not squeeze the other columns
 
 
 def print_summary(dataset: Dataset, options: SelectOptions, console: Console | None = None) -> None:
@@ -78,16 +79,20 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
         table.add_column(column, justify=justify)
     table.add_column("rule, or an example", overflow="ellipsis", no_wrap=True)
     for what, reason, count, seconds, example in reasons:
-        note = conditions.get(reason, "") if what == "clip" else example or ""
+        note = _shorten(conditions.get(reason, "")) if what == "clip" else example or ""
         table.add_row(what, reason, str(count), f"{seconds:.1f}" if seconds else "", note)
     console.print(table)
+
+
+def _shorten(condition: str) -> str:
+    return condition if len(condition) <= _MAX_CONDITION else condition[: _MAX_CONDITION - 1] + "…"
 
 
 def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> None:
     """Print what each rule costs."""
     table = Table(title="What each rule rejects", title_justify="left", box=None, pad_edge=False)
     table.add_column("rule")
-    table.add_column("a clip passes when", overflow="ellipsis", no_wrap=True)
+    table.add_column("a clip passes when", overflow="ellipsis", no_wrap=True, max_width=_MAX_CONDITION)
     for what in ("alone", "only it", "in order"):
         table.add_column(f"clips {what}", justify="right")
         table.add_column("time", justify="right")

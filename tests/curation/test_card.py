@@ -52,6 +52,17 @@ def test_figures_are_those_of_the_manifests(demo_copy):
     assert abs(sum(shares) - 100) < 2
 
 
+def test_a_refusal_is_not_told_as_consent(demo_copy):
+    dataset = Dataset(demo_copy)
+    sources = read_table(dataset, "sources").to_pylist()
+    for number, row in enumerate(sources):
+        row |= {"consent": "form 7" if number else "Withdrawn"}
+    replace_table(dataset, "sources", make_table("sources", sources))
+    stated = {row[1]: int(row[2]) for row in rows_of_card(make_card(dataset), "Sources, licences and consent")}
+    usable = [row["status"] == "ok" for row in sources]
+    assert stated == {"no": 1, "yes": sum(usable) - 1}
+
+
 def test_the_same_anywhere(demo_copy, tmp_path):
     shutil.copytree(demo_copy, tmp_path / "elsewhere" / demo_copy.name)
     assert make_card(Dataset(demo_copy)) == make_card(Dataset(tmp_path / "elsewhere" / demo_copy.name))

@@ -59,6 +59,30 @@ def test_all_rules_are_tested():
     assert [case[0] for case in CASES] == [rule.name for rule in RULES]
 
 
+def test_a_refusal_is_no_consent():
+    required = replace(OFF, require_consent=True)
+    stated = ["form 7", "yes", "1", "public figure", "no. 12", "Norah"]
+    denied = [
+        " No ",
+        "none",
+        "FALSE",
+        "0",
+        "0.0",
+        "n",
+        "refused",
+        "Denied",
+        "withdrawn\t",
+        "-",
+        "unknown",
+        "N/A",
+        " ",
+        "",
+    ]
+    rows = [{"consent": text} for text in (*stated, *denied)]
+    assert failed(required, *rows) == [[]] * len(stated) + [["no_consent"]] * len(denied)
+    assert failed(OFF, {"consent": "no"}) == [[]]
+
+
 def test_unknown_passes():
     """What was not measured is not judged: all columns NULL. Only a wanted licence must be there."""
     strict = SelectOptions(min_quality=0.5, max_duration_s=10.0, stills=False)

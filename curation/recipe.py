@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manifests import recipes
-from manifests.recipes import require_positive
+from manifests.recipes import require_finite, require_not_negative, require_positive
 from manifests.storage import Place, place
 from model.faces import FacesConfig
 
@@ -84,6 +84,9 @@ class ScanOptions:
 
     def __post_init__(self) -> None:
         require_positive(self, "sample_fps", "min_clip_s", "max_clip_s", "embed_every_s")
+        require_positive(self, "cut_ratio", "cut_window_frames", "max_size_ratio")
+        require_not_negative(self, "min_cut_change", "min_shot_s", "min_track_face_px", "min_overlap", "max_gap_s")
+        require_not_negative(self, "min_presence", "reach", "other_face_share", "other_face_size")
         if self.min_clip_s > self.max_clip_s:
             raise ValueError(f"scan.min_clip_s {self.min_clip_s} is larger than scan.max_clip_s {self.max_clip_s}")
 
@@ -201,6 +204,9 @@ class SelectOptions:
     """Share of the groups that goes to the test split."""
 
     def __post_init__(self) -> None:
+        may_be_negative = ("min_quality", "min_identity_similarity")  # a network's own scale, and a cosine
+        names = [f.name for f in dataclasses.fields(self) if f.name.startswith(("min_", "max_"))]
+        require_not_negative(self, *(n for n in names if n not in may_be_negative), "val_share", "test_share")
         if self.max_weight <= 1:
             raise ValueError(f"select.max_weight is {self.max_weight}, expected more than 1")
         if not 0 < self.duplicate_overlap <= 1:
@@ -236,6 +242,9 @@ class Recipe:
     crop: CropOptions = field(default_factory=CropOptions)
     select: SelectOptions = field(default_factory=SelectOptions)
     pack: PackOptions = field(default_factory=PackOptions)
+
+    def __post_init__(self) -> None:
+        require_finite(self)
 
     def stage_hash(self, stage: str) -> str:
         """8 hex digits over the fields that `stage` (index scan crop select pack) and the stages before it read."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -132,3 +133,29 @@ def require_positive(options: Any, *names: str) -> None:
     for name in names:
         if getattr(options, name) <= 0:
             raise ValueError(f"{name} is {getattr(options, name)}, expected more than 0")
+
+
+def require_not_negative(options: Any, *names: str) -> None:
+    """ValueError unless the named fields are None, or 0 or more."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name} is {value}, expected 0 or more")
+
+
+def require_finite(options: Any, section: str = "") -> None:
+    """ValueError where a number of a recipe, in any of its sections, is infinite or not a number."""
+    for item in dataclasses.fields(options):
+        name, value = f"{section}{item.name}", getattr(options, item.name)
+        if dataclasses.is_dataclass(value):
+            require_finite(value, f"{name}.")
+            continue
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} is {number}, expected a finite number{_or_none(type(options), item.name)}")
+
+
+def _or_none(cls: type, name: str) -> str:
+    """What to write in place of an infinite limit, where an option can be switched off."""
+    is_optional = type(None) in typing.get_args(typing.get_type_hints(cls)[name])
+    return ' or "none", which sets no limit' if is_optional else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from manifests import recipes
-from manifests.recipes import require_positive
+from manifests.recipes import require_finite, require_positive
 from model.config import ModelConfig
 from training.data import AugmentationConfig, DataConfig
 
@@ -133,6 +133,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_images", "batch_size")
+        require_finite(self)
 
     @property
     def hash(self) -> str:

@@ -194,6 +194,14 @@ def test_select_keeps_the_options_of_the_data_set(demo_copy, capsys):
     assert "kept of" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_select_writes_no_number_that_toml_could_not_hold(demo_copy, capsys, number):
+    before = (demo_copy / "recipe.toml").read_bytes()
+    line = error_of(capsys, "select", "--output", demo_copy, f"--select.max-yaw-deg={number}")
+    assert f"max_yaw_deg is {number}, expected" in line
+    assert (demo_copy / "recipe.toml").read_bytes() == before
+
+
 def test_dry_run_changes_nothing(demo_copy, capsys):
     before = {p: p.stat().st_mtime_ns for p in demo_copy.rglob("*")}
     assert main(["select", "--output", str(demo_copy), "--dry-run", "--select.min-sharpness", "0.9"]) == 0

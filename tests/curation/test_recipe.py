@@ -72,6 +72,13 @@ def test_off_switches_come_back_from_toml(tmp_path):
         ("[crop]\njpeg_quality = 101", r"jpeg_quality is 101, expected 1 to 100"),
         ("[crop]\nfps = 0", r"fps is 0.0, expected more than 0"),
         ("[select]\nval_share = 0.6\ntest_share = 0.4", r"val_share \+ select.test_share is 1.0, expected < 1"),
+        ("[select]\nmax_yaw_deg = inf", r'select.max_yaw_deg is inf, expected a finite number or "none", which sets'),
+        ("[select]\nbalance_pose = -inf", r"select.balance_pose is -inf, expected a finite number$"),
+        ("[crop]\nscale = nan", r"crop.scale is nan, expected a finite number$"),
+        ("[select]\nmax_yaw_deg = -5", r"max_yaw_deg is -5.0, expected 0 or more"),
+        ("[select]\nval_share = -0.1\ntest_share = 0.4", r"val_share is -0.1, expected 0 or more"),
+        ("[scan]\ncut_window_frames = 0", r"cut_window_frames is 0, expected more than 0"),
+        ("[scan]\nmin_cut_change = -1", r"min_cut_change is -1.0, expected 0 or more"),
         ("[pack]\nshard_bytes = -1", r"shard_bytes is -1, expected more than 0"),
         ("recipe_version = 99", r"for recipe version 99, this program has version 1: use the checkout"),
         ("scan = 5", r"\[scan\] is 5, expected a section with keys of sample_fps"),
@@ -82,6 +89,11 @@ def test_wrong_recipes_say_what_is_wrong(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         load_recipe(write(tmp_path, text))
     assert str(error.value).startswith(str(tmp_path / "recipe.toml"))
+
+
+def test_scores_that_can_be_negative_may_be():
+    options = SelectOptions(min_quality=-2.5, min_identity_similarity=-1.0, min_exposure=0.0, max_motion=None)
+    assert Recipe(select=options).select.min_quality == -2.5
 
 
 def test_unknown_preset_lists_the_presets():

@@ -44,6 +44,8 @@ def test_paper_has_the_published_numbers() -> None:
         ("[losses]\npixels = 1.0", r"\[losses\]: unknown key 'pixels'; valid keys are .*pixel"),
         ("batch_size = 'many'", "batch_size is 'many', expected int"),
         ("batch_size = 0", "batch_size is 0, expected more than 0"),
+        ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate is inf, expected a finite number"),
+        ("[optimizer]\nbetas = [0.5, nan]", "optimizer.betas is nan, expected a finite number"),
         ("[compute]\nprecision = 'float8'", "precision is 'float8', expected one of float32, bfloat16"),
         ("[model]\nimage_size = 100", "image_size must be a positive multiple"),
         ("[losses", "not valid TOML"),

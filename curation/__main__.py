@@ -68,7 +68,8 @@ class Run:
 class Select:
     """Decide again with other thresholds: seconds, nothing is decoded. `run` then brings the shards up to date.
 
-    Thresholds that are not named keep the values of the data set's recipe.toml.
+    Thresholds that are not named keep the values of the data set's recipe.toml. Only select.* and seed can be changed
+    here; what other stages read needs `run`.
     """
 
     output: str
@@ -78,12 +79,13 @@ class Select:
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
     def main(self) -> int:
-        from curation.pipeline import reselect
+        from curation.pipeline import require_reselectable, reselect
         from curation.select import rule_costs
         from curation.summary import print_costs, print_summary
 
         dataset = Dataset(self.output)
         if self.dry_run:
+            require_reselectable(dataset, self.recipe)
             print_costs(rule_costs(dataset, self.recipe.select))
             return 0
         reselect(dataset, self.recipe)

@@ -19,7 +19,7 @@ from curation import index, pack, tombstones
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
-from curation.recipe import Recipe, load_recipe, recipe_toml
+from curation.recipe import Recipe, load_recipe, recipe_changes, recipe_of, recipe_toml
 from curation.runs import RunRecord, record_command, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
@@ -97,11 +97,25 @@ def _load_networks(recipe: Recipe) -> Callable[[None], None]:
 
 
 def reselect(dataset: Dataset, recipe: Recipe) -> None:
-    """Decide again about all clips and keep the recipe; the shards stay as they are until the next run."""
+    """Decide again about all clips and keep the recipe; the shards stay as they are until the next run.
+
+    Raises:
+        ValueError: the recipe differs from the data set's in what only a run can apply.
+    """
     with only_run(dataset):
+        require_reselectable(dataset, recipe)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
         with record_command(dataset, recipe, "select"):
             select(dataset, recipe, same_person_similarity(recipe.faces))
+
+
+def require_reselectable(dataset: Dataset, recipe: Recipe) -> None:
+    """ValueError where a recipe differs from the data set's in more than select.* and seed, which `select` applies."""
+    changes = recipe_changes(recipe_of(dataset.root), recipe)
+    others = {name: change for name, change in changes.items() if name != "seed" and not name.startswith("select.")}
+    if others:
+        told = ", ".join(f"{name} ({old} -> {new})" for name, (old, new) in others.items())
+        raise ValueError(f"select applies select.* and seed alone and cannot change {told}: give that to `run`")
 
 
 def open_dataset(output: str | Place) -> Dataset:

@@ -285,6 +285,19 @@ def recipe_of(folder: Place) -> Recipe:
     return load_recipe(str(path))
 
 
+def recipe_changes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each option that differs, by its name with its section (`scan.sample_fps`)."""
+    changes = {}
+    for item in dataclasses.fields(Recipe):
+        old, new = getattr(before, item.name), getattr(after, item.name)
+        if not dataclasses.is_dataclass(old):
+            changes[item.name] = (old, new)
+            continue
+        for f in dataclasses.fields(old):
+            changes[f"{item.name}.{f.name}"] = (getattr(old, f.name), getattr(new, f.name))
+    return {name: (old, new) for name, (old, new) in changes.items() if old != new}
+
+
 def recipe_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML, with its version and the hash of its last stage."""
     return recipes.to_toml(recipe, RECIPE_VERSION, recipe.stage_hash("pack"))

@@ -202,6 +202,23 @@ def test_select_writes_no_number_that_toml_could_not_hold(demo_copy, capsys, num
     assert (demo_copy / "recipe.toml").read_bytes() == before
 
 
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_select_refuses_what_only_a_run_can_apply(demo_copy, capsys, is_dry):
+    files = (demo_copy / "recipe.toml", *(demo_copy / "manifests").rglob("*.parquet"))
+    before = {p: p.stat().st_mtime_ns for p in files}
+    dry = ["--dry-run"] if is_dry else []
+    line = error_of(capsys, "select", "--output", demo_copy, "--scan.min-clip-s", "4", "--seed", "5", *dry)
+    assert "cannot change scan.min_clip_s (1.5 -> 4.0): give that to `run`" in line
+    line = error_of(capsys, "select", "--output", demo_copy, "--decoder=decord", "--pack.shard-bytes", "9", *dry)
+    assert "decoder (pyav -> decord), pack.shard_bytes (1000000000 -> 9)" in line
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_select_applies_the_seed(demo_copy):
+    assert main(["select", "--output", str(demo_copy), "--seed", "5"]) == 0
+    assert recipe_of(demo_copy).seed == 5
+
+
 def test_dry_run_changes_nothing(demo_copy, capsys):
     before = {p: p.stat().st_mtime_ns for p in demo_copy.rglob("*")}
     assert main(["select", "--output", str(demo_copy), "--dry-run", "--select.min-sharpness", "0.9"]) == 0

@@ -158,7 +158,8 @@ class Forget:
     face: Path | None = None
     """A photograph of one person: every clip with a face like it."""
     where: str = ""
-    """SQL. Over licence, attribution, consent, provenance, uris, source_id alone: whole sources; else clips."""
+    """SQL. Over licence, attribution, consent, provenance, uris, source_id alone: whole sources; else clips. What no
+    source list states is NULL: --where "licence IS NULL"."""
     min_similarity: float | None = None
     """With --face: the least cosine of two embeddings of one person (None: as the data set's identities)."""
     keep_face_to_refuse: bool = False

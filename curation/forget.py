@@ -29,6 +29,7 @@ from manifests.views import connect
 from model.faces import load_analyser, same_person_similarity
 
 _OF_SOURCES = ("source_id", "content_sha256", "uris", "licence", "attribution", "consent", "provenance")
+_UNSTATED = 'licence, attribution and consent are NULL where no source list states them: --where "licence IS NULL"'
 _PLACE = ("start_s", "end_s", "crop_center_x_px", "crop_center_y_px", "crop_size_px")
 _OF_CLIPS = (
     *("clip_id", "source_id", *_PLACE, "duration_s", "num_frames", "staged_bytes", "decision", "split", "shard"),
@@ -149,6 +150,8 @@ def find(dataset: Dataset, recipe: Recipe, request: Request) -> Found:
         found = _whole_sources(db, [source_id for name in request.sources for source_id in find_sources(db, name)])
     elif request.where:
         found = _find_where(db, request.where)
+        if not found.sources and not found.clips:
+            found.notes.append(_UNSTATED)
     elif request.identities:
         found = _find_identities(db, request)
     else:

@@ -3,7 +3,7 @@
 -- Parameters:
 --   split               only clips of this split
 -- Columns:
---   consent             as the source list states it; 'unknown' where it states none
+--   consent             as the source list states it; 'unknown' where it states none (NULL in the tables)
 --   num_identities      persons with a kept clip of this consent
 --   num_sources         sources with kept clips
 --   num_clips           kept clips

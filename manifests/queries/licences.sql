@@ -1,7 +1,7 @@
 -- Under which licences the sources and the kept clips are.
 --
 -- Columns:
---   licence             as the source list states it; 'unknown' where it states none
+--   licence             as the source list states it; 'unknown' where it states none (NULL in the tables)
 --   num_sources         usable sources
 --   num_clips           kept clips
 --   hours               their length

@@ -67,7 +67,7 @@ def made(media, run_here, tmp_path_factory) -> People:
     for start in FILES:
         (path,) = media.glob(f"{start}_*")
         shutil.copy(path, folder / path.name)
-        licence = "unknown" if "i03" in start or "v08" in start else "CC-BY-4.0"
+        licence = "" if "i03" in start or "v08" in start else "CC-BY-4.0"
         rows.append({"uri": path.name, "licence": licence, "consent": "", "show": start})
     listing = folder / "list.csv"
     with open(listing, "w", newline="") as file:
@@ -104,7 +104,7 @@ def gone_by(people: People, way: str) -> tuple[list[str], set[str]]:
     if way == "source":
         return ["--source", people.source("i03")["uris"][0]], ids
     if way == "where":
-        return ["--where", "licence = 'unknown'"], ids | {clip["clip_id"] for clip in people.clips("v08")}
+        return ["--where", "licence IS NULL"], ids | {clip["clip_id"] for clip in people.clips("v08")}
     (face,) = people.listing.parent.glob("i13_*")
     (his,) = {clip["identity_id"] for clip in people.clips("i13")}
     him = {clip["clip_id"] for clip in people.rows("clips") if clip["identity_id"] == his}
@@ -219,6 +219,14 @@ def test_nothing_changes_without_a_yes(people, monkeypatch, capsys):
     assert len(people.rows("sources")) == len(FILES) - 1
     assert main(arguments) == 1, "there is nothing of it any more"
     assert "nothing in the data set matches" in capsys.readouterr().out
+
+
+def test_a_condition_without_a_match_says_how_the_unstated_is_found(people, capsys):
+    assert main(["forget", str(people.folder), "--where", "licence = 'unknown'", "--yes"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        'licence, attribution and consent are NULL where no source list states them: --where "licence IS NULL"',
+        "nothing in the data set matches",
+    ]
 
 
 @pytest.mark.parametrize(

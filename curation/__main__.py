@@ -55,7 +55,9 @@ class Run:
             keep_staging=self.keep_staging,
         )
         dataset = Dataset(self.output)
-        if outcome.num_units == 0:
+        if outcome.change:
+            print(outcome.change)
+        elif outcome.num_units == 0:
             print("nothing to do: everything was finished before")
         print_summary(dataset, self.recipe.select)
         usable = "ok" in read_table(dataset, "sources", ["status"])["status"].to_pylist()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import index, pack, tombstones
+from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
@@ -41,6 +42,8 @@ class Outcome:
     """Units of work done in this run; 0: everything was there already."""
     startup_s: float = 0.0
     """Of that, what starting Ray took."""
+    change: str = ""
+    """What has changed in a data set that was there before, in words; empty: nothing."""
 
 
 def run(
@@ -64,6 +67,7 @@ def run(
     dataset = open_dataset(output)
     address = cluster_options.address or os.environ.get("RAY_ADDRESS", "")
     with only_run(dataset), cluster(cluster_options) as workers:
+        before = read_contents(dataset)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
         with record_run(dataset, inputs, recipe, address) as record:
             job = _Job(dataset, recipe, workers, record)
@@ -71,7 +75,7 @@ def run(
         if not keep_staging:
             with suppress(OSError):
                 remove_tree(dataset.staging)
-        return Outcome(job.num_units, workers.startup_s)
+        return Outcome(job.num_units, workers.startup_s, describe_change(before, read_contents(dataset)))
 
 
 def check_networks(recipe: Recipe) -> None:

@@ -85,6 +85,23 @@ def test_clips_that_are_wanted_again_are_cropped_again(made, run_here, rows_of, 
     assert rows_of(output, "frames") == frames
 
 
+def test_a_run_that_only_decides_again_says_what_changed(made, without_ray, capsys, tmp_path):
+    output = tmp_path / "dataset"
+    shutil.copytree(made[1], output)
+    arguments = ["run", str(made[0]), "--output", str(output), "--pack.shard-bytes", "3000000"]
+    assert main(arguments) == 0
+    assert "nothing to do: everything was finished before\n" in capsys.readouterr().out
+    for options, change in (
+        (["--select.max-weight", "3"], "2 clips kept before, 2 now; 0 shards written, 0 removed, 2 left as they were"),
+        (["--select.min-sharpness", "0.9"], "2 clips kept before, 0 now; 0 shards written, 2 removed, 0 left as"),
+        ([], "0 clips kept before, 2 now; 2 shards written, 0 removed, 0 left as they were"),
+    ):
+        assert main([*arguments, *options]) == 0
+        shown = capsys.readouterr().out
+        assert f"changed: {change}" in shown
+        assert "nothing to do" not in shown
+
+
 def test_lost_shard_is_written_again(made, run_here, tmp_path):
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from curation.forget import Found
     from curation.removal import Removal
 
+_SPLITS = """
+    SELECT split, coalesce(kept, 0), coalesce(packed, 0), coalesce(num_samples, 0), coalesce(size_bytes, 0)
+    FROM (SELECT split, count(*) AS kept FROM clips WHERE decision = 'keep' GROUP BY split)
+    FULL JOIN (SELECT split, sum(num_clips) AS packed, sum(num_samples) AS num_samples, sum(size_bytes) AS size_bytes
+               FROM shards GROUP BY split) USING (split)
+    ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'val' THEN 1 ELSE 2 END"""
 _MAX_CLIPS_SHOWN = 30
 _MAX_CONDITION = 56  # characters; a rule with a long list of words must not squeeze the other columns
 
@@ -39,13 +45,11 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     table = Table(title="Curation", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_row("sources", f"{num_ok} usable of {num_sources} ({stills} stills), {_hours(hours_in)} of video")
     table.add_row("clips", f"{kept} kept of {clips} candidates, {_hours(hours)}, {frames} frames, {people} identities")
-    splits = db.execute(
-        "SELECT split, num_clips, num_samples, size_bytes FROM (SELECT split, sum(num_clips) AS num_clips,"
-        " sum(num_samples) AS num_samples, sum(size_bytes) AS size_bytes FROM shards GROUP BY split)"
-        " ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'val' THEN 1 ELSE 2 END"
-    ).fetchall()
-    for split, num_clips, num_samples, size in splits:
-        table.add_row(f"  {split}", f"{num_clips} clips, {num_samples} samples, {size / 1e6:.1f} MB")
+    for split, num_kept, num_packed, num_samples, size in db.execute(_SPLITS).fetchall():
+        shards = f"{num_samples} samples, {size / 1e6:.1f} MB"
+        if num_packed != num_kept:  # decided again since the shards were written
+            shards = f"the shards still hold {num_packed} clips, {shards}, until the next run"
+        table.add_row(f"  {split}", f"{num_kept} clips, {shards}")
     refused = db.execute("SELECT kind, count(*) FROM tombstones GROUP BY kind ORDER BY kind DESC").fetchall()
     if refused:
         table.add_row("forgotten", ", ".join(f"{count} {kind}s" for kind, count in refused) + " are refused")

@@ -128,6 +128,20 @@ def test_summary_says_what_went_in_and_why_the_rest_went(dataset):
     assert any(line.startswith("shards ") and line.endswith("/shards/") for line in lines)
 
 
+def test_summary_tells_clips_that_are_kept_from_those_in_the_shards(dataset):
+    """Decided again, and not packed yet."""
+    select(dataset, Recipe(), 0.4)
+    row = {"shard": "train-000000.tar", "split": "train", "num_clips": 2, "num_samples": 9, "size_bytes": 2_000_000}
+    others = {"sha256": "", "plan_hash": "", "licences": []}
+    replace_table(dataset, "shards", make_table("shards", [row | others]))
+    text = shown(lambda console: print_summary(dataset, SelectOptions(), console))
+    assert "train 2 clips, 9 samples, 2.0 MB" in " ".join(text.split())
+    select(dataset, Recipe(select=SelectOptions(min_sharpness=0.9)), 0.4)
+    text = " ".join(shown(lambda console: print_summary(dataset, SelectOptions(), console)).split())
+    assert "clips 0 kept of 4" in text
+    assert "train 0 clips, the shards still hold 2 clips, 9 samples, 2.0 MB, until the next run" in text
+
+
 def test_table_of_costs(dataset):
     text = shown(lambda console: print_costs(rule_costs(dataset, SelectOptions()), console))
     yaw = next(line.split() for line in text.splitlines() if line.startswith("yaw"))

@@ -260,7 +260,7 @@ class Review:
     sources: bool = True
     """Draw rejected clips from their sources again when their crops are not staged any more."""
     max_clips: int = 50_000
-    """Of a larger data set, show this many clips, drawn evenly."""
+    """Of a larger data set, show this many clips (1 or more), drawn evenly."""
 
     def main(self) -> int:
         from curation.review.command import review

@@ -45,8 +45,11 @@ def build(
         progress: called with strips done and strips to do.
 
     Raises:
-        ValueError: there is no data set, it has no clips yet, or `output` holds a page of something else.
+        ValueError: there is no data set, it has no clips yet, `output` holds a page of something else, or max_clips
+            is less than 1.
     """
+    if max_clips < 1:
+        raise ValueError(f"--max-clips is {max_clips}, expected 1 or more")
     if output is None:
         require_local(dataset.root, "name a local folder for the page with --output:")
     folder = dataset.report if output is None else output

@@ -106,6 +106,10 @@ def test_a_large_data_set_is_drawn_from_evenly(measured: Path, tmp_path: Path) -
 
 
 def test_mistakes_are_said(demo_copy: Path, tmp_path: Path) -> None:
+    for number in (0, -1):
+        with pytest.raises(ValueError, match=f"--max-clips is {number}, expected 1 or more"):
+            build(Dataset(demo_copy), tmp_path / "none", max_clips=number)
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="no data set at"):
         build(Dataset(tmp_path / "nothing"))
     (tmp_path / "index.html").write_text("<h1>My home page</h1>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 from rich.console import Console
 from rich.table import Table
 
@@ -54,10 +55,25 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     if refused:
         table.add_row("forgotten", ", ".join(f"{count} {kind}s" for kind, count in refused) + " are refused")
     console.print(table)
+    _warn_of_empty_train(db, console)
     _print_reasons(dataset, options, console)
     console.print(f"shards    {dataset.shards}/", highlight=False)
     ask_it = f"python -m manifests {shlex.quote(str(dataset.root))}"
     console.print(f"manifests {dataset.root / 'manifests'}/  ({ask_it})", highlight=False, soft_wrap=True)
+
+
+def _warn_of_empty_train(db: duckdb.DuckDBPyConnection, console: Console) -> None:
+    """A person goes to one split as a whole, and a small data set may have no other."""
+    kept, train = db.execute(
+        "SELECT count(*), count(*) FILTER (split = 'train') FROM clips WHERE decision = 'keep'"
+    ).fetchone()
+    if kept and not train:
+        console.print(
+            f"warning: the train split is empty: all {kept} kept clips fell into val or test; change --seed, or make"
+            " --select.val-share and --select.test-share smaller (0: no such split)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -> None:

@@ -142,6 +142,21 @@ def test_summary_tells_clips_that_are_kept_from_those_in_the_shards(dataset):
     assert "train 0 clips, the shards still hold 2 clips, 9 samples, 2.0 MB, until the next run" in text
 
 
+def test_summary_warns_of_an_empty_train_split(dataset):
+    for val_share, test_share, is_empty in ((0.5, 0.499999, True), (0.0, 0.0, False)):
+        options = SelectOptions(val_share=val_share, test_share=test_share)
+        select(dataset, Recipe(select=options), 0.4)
+        text = shown(lambda console: print_summary(dataset, SelectOptions(), console))
+        warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
+        assert len(warnings) == is_empty
+        if is_empty:
+            assert "the train split is empty: all 2 kept clips" in warnings[0]
+            assert "--seed" in warnings[0]
+            assert "--select.test-share" in warnings[0]
+    select(dataset, Recipe(select=SelectOptions(min_sharpness=0.9)), 0.4)
+    assert "warning" not in shown(lambda console: print_summary(dataset, SelectOptions(), console)), "nothing is kept"
+
+
 def test_table_of_costs(dataset):
     text = shown(lambda console: print_costs(rule_costs(dataset, SelectOptions()), console))
     yaw = next(line.split() for line in text.splitlines() if line.startswith("yaw"))

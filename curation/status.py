@@ -273,7 +273,8 @@ def print_status(status: Status, console: Console) -> None:
     facts = Table(show_header=False, box=None, pad_edge=False)
     if status.num_workers:
         active = f", {status.num_recent_workers} of them in the last 5 minutes" if status.is_active else ""
-        facts.add_row("workers", f"{status.num_workers} finished units{active}")
+        noun = "process that has" if status.num_workers == 1 else "processes that have"
+        facts.add_row("workers", f"{status.num_workers} {noun} finished a unit{active}")
     if status.last_unit_at:
         facts.add_row("last unit", f"{status.last_unit_at}, {_ago(status.last_unit_at)} ago")
     if status.runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def end_of_a_process() -> int:
     return process.pid
 
 
-def test_while_it_runs(dataset):
+def test_while_it_runs(dataset, capsys):
     scan = ledger(dataset)
     do(scan, None, 0, 1)
     with record_run(dataset, ["/v"], RECIPE) as record:
@@ -83,6 +84,9 @@ def test_while_it_runs(dataset):
         assert now.eta_s == pytest.approx(4 / now.recent_units_per_s, abs=0.1)
         assert now.recent_frames_per_s == pytest.approx(50 * now.recent_units_per_s, rel=0.01)
         assert (status.num_workers, status.num_recent_workers) == (3, 3)
+        assert main(["status", str(dataset.root)]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "workers 3 processes that have finished a unit, 3 of them in the last 5 minutes" in shown
         last = max(path.stat().st_mtime for path in scan.folder.glob("*.json"))
         assert datetime.fromisoformat(status.last_unit_at).timestamp() == int(last), "of the unheard one"
         (failure,) = status.failures
@@ -169,7 +173,9 @@ def test_after_its_end(dataset, capsys):
     ]
     assert (status.status, status.num_workers, status.num_recent_workers) == ("succeeded", 1, 0)
     assert main(["status", str(dataset.root)]) == 0
-    assert "succeeded" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "succeeded" in shown
+    assert "1 process that has finished a unit\n" in re.sub(" +\n", "\n", shown)
 
 
 def test_failed_run_says_why(dataset, capsys):

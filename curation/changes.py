@@ -15,7 +15,7 @@ class Contents:
     """What a data set holds at one moment."""
 
     recipe_hash: str | None = None
-    """None: there is no data set yet."""
+    """None: there is no data set yet; "damaged": its recipe cannot be read."""
     num_kept: int = 0
     """Clips."""
     shards: dict[str, str] = field(default_factory=dict)
@@ -28,8 +28,12 @@ def read_contents(dataset: Dataset) -> Contents:
         return Contents()
     kept = pc.sum(pc.equal(read_table(dataset, "clips", ["decision"])["decision"], "keep")).as_py()
     shards = read_table(dataset, "shards", ["shard", "plan_hash"]).to_pylist()
+    try:
+        recipe_hash = recipe_of(dataset.root).stage_hash("pack")
+    except ValueError:  # a run replaces it
+        recipe_hash = "damaged"
     return Contents(
-        recipe_hash=recipe_of(dataset.root).stage_hash("pack"),
+        recipe_hash=recipe_hash,
         num_kept=kept or 0,
         shards={row["shard"]: row["plan_hash"] for row in shards},
     )

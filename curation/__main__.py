@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -289,11 +293,34 @@ COMMANDS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 success, 1 nothing could be used or the work had to stop, 2 wrong use, 141 nobody reads it."""
+    """Run a command; 0 success, 1 nothing could be used or the work had to stop, 2 wrong use, 141 nobody reads it.
+
+    130 after Ctrl-C, 143 after SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with ending_quietly():
+        with _sigterm_interrupts(), ending_quietly():
             return _parse(arguments).main()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -301,16 +328,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (FatalError, OSError) as error:  # a full disk may meet this process as well as a worker
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
 
 
 def _parse(arguments: list[str]) -> Any:
     """The command with its options; those of the recipe start from the preset, or from the data set's own recipe."""
     if not arguments or arguments[0] not in COMMANDS:
         wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        text = "usage: python -m curation COMMAND [OPTIONS]\n\n" + "".join(
+        unknown = f"error: unknown command {arguments[0]!r}\n" if arguments and not wants_help else ""
+        text = f"{unknown}usage: python -m curation COMMAND [OPTIONS]\n\n" + "".join(
             f"  {name:<8} {(cls.__doc__ or '').splitlines()[0]}\n" for name, cls in COMMANDS.items()
         )
         print(text, file=sys.stdout if wants_help else sys.stderr)

@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +94,7 @@ class Cluster:
             if name.startswith("ray"):
                 logging.getLogger(name).setLevel(logging.ERROR)
 
-        start = time.perf_counter()
+        start, on_sigterm = time.perf_counter(), signal.getsignal(signal.SIGTERM)
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         self._is_embedded = not address and not ray.is_initialized()
@@ -103,6 +105,8 @@ class Cluster:
                 ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **quiet)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
             raise ValueError(f"--gpus-per-worker {self._options.gpus_per_worker:g}: Ray finds no GPU on this machine")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process in the middle of everything
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False

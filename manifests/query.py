@@ -75,7 +75,7 @@ def find_query(name: str) -> NamedQuery:
     if name in (*TABLES, "files"):
         raise ValueError(f'{name} is a view, not a query: try "FROM {name} LIMIT 10"')
     near = difflib.get_close_matches(name, queries, n=3, cutoff=0.5) or [q for q in queries if name in q]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else ";"
     raise ValueError(f"no query is called {name!r}{hint} --list shows all")
 
 

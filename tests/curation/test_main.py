@@ -130,7 +130,7 @@ def test_no_data_set(tmp_path, capsys, command):
         (("run", "VIDEO", "--output", "OUT", "--crop.jpeg-quality", "0"), "jpeg_quality is 0, expected 1 to 100"),
         (("run", "VIDEO"), "--output"),
         (("run", "--output", "OUT"), "(?i)nothing to curate|inputs"),
-        (("curate",), "usage: python -m curation COMMAND"),
+        (("curate",), "unknown command .curate."),
         ((), "usage: python -m curation COMMAND"),
     ],
 )

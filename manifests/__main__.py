@@ -25,7 +25,7 @@ import duckdb
 import tyro
 
 from manifests.broken_pipe import ending_quietly
-from manifests.query import check_reads_only, find_query, find_sources, is_name, named_queries
+from manifests.query import check_reads_only, find_query, find_sources, is_name, named_queries, without_end
 from manifests.storage import is_local, place
 from manifests.store import Dataset
 from manifests.summary import make_console, print_summary
@@ -143,8 +143,9 @@ def _answer(db: duckdb.DuckDBPyConnection, query: Query) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = query.output or Path(folder) / "answer"
         target = str(path).replace("'", "''")
-        inner = sql.rstrip().rstrip(";")
-        (num_rows,) = db.execute(f"COPY ({inner}\n) TO '{target}' ({_COPY_OPTIONS[chosen]})", values).fetchone()
+        (num_rows,) = db.execute(
+            f"COPY ({without_end(sql)}) TO '{target}' ({_COPY_OPTIONS[chosen]})", values
+        ).fetchone()
         if query.output is None:
             with open(path, encoding="utf-8") as file:
                 shutil.copyfileobj(file, sys.stdout)

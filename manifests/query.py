@@ -120,6 +120,17 @@ def check_reads_only(sql: str) -> None:
         )
 
 
+def without_end(sql: str) -> str:
+    """A statement without the semicolons and comments after it, so that it can stand in brackets."""
+    data = sql.encode()
+    end = len(data)
+    for start, kind in reversed(duckdb.tokenize(sql)):  # offsets count bytes
+        if kind != duckdb.token_type.comment and data[start:end].strip() != b";":
+            break
+        end = start
+    return data[:end].decode()
+
+
 def is_name(text: str) -> bool:
     """Whether `text` can only be the name of a query."""
     return re.fullmatch(r"[\w-]+", text) is not None

@@ -52,7 +52,10 @@ def _heading(db: duckdb.DuckDBPyConnection, dataset: Dataset, overview: dict[str
     table.add_row("frames", f"{o['num_frames']:,} in kept clips, of which {o['num_stills']:,} are stills")
     table.add_row("identities", f"{o['num_identities']:,} persons in kept clips")
     table.add_row("duplicates", f"{o['num_duplicates']:,} clips show the footage of a kept clip")
-    table.add_row("problems", f"{o['num_failures']:,} units of work failed or found nothing (sources_failed)")
+    table.add_row(
+        "problems",
+        f"{o['num_failures']:,} units of work failed or found nothing (sources_failed: they and unusable files)",
+    )
     if o["num_forgotten"]:
         table.add_row("forgotten", f"{o['num_forgotten']:,} tombstones keep out what was removed (forgotten)")
     analysers = {(row["analyser"], row["licence"]) for row in rows_of(ask(db, "analysers"))}

@@ -240,9 +240,10 @@ def test_query_sees_no_variables_of_the_program(dataset, capfd):
     assert "query" in capfd.readouterr().err
 
 
-def test_trailing_comment(dataset, capfd):
-    assert main([str(dataset.root), "SELECT 1 AS n -- one", "--format", "csv"]) == 0
-    assert capfd.readouterr().out == "n\n1\n"
+@pytest.mark.parametrize("end", [" -- one", "; -- one", ";", ";\n/* one; */ ;\n", " -- one;"])
+def test_trailing_comment(dataset, capfd, end):
+    assert main([str(dataset.root), f"SELECT 'ä;' AS n{end}", "--format", "csv"]) == 0
+    assert capfd.readouterr().out == "n\nä;\n"
 
 
 @pytest.mark.parametrize("format", ["table", "csv"])

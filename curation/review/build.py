@@ -45,8 +45,8 @@ def build(
         progress: called with strips done and strips to do.
 
     Raises:
-        ValueError: there is no data set, it has no clips yet, `output` holds a page of something else, or max_clips
-            is less than 1.
+        ValueError: there is no data set, it has no clips yet, `output` holds other things, or max_clips is less
+            than 1.
     """
     if max_clips < 1:
         raise ValueError(f"--max-clips is {max_clips}, expected 1 or more")
@@ -54,7 +54,7 @@ def build(
         require_local(dataset.root, "name a local folder for the page with --output:")
     folder = dataset.report if output is None else output
     recipe = recipe_of(dataset.root)
-    _check_output(folder)
+    _check_output(folder, is_report=output is None)
     clips, num_all = read_clips(dataset, max_clips)
     if num_all == 0:
         raise ValueError(f"{dataset.root} has no clips yet, so there is nothing to look at: `run` makes them")
@@ -94,7 +94,11 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _check_output(folder: Path) -> None:
+def _check_output(folder: Path, *, is_report: bool) -> None:
+    """is_report: the data set's own folder, where other reports lie, too."""
     page = folder / "index.html"
-    if page.is_file() and _MARK.encode() not in page.read_bytes()[:2000]:
-        raise ValueError(f"{page} is a page of something else and would be overwritten: choose another --output")
+    if page.is_file():
+        if _MARK.encode() not in page.read_bytes()[:2000]:
+            raise ValueError(f"{page} is a page of something else and would be overwritten: choose another --output")
+    elif not is_report and folder.is_dir() and {path.name for path in folder.iterdir()} - {STRIPS_FOLDER}:
+        raise ValueError(f"{folder} holds other things and no page of a data set: choose another --output")

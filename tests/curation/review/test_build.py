@@ -116,6 +116,10 @@ def test_mistakes_are_said(demo_copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="page of something else"):
         build(Dataset(demo_copy), tmp_path)
     assert (tmp_path / "index.html").read_text() == "<h1>My home page</h1>"
+    (tmp_path / "index.html").rename(tmp_path / "notes.html")
+    with pytest.raises(ValueError, match="holds other things and no page of a data set"):
+        build(Dataset(demo_copy), tmp_path)
+    assert [path.name for path in tmp_path.glob("strips*")] == []
     dataset = Dataset(demo_copy)
     replace_table(dataset, "clips", read_table(dataset, "clips").slice(0, 0))
     with pytest.raises(ValueError, match="has no clips yet"):

@@ -84,6 +84,9 @@ def animate(
     check_destination(output)
     if options.max_s is not None and options.max_s <= 0:
         raise ValueError(f"max_s is {options.max_s:g}: expected a positive number of seconds")
+    origin = None
+    if open_clip(source) is None:  # a still without a face is told before minutes go into the driving video
+        origin = load_source(source, engine, analyser, which=options.faces_in_source)
     driven = load_driving(
         driving,
         engine,
@@ -96,7 +99,7 @@ def animate(
     if template_output is not None:
         save_template(driven.template(), template_output)
     fps = _exact(options.fps) or driven.fps or _own_rate(source)
-    origin = load_source(
+    origin = origin or load_source(
         source, engine, analyser, which=options.faces_in_source, fps=fps, max_s=options.max_s, report=report
     )
     num_frames = _num_frames(origin, driven)

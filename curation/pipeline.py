@@ -26,7 +26,7 @@ from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
 from manifests.storage import Place, list_folders, make_folder, remove_tree
-from manifests.store import Dataset, iterate_rows, read_table, release_memory, write_bytes_atomically
+from manifests.store import Dataset, iterate_rows, iterate_tables, read_table, release_memory, write_bytes_atomically
 from model.faces import same_person_similarity
 
 STAGES = ("index", "scan", "crop", "pack")
@@ -114,12 +114,15 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
 
 
 def require_reselectable(dataset: Dataset, recipe: Recipe) -> None:
-    """ValueError where a recipe differs from the data set's in more than select.* and seed, which `select` applies."""
+    """ValueError where `select` cannot apply a recipe: it differs from the data set's in more than select.* and seed,
+    or there are no clips."""
     changes = recipe_changes(recipe_of(dataset.root), recipe)
     others = {name: change for name, change in changes.items() if name != "seed" and not name.startswith("select.")}
     if others:
         told = ", ".join(f"{name} ({old} -> {new})" for name, (old, new) in others.items())
         raise ValueError(f"select applies select.* and seed alone and cannot change {told}: give that to `run`")
+    if not any(len(clips) for clips in iterate_tables(dataset, "clips")):
+        raise ValueError(f"{dataset.root} has no clips yet, so there is nothing to decide about: `run` makes them")
 
 
 def open_dataset(output: str | Place) -> Dataset:
@@ -205,6 +208,7 @@ class _Job:
         if not num_todo:
             return
         self.workers.connect()
+        self.record.restart_clock()
         metrics = self.dataset.root / "metrics.jsonl"
         progress = StageProgress(stage, total, total - num_todo, metrics)
         for summary in self.workers.run(stage, self.recipe, folder, units):

@@ -43,7 +43,7 @@ class StageProgress:
             self._show()
 
     def line(self) -> str:
-        """done/total, rates, time to go, rejected, failed."""
+        """done/total, rates, time to go, what came out of it (index: files, and several may be one source), failed."""
         seconds = max(time.monotonic() - self._start, 1e-6)
         fresh = self.done - self._resumed
         eta = (self.total - self.done) * seconds / fresh if fresh else None
@@ -56,12 +56,12 @@ class StageProgress:
             parts.append(f"ETA {_clock(eta)}" if eta is not None else "ETA -")
         else:
             parts.append(f"took {_clock(seconds)}")
-        noun = {"index": "sources", "scan": "tracks", "crop": "clips", "pack": "shards"}[self.stage]
+        noun = {"index": "usable", "scan": "tracks", "crop": "clips", "pack": "shards"}[self.stage]
         parts.append(f"{self.kept - self.rejected} {noun}")
         if self._resumed:
             parts.append(f"{self._resumed} done before")
         if self.rejected:
-            parts.append(f"{self.rejected} rejected")
+            parts.append(f"{self.rejected} cannot be used")
         if self.failed:
             parts.append(f"{self.failed} with problems")
         return "  ".join(parts)

@@ -177,6 +177,11 @@ class RunRecord:
             )
         self.write()
 
+    def restart_clock(self) -> None:
+        """The stage's work begins only now: what came before (starting Ray) is not its time."""
+        with self._mutex:
+            self._state["stages"][-1]["began_at"] = time.time()
+
     def count(self, summary: dict[str, Any]) -> None:
         """A unit of the stage has finished."""
         with self._mutex:

@@ -166,7 +166,8 @@ def _live_stage(
             took_s += max(time.time() - beat_at, 0.0)
     if name == "pack":
         num_problems = stage["failed_before"] + stage["num_failed"]
-    rates = (_rate(num_new, took_s), _rate(stage["num_frames"], stage["took_s"]))
+    timed = num_new if state == "running" else stage["num_done"]  # a dead driver's clock stopped at its last heartbeat
+    rates = (_rate(timed, took_s), _rate(stage["num_frames"], stage["took_s"]))
     recent = (None, None)
     if state == "running" and len(stage["samples"]) > 1:
         (first_at, first_done, first_frames), (at, done, frames) = stage["samples"][0], stage["samples"][-1]

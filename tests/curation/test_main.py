@@ -121,6 +121,12 @@ def test_no_data_set(tmp_path, capsys, command):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_select_before_there_are_clips(tmp_path, capsys, dry):
+    (tmp_path / "recipe.toml").write_text(recipe_toml(Recipe()))
+    assert "has no clips yet" in error_of(capsys, "select", "--output", tmp_path, *dry)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

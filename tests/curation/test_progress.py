@@ -74,7 +74,7 @@ def test_rejected_sources_are_not_counted_as_kept(tmp_path, clock):
     for rejected in (0, 1, 0):
         stage.add({"unit": "u", "counts": {"sources": 1}, "rejected": rejected})
     clock.now += 3725
-    assert stage.line() == "index  3/3  took 1:02:05  2 sources  1 rejected"
+    assert stage.line() == "index  3/3  took 1:02:05  2 usable  1 cannot be used"
 
 
 def test_before_the_first_unit_there_is_no_estimate(tmp_path, clock):

@@ -130,6 +130,8 @@ def test_driver_is_dead_and_units_go_on(dataset, rows_of, capsys):
     shown = capsys.readouterr().out
     assert f"lost: the driver on {row['host']}, process {dead} is gone" in shown
     assert "3/6" in shown
+    heartbeat = read_heartbeat(dataset)["stages"][0]
+    assert stage.units_per_s == pytest.approx(2 / heartbeat["took_s"], rel=0.01), "units that its clock has seen"
 
     with record_run(dataset, [], RECIPE) as record:
         record.enter("scan", scan.folder.name, 6, 3, 3)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model.faces.onnx_session import execution_providers, fold_constants, open_session, require_provider
+from model.faces.onnx_session import execution_providers, fold_constants, open_session, require_provider, rewrite_prelu
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -65,6 +65,30 @@ def test_folding_leaves_no_quantised_weights(quantised):
     assert [node.op_type for node in model.graph.node] == ["Conv", "Conv"]
     assert {tensor.name for tensor in model.graph.initializer} == {"w1", "w2"}
     assert all(tensor.data_type == TensorProto.FLOAT for tensor in model.graph.initializer)
+
+
+def test_rewritten_prelu_computes_the_same(tmp_path):
+    """Slopes per channel below 0, between and above 1; a slope that is computed stays as it is."""
+    slopes = np.array([-0.5, 0.0, 0.25, 1.0, 3.0], np.float32).reshape(5, 1, 1)
+    graph = helper.make_graph(
+        [
+            helper.make_node("PRelu", ["data", "slopes"], ["hidden"]),
+            helper.make_node("Abs", ["slopes"], ["computed"]),
+            helper.make_node("PRelu", ["hidden", "computed"], ["out"]),
+        ],
+        "activations",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 5, 9, 7])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 5, 9, 7])],
+        [numpy_helper.from_array(slopes, "slopes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=8)
+    onnx.save(model, tmp_path / "activations.onnx")
+    rewrite_prelu(model)
+    assert [n.op_type for n in model.graph.node].count("PRelu") == 1
+    data = np.random.default_rng(2).normal(size=(1, 5, 9, 7)).astype(np.float32)
+    found = open_session(tmp_path / "activations.onnx", num_threads=1, device="cpu").run(None, {"data": data})[0]
+    hidden = np.where(data > 0, data, slopes * data)
+    np.testing.assert_allclose(found, np.where(hidden > 0, hidden, abs(slopes) * hidden), rtol=1e-5, atol=1e-6)
 
 
 def test_released_axes_take_any_size(quantised):

@@ -143,6 +143,12 @@ def require_not_negative(options: Any, *names: str) -> None:
             raise ValueError(f"{name} is {value}, expected 0 or more")
 
 
+def require_no_negative(options: Any) -> None:
+    """ValueError where any number among the fields (None is none) is less than 0."""
+    values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+    require_not_negative(options, *(name for name, value in values.items() if isinstance(value, (int, float))))
+
+
 def require_finite(options: Any, section: str = "") -> None:
     """ValueError where a number of a recipe, in any of its sections, is infinite or not a number."""
     for item in dataclasses.fields(options):

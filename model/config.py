@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,10 @@ class ModelConfig:
     """Hidden widths of R_lip."""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+                raise ValueError(f"{item.name} is {value}, expected 1 or more")
         stride = max(
             2 ** (self.num_down_blocks + self.num_hourglass_blocks), 4 * 2 ** (len(self.backbone_channels) - 1)
         )

@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import traceback
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -32,6 +33,7 @@ COMMANDS = {
 }
 
 
+_OTHER_RANKS_WAIT_S = 3.0
 RESUMABLE = "interrupted; the same command continues"
 
 
@@ -70,14 +72,21 @@ def main(arguments: list[str] | None = None) -> int:
         with ending_quietly():
             return parse(arguments).main() or 0
     except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell_error(error)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell_error(error)
         return 1
     except KeyboardInterrupt:
         print("interrupted" if arguments[0] in ("evaluate", "export") else RESUMABLE, file=sys.stderr)
         return 130
+
+
+def _tell_error(error: Exception) -> None:
+    """One line. What all ranks meet is told by the first: torchrun has ended the others before they tell it."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_OTHER_RANKS_WAIT_S)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def start_logging() -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from manifests.recipes import require_positive
+from manifests.recipes import require_no_negative, require_positive
 from training.base_model import PairMotion
 from training.data import PreparedBatch, RandomTransform
 from training.losses import (
@@ -50,6 +50,9 @@ class MotionLosses:
 
     pose_signs: Literal["auto", "labels"] = "auto"
     """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign."""
+
+    def __post_init__(self) -> None:
+        require_no_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

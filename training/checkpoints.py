@@ -143,7 +143,6 @@ class CheckpointFolder:
         self.inputs = dict(inputs or {})
         self._pending: tuple[Future, str, bool] | None = None
         if writes:
-            self.root.mkdir(parents=True, exist_ok=True)
             for partial in self.root.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -190,7 +189,8 @@ class CheckpointFolder:
         load_stage_tensors(stage, read_tensors(folder), folder)
         if self.writes:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
-            self._tell_other_inputs(run.get("inputs", {}))
+            if run["state"]["images"] < recipe.num_images:
+                self._tell_other_inputs(run.get("inputs", {}))
         state = RunState(**run["state"])
         if run["recipe_hash"] != recipe.hash:
             # Figures by other weights of losses, or on other pairs, are no measure for those to come.
@@ -199,7 +199,7 @@ class CheckpointFolder:
 
     def _tell_other_inputs(self, before: Mapping[str, str]) -> None:
         if (data := self.inputs.get("data")) != (old := before.get("data", data)):
-            print(f"note: until now this run was trained on {old}, from here on on {data}", file=sys.stderr)
+            print(f"note: until now this run was trained on {old}, from here on {data}", file=sys.stderr)
         if (init := self.inputs.get("init")) != (old := before.get("init", init)):
             given = f"--init {init} is not read" if init else "--init was not given, and is not needed"
             print(f"note: {given}: this run began from {old or 'random weights'}", file=sys.stderr)
@@ -230,6 +230,7 @@ class CheckpointFolder:
         temporary = self.root / f"{_PARTIAL}{name}"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             with _quiet_dcp():
                 future = dcp.async_save(tensors, storage_writer=_AtomicWriter(temporary, target, run), no_dist=True)
         except OSError as error:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,6 +111,8 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     process = Process(rank=rank, world_size=world_size, device=place)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_stop_with_torchrun, args=(os.getppid(),), daemon=True).start()
     if world_size == 1:
         yield process
         return
@@ -120,6 +125,14 @@ def start_process(device: str = "auto") -> Iterator[Process]:
     dist.destroy_process_group()
 
 
+def _stop_with_torchrun(parent: int) -> None:
+    """Ask this process to stop, as a preemption does, when torchrun has been killed: nobody would see it train on."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_FOR_TORCHRUN_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+_LOOK_FOR_TORCHRUN_S = 2.0
 _kept_groups: list[dist.ProcessGroup] = []
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from manifests.recipes import require_no_negative
 from model.keypoints import open_ratios_68
 from training.data import PreparedBatch
 from training.distributed import Process
@@ -38,6 +39,9 @@ class LandmarkOptions:
     """Weight of the mean absolute error of the coordinates."""
     openness: float = 1.0
     """Weight of the mean absolute error of the openness of eyes and lips that the points give."""
+
+    def __post_init__(self) -> None:
+        require_no_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True)

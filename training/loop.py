@@ -90,35 +90,35 @@ def train(
     SIGTERM and SIGINT end the run after the current step, with a checkpoint. init: what the stage's weights are from,
     to be noted. ValueError for what the user can mend, NonFiniteError for a run that diverged.
     """
-    per_rank = batch_per_rank(recipe.batch_size, process)
-    inputs = {"data": dataset, "init": str(init or "")}
-    folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main, inputs=inputs)
-    state = folder.restore(stage, recipe, allow_other_recipe=allow_other_recipe)
-    loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
-    if process.is_main and state.images < recipe.num_images:
-        write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
-    reporter = Reporter(output, recipe, process, first_image=state.images)
-    interrupted = False
-    with stop_request() as request, reporter:
-        if state.images == 0:
-            look(stage, recipe, state, dataset, output, process, reporter)
-        batches = reporter.timed(loader)
-        while state.images < recipe.num_images and not interrupted:
-            batch = next(batches)
-            losses = step(stage, recipe, batch, state, process)
-            reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped)
-            interrupted, diverged = process.any(request.made, not all(map(math.isfinite, losses.values())))
-            if diverged:
-                folder.finish()
-                raise NonFiniteError(save_batch(batch, losses, output, process, folder.newest_name()))
-            is_best = look(stage, recipe, state, dataset, output, process, reporter)
-            if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
-                folder.save(stage, recipe, state, is_best=is_best)
-            folder.poll()
-        saved = folder.save_last(stage, recipe, state)
-        reporter.last(state.images, interrupted=interrupted, saved=saved)
-    (failed,) = process.any(not saved)
-    return 1 if failed else 130 if interrupted and request.by == signal.SIGINT else 0
+    with stop_request() as request:  # from here on: what reads and imports below would swallow an interrupt
+        per_rank = batch_per_rank(recipe.batch_size, process)
+        inputs = {"data": dataset, "init": str(init or "")}
+        folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main, inputs=inputs)
+        state = folder.restore(stage, recipe, allow_other_recipe=allow_other_recipe)
+        loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
+        if process.is_main and state.images < recipe.num_images:
+            write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
+        with Reporter(output, recipe, process, first_image=state.images) as reporter:
+            (interrupted,) = process.any(request.made)
+            if state.images == 0 and not interrupted:
+                look(stage, recipe, state, dataset, output, process, reporter)
+            batches = reporter.timed(loader)
+            while state.images < recipe.num_images and not interrupted:
+                batch = next(batches)
+                losses = step(stage, recipe, batch, state, process)
+                reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped)
+                interrupted, diverged = process.any(request.made, not all(map(math.isfinite, losses.values())))
+                if diverged:
+                    folder.finish()
+                    raise NonFiniteError(save_batch(batch, losses, output, process, folder.newest_name()))
+                is_best = look(stage, recipe, state, dataset, output, process, reporter)
+                if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
+                    folder.save(stage, recipe, state, is_best=is_best)
+                folder.poll()
+            saved = state.images == 0 or folder.save_last(stage, recipe, state)
+            reporter.last(state.images, interrupted=interrupted, saved=saved)
+        (failed,) = process.any(not saved)
+        return 1 if failed else 130 if interrupted and request.by == signal.SIGINT else 0
 
 
 def open_loader(

@@ -6,8 +6,9 @@ import json
 import math
 import resource
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -37,19 +38,22 @@ class Reporter:
         self._line_images = first_image
         self._line_time = self._start = time.perf_counter()
         self._start_paused_s = 0.0
-        self.board = None
+        self._board: Any = None
         if process.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
             output.mkdir(parents=True, exist_ok=True)
-            self.board = SummaryWriter(str(output / "tensorboard"), purge_step=first_image)
+            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=first_image)
+            if first_image:
+                self._record({"kind": "resumed", "images": first_image, "time": time.time()})
 
     def __enter__(self) -> Reporter:
+        self._hook, threading.excepthook = threading.excepthook, _without_tensorboard(threading.excepthook)
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self.board is not None:
-            self.board.close()
+        self._draw("close")
+        threading.excepthook = self._hook
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; time spent waiting for them is counted."""
@@ -121,8 +125,7 @@ class Reporter:
 
     def picture(self, grid: Any, images: int) -> None:
         """A sample grid uint8 [H, W, 3] for TensorBoard."""
-        if self.board is not None:
-            self.board.add_image("samples", grid, images, dataformats="HWC")
+        self._draw("add_image", "samples", grid, images, dataformats="HWC")
 
     def last(self, images: int, *, interrupted: bool, saved: bool) -> None:
         """The closing line."""
@@ -132,17 +135,42 @@ class Reporter:
             self._say(f"{how} at {images:,} images after {took}" + ("" if saved else "; the last state is NOT saved"))
 
     def _write(self, kind: str, record: dict[str, Any], scalars: Mapping[str, float], images: int) -> None:
+        self._record({"kind": kind, **record})
+        for name, value in scalars.items():
+            self._draw("add_scalar", name, value, images)
+
+    # A full disk must not end a run whose weights are fine.
+
+    def _record(self, record: dict[str, Any]) -> None:
         try:
             with open(self._path, "a") as file:
-                file.write(json.dumps({"kind": kind, **record}) + "\n")
-            for name, value in scalars.items():
-                self.board.add_scalar(name, value, images)
-        except OSError as error:  # a full disk must not end a run whose weights are fine
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
             self._say(f"error: figures could not be written to {self._path} ({error})")
+
+    def _draw(self, what: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of TensorBoard's writer, which cannot be used any more once it has failed."""
+        if self._board is None:
+            return
+        try:
+            getattr(self._board, what)(*arguments, **options)
+        except OSError as error:
+            self._board = None
+            self._say(f"error: TensorBoard's files could not be written ({error}): this run writes no more of them")
 
     def _say(self, text: str) -> None:
         self._out.write(text + "\n")
         self._out.flush()
+
+
+def _without_tensorboard(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`threading.excepthook` that passes over TensorBoard's own thread: its writer raises the error again."""
+
+    def tell(problem: Any) -> None:
+        if type(problem.thread).__name__ != "_AsyncWriterThread":
+            hook(problem)
+
+    return tell
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -38,5 +38,8 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write a grid; the file appears complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    Image.fromarray(pixels).save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from manifests import recipes
-from manifests.recipes import require_finite, require_positive
+from manifests.recipes import require_finite, require_no_negative, require_positive
 from model.config import ModelConfig
 from training.data import AugmentationConfig, DataConfig
 
@@ -50,6 +50,11 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "discriminator_learning_rate")
+        require_no_negative(self)
+        if self.final_share > 1:
+            raise ValueError(f"final_share is {self.final_share}, expected 0 to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}, expected at least 0 and less than 1")
 
     def factor(self, images: int, num_images: int) -> float:
         """Share of the learning rate after `images` of `num_images`."""
@@ -98,6 +103,7 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         require_positive(self, "log_every_images", "num_pictures", "num_validation")
+        require_no_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from manifests.recipes import require_positive
+from manifests.recipes import require_no_negative, require_positive
 from model.keypoints import open_ratios_68, retarget_eye, retarget_lip
 from training.correction import CorrectionStage, masked_mean, mean_over_known
 from training.data import PreparedBatch, PreparedFrames
@@ -34,6 +34,9 @@ class RetargetingLosses:
     """Asked against achieved openness."""
     offset: float = 1.0
     """Size of the correction."""
+
+    def __post_init__(self) -> None:
+        require_no_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True)

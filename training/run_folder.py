@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ def check_output(output: Path) -> None:
     """ValueError where a run must not write."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; expected the folder of a run, or a new name")
-    if (output / "manifests").is_dir():
+    if (output / "manifests").is_dir() and ((output / "recipe.toml").exists() or (output / "shards").is_dir()):
         raise ValueError(f"--output {output} is a data set, whose recipe and metrics a run would replace: use another")
 
 
@@ -30,15 +31,20 @@ def only_command(output: Path) -> Iterator[None]:
     is_new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     path = output / ".lock"
-    with open(path, "a") as file:
+    with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another command is training into {output}: wait for it, or end it first") from error
+            file.seek(0)
+            by = file.read().strip() or "another command"
+            raise ValueError(f"{by} is training into {output}: wait for it, or end it first") from error
         except OSError as error:
             logger.warning("%s has no locks (%s): let only one command at a time train into it", output, error)
         if not path.exists() or os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
             raise ValueError(f"another command has just ended in {output}: try again")
+        with suppress(OSError):  # a full disk does not keep a run from being looked at again
+            file.truncate(0)
+            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
         try:
             yield
         finally:

@@ -59,6 +59,9 @@ def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process
             torch.backends.cudnn.allow_tf32 = recipe.compute.tf32
             torch.backends.cudnn.benchmark = True
         if options.dry_run:
+            if process.is_main and not options.output.exists():
+                with only_command(options.output):  # makes it, and removes it again
+                    pass
             stage = make_stage(process)
             open_loader(stage, recipe, options.data, process, per_rank)
             if process.is_main:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from manifests.recipes import require_no_negative
 from model.keypoints import stitch
 from training.correction import CorrectionStage, masked_mean
 from training.data import PreparedBatch
@@ -26,6 +27,9 @@ class StitchingLosses:
     """Change of the shoulders: mean over their pixels."""
     offset: float = 1.0
     """Size of the correction: mean over its 3K + 2 numbers. Without it, S would simply undo the motion."""
+
+    def __post_init__(self) -> None:
+        require_no_negative(self)
 
 
 @dataclass(frozen=True, kw_only=True)

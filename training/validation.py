@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from training.data import PreparedBatch, make_loader, prepare
+from training.data import Batch, PreparedBatch, make_loader, prepare
 from training.distributed import Process
 from training.metrics import Reporter
 from training.pictures import draw_grid, write_png
@@ -53,7 +53,10 @@ def save_pictures(
     if batches is None:
         return
     with torch.no_grad():
-        grid = draw_grid(stage.pictures(next(batches)))
+        batch = next(batches, None)
+        if batch is None:
+            return
+        grid = draw_grid(stage.pictures(batch))
     try:
         write_png(output / "pictures" / f"images-{images:010d}.png", grid)
     except OSError as error:
@@ -81,8 +84,15 @@ def held_out_batches(
             side_px=2 * recipe.model.image_size,
         )
     except ValueError as error:
-        _log.warning(
-            "no validation and no pictures: %s; data.held_out_share keeps frames of training clips back", error
-        )
+        advice = "; data.held_out_share keeps frames of training clips back" if split == "val" else ""
+        _log.warning("no validation and no pictures: %s%s", error, advice)
         return None
-    return (prepare(batch.to(process.device), image_size=recipe.model.image_size) for batch in loader)
+    return _prepared_until_damaged(loader, recipe, process)
+
+
+def _prepared_until_damaged(loader: Iterable[Batch], recipe: Recipe, process: Process) -> Iterator[PreparedBatch]:
+    try:
+        for batch in loader:
+            yield prepare(batch.to(process.device), image_size=recipe.model.image_size)
+    except ValueError as error:
+        _log.warning("validation and pictures have no held-out pairs any more: %s", error)

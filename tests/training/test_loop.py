@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -14,8 +15,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import training.loop
+from training import distributed
+from training.__main__ import main
 from training.checkpoints import CheckpointFolder, read_run, read_tensors
-from training.loop import due, take_step
+from training.loop import due, open_loader, stop_request, take_step
 
 Run = Callable[..., str]
 
@@ -101,6 +105,34 @@ def test_a_signal_saves_and_ends_well(
     images = read_run(output / "checkpoints" / name)["state"]["images"]
     assert images == max(records(output))
     assert 0 < images < 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step(
+    dataset: Path, quick_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, number: int
+) -> None:
+    """While the data is opened an import may swallow the interrupt: it is kept until the run can end in order."""
+
+    def opened(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return open_loader(*arguments, **options)
+
+    monkeypatch.setattr(training.loop, "open_loader", opened)
+    output = tmp_path / "run"
+    status = main(["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)])
+    assert status == (130 if number == signal.SIGINT else 0)
+    assert "stopped as asked; the same command continues at 0 images" in capsys.readouterr().err
+    assert not (output / "checkpoints").exists()
+
+
+def test_ranks_stop_when_torchrun_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(distributed, "_LOOK_FOR_TORCHRUN_S", 0.0)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    with stop_request() as request:
+        distributed._stop_with_torchrun(7)
+        time.sleep(0.1)
+    assert (request.made, request.by) == (True, signal.SIGTERM)
 
 
 def test_a_run_that_diverges_stops_with_its_batch(

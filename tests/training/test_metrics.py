@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
+import threading
 import time
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from training.base import BaseRecipe
 from training.distributed import Process
@@ -49,6 +53,27 @@ def test_a_line_tells_means_speed_wait_and_time_to_go(tmp_path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(20, 2.0)]
+
+
+def test_a_full_disk_ends_the_files_and_not_the_run(tmp_path, monkeypatch, capfd) -> None:
+    """TensorBoard's own thread meets it first; later calls raise it again. No traceback, and one line of it."""
+
+    def full(writer: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = dataclasses.replace(BaseRecipe(), batch_size=1, reports=ReportOptions(log_every_images=1))
+    out = io.StringIO()
+    hook = threading.excepthook
+    with Reporter(tmp_path, recipe, Process(), first_image=5, out=out) as reporter:
+        monkeypatch.setattr(RecordWriter, "write", full)
+        for images in range(6, 40):
+            reporter.picture(np.zeros((4, 4, 3), np.uint8), images)
+            reporter.add({"loss": 1.0}, images, images, num_skipped=0)
+    assert threading.excepthook is hook
+    assert out.getvalue().count("error: TensorBoard's files could not be written ([Errno 28]") == 1
+    assert "Traceback" not in capfd.readouterr().err
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["resumed"] + 34 * ["train"]
 
 
 def test_other_ranks_write_nothing(tmp_path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_a_data_set_or_a_file_is_no_folder_for_a_run(arguments: list[str], dry, tmp_path: Path, capsys) -> None:
-    (tmp_path / "set" / "manifests").mkdir(parents=True)
+    for name in ("manifests", "shards"):
+        (tmp_path / "set" / name).mkdir(parents=True)
     (tmp_path / "file").write_text("mine")
     for name, words in (("set", "is a data set"), ("file", "is a file")):
         assert main([*arguments, str(tmp_path / name), *dry]) == 2
@@ -70,7 +73,7 @@ def test_stage_two_into_the_run_of_its_base(arguments: list[str], run: Path, cap
 def test_one_command_at_a_time(arguments: list[str], tmp_path: Path, capsys) -> None:
     with only_command(tmp_path / "run"):
         assert main([*arguments, str(tmp_path / "run")]) == 2
-        assert "another command is training into" in capsys.readouterr().err
+        assert f"error: process {os.getpid()} on {socket.gethostname()} is training into" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -83,7 +86,7 @@ def test_other_data_and_other_weights_are_noted(
     others = ["--data", str(tmp_path / "moved"), "--init", str(run)]
     assert main([*arguments, str(again), "--num-images", "12", *others]) == 0
     said = capsys.readouterr().err
-    assert f"note: until now this run was trained on {dataset}, from here on on {tmp_path / 'moved'}" in said
+    assert f"note: until now this run was trained on {dataset}, from here on {tmp_path / 'moved'}" in said
     assert f"note: --init {run} is not read: this run began from random weights" in said
     newest = CheckpointFolder(again, keep_last=1, writes=False).newest_name()
     assert read_run(again / "checkpoints" / newest)["inputs"] == {"data": str(tmp_path / "moved"), "init": str(run)}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import simplejpeg
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -103,7 +107,7 @@ class BatchLoader:
         """How often each was met, by name and reason."""
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        for batch in _plain_errors(self._loader):
             self.num_skipped += batch.num_skipped
             for name in batch.skipped:
                 if name not in self.skipped:
@@ -113,6 +117,17 @@ class BatchLoader:
                 if frames.images.is_shared():  # else page-locked by now, or read in this process
                     frames.images = frames.images.clone()  # a worker will decode there again
             yield batch
+
+
+def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
+    """The batches. A worker's ValueError, which comes with its traceback as text, becomes its own message again."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except ValueError as error:
+            raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
+        yield batch
 
 
 class _Numbers(Sampler[int]):
@@ -157,7 +172,8 @@ def make_loader(
         storage, "train" if held_out else split, with_motion=config.driving_candidates > 1, folder=config.index_folder
     )
     damaged = damaged_clips(storage, index, on_damage=config.on_damage)
-    order = PairOrder(index, config.pairs, seed=seed, cross_identity=cross_identity, held_out=held_out)
+    pairs = config.pairs if held_out else _of_kinds_left(config.pairs, index, damaged)
+    order = PairOrder(index, pairs, seed=seed, cross_identity=cross_identity, held_out=held_out)
     stored_px = _picture_side(storage, index, damaged)
     halvings = next((n for n in (3, 2, 1) if side_px and stored_px % 2**n == 0 and stored_px >> n >= side_px), 0)
     options: dict[str, Any] = {
@@ -183,6 +199,17 @@ def make_loader(
     return BatchLoader(_data_loader(reader, config, sampler=_Numbers()), order, position=position)
 
 
+def _of_kinds_left(options: PairOptions, index: ClipIndex, damaged: np.ndarray) -> PairOptions:
+    """The options without the kind of clips of which all are damaged: nothing could take their place."""
+    lost = [(index.is_still == still).any() and damaged[index.is_still == still].all() for still in (False, True)]
+    if not any(lost):
+        return options
+    _log.warning(
+        "all %s lie in damaged shards: every sample is a %s", *("stills", "video") if lost[1] else ("videos", "still")
+    )
+    return dataclasses.replace(options, still_share=0.0 if lost[1] else 1.0)
+
+
 def _data_loader(dataset: Any, config: DataConfig, **options: Any) -> DataLoader:
     if config.num_workers:
         context: Any = multiprocessing.get_context(config.worker_start)
@@ -191,6 +218,7 @@ def _data_loader(dataset: Any, config: DataConfig, **options: Any) -> DataLoader
         options |= {
             "multiprocessing_context": context,
             "prefetch_factor": config.prefetch_batches,
+            "worker_init_fn": _end_with_parent,
         }
     return DataLoader(
         dataset,
@@ -199,6 +227,21 @@ def _data_loader(dataset: Any, config: DataConfig, **options: Any) -> DataLoader
         pin_memory=torch.cuda.is_available(),
         **options,
     )
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker once the training process is gone, even killed.
+
+    PyTorch's own guard looks at the fork server, which waits for its workers in turn.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:  # None: forked, and PyTorch's guard works
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _picture_side(storage: DatasetStorage, index: ClipIndex, damaged: Any) -> int:

@@ -228,8 +228,9 @@ class BatchReader:
             waiting = again
         else:
             raise ValueError(
-                f"{len(waiting)} samples and {_MAX_ATTEMPTS} replacements of each are damaged, at last {skipped[-1]}. "
-                "Are these the shards of another data set? Verify or copy the data set again"
+                f"{len(waiting)} of the {len(pairs)} samples of a batch could not be read, nor {_MAX_ATTEMPTS} "
+                f"replacements of each; at last: {skipped[-1]}. Are these the shards of another data set? "
+                "Verify or copy the data set again"
             )
         return make_batch(pairs, *sides, position=first + step, skipped=skipped)
 

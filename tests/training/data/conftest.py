@@ -30,7 +30,12 @@ def picture_of(clip: int, frame: int) -> np.ndarray:
 
 
 def _write_dataset(
-    folder: Path, *, prefix: str = "c", weights: list[float] | None = None, blink_frame: int | None = None
+    folder: Path,
+    *,
+    prefix: str = "c",
+    weights: list[float] | None = None,
+    blink_frame: int | None = None,
+    still_numbers: tuple[int, ...] = tuple(range(2, 18, 3)),
 ) -> Path:
     """12 videos of 10 to 32 frames and 6 stills in 3 shards; two clips a person; clip 0 repeats frame 3 twice."""
     (folder / "shards").mkdir(parents=True)
@@ -41,7 +46,11 @@ def _write_dataset(
             writer = SampleWriter(file)
             numbers = range(start, start + CLIPS_A_SHARD)
             for number in numbers:
-                clips.append(_add_clip(writer, number, f"{prefix}{number:02d}_0", shard, frames, blink_frame))
+                clips.append(
+                    _add_clip(
+                        writer, number, f"{prefix}{number:02d}_0", shard, frames, blink_frame, number in still_numbers
+                    )
+                )
                 if weights is not None:
                     clips[-1]["weight"] = weights[number]
             num = sum(clip["num_frames"] for clip in clips[-CLIPS_A_SHARD:])
@@ -53,9 +62,14 @@ def _write_dataset(
 
 
 def _add_clip(
-    writer: SampleWriter, number: int, clip_id: str, shard: str, rows: list[dict], blink_frame: int | None
+    writer: SampleWriter,
+    number: int,
+    clip_id: str,
+    shard: str,
+    rows: list[dict],
+    blink_frame: int | None,
+    is_still: bool,
 ) -> dict[str, Any]:
-    is_still = number % 3 == 2
     num_frames = 1 if is_still else 10 + 2 * (number % 12)
     clip: dict[str, Any] = {
         "clip_id": clip_id,

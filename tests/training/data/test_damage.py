@@ -54,6 +54,26 @@ def test_a_missing_shard_is_told_and_its_clips_are_replaced(damaged, config, ass
         assert caplog.text.count("skipped: train-000001.tar: clip c06_0") == 1
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_kind_of_which_nothing_is_left_goes_out_of_the_mix(write_dataset, tmp_path, config, caplog, reader):
+    """Both stills lie in shard 2, which goes; no video could take their place."""
+    folder = write_dataset(tmp_path / "set", still_numbers=(12, 13))
+    (folder / "shards" / "train-000002.tar").unlink()
+    with caplog.at_level(logging.WARNING):
+        _, batches = take(folder, config, 8, reader=reader, still_share=0.5)
+    assert "all stills lie in damaged shards: every sample is a video" in caplog.text
+    assert not any(batch.is_still.any() for batch in batches)
+
+
+def test_a_worker_tells_damage_in_plain_words(damaged, write_dataset, tmp_path, config):
+    other = write_dataset(tmp_path / "other", prefix="d")
+    for shard in (other / "shards").iterdir():
+        shutil.copy(shard, damaged / "shards" / shard.name)
+    with pytest.raises(ValueError, match=r"^\d of the 6 samples of a batch could not be read") as failure:
+        take(damaged, config, 1, num_workers=1)
+    assert "Traceback" not in str(failure.value)
+
+
 def test_undamaged_samples_stay_what_they_were(damaged, coded_dataset, config):
     (damaged / "shards" / "train-000001.tar").unlink()
     whole, rest = (take(folder, config, 12)[1] for folder in (coded_dataset, damaged))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -201,3 +205,43 @@ def test_batches_that_are_kept_are_not_overwritten_by_workers(coded_dataset, con
         assert_pictures_match(kept[-1])
     for batch in kept:
         assert_pictures_match(batch)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_a_training_process_that_is_killed(coded_dataset, index_folder, tmp_path):
+    program = f"""if __name__ == "__main__":
+    import time
+    from training.data import DataConfig, make_loader
+    config = DataConfig(num_workers=1, min_gap_s=0.2, index_folder={index_folder!r})
+    batches = iter(make_loader({str(coded_dataset)!r}, config=config, batch_size=2, seed=1))
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    (tmp_path / "program.py").write_text(program)
+    mark = {"TEST_OF_WORKERS": str(tmp_path)}
+    root = str(Path(__file__).parents[3])
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"],
+        env=os.environ | mark | {"PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert len(processes_with(mark)) >= 3, "the process, the fork server, the worker"
+        process.kill()
+    end = time.monotonic() + 30
+    while processes_with(mark):
+        assert time.monotonic() < end, processes_with(mark)
+        time.sleep(0.1)
+
+
+def processes_with(mark: dict[str, str]) -> list[str]:
+    """Processes whose environment has it; those that have ended and wait for their parent have none."""
+    wanted = "=".join(*mark.items()).encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(folder.name)
+    return found

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import index, pack, tombstones
+from curation.address import require_cluster
 from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
@@ -63,6 +64,7 @@ def run(
     cluster_options = cluster_options or ClusterOptions()
     if cluster_options.gpus_per_worker and recipe.faces.device != "cuda":
         raise ValueError("--gpus-per-worker without --faces.device cuda would take GPUs and not use them")
+    require_cluster(cluster_options.address)
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
     address = cluster_options.address or os.environ.get("RAY_ADDRESS", "")

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -23,6 +24,7 @@ from curation.units import UnitResult
 from manifests.storage import scratch_folder
 
 _MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
+_ENDING_LENGTH = 16
 _room_bytes = 0
 
 
@@ -52,7 +54,7 @@ def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
 @contextlib.contextmanager
 def _copy_of(uri: str) -> Iterator[str]:
     filesystem, remote = fsspec.core.url_to_fs(uri)
-    ending = os.path.splitext(uri)[1]
+    ending = _ending_of(uri)
     info = filesystem.info(remote) if _room_bytes else {}
     version = next((str(info[name]) for name in ("ETag", "etag", "mtime") if info.get(name)), "")
     size = info.get("size") or 0
@@ -65,6 +67,13 @@ def _copy_of(uri: str) -> Iterator[str]:
             path = str(folder / f"source{ending}")
             filesystem.get_file(remote, path)
             yield path
+
+
+def _ending_of(uri: str) -> str:
+    """The ending of its name, if that is one; a web address may have a long query, with dots in it."""
+    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    ending = os.path.splitext(path)[1]
+    return ending if len(ending) <= _ENDING_LENGTH else ""
 
 
 def kept_folder() -> Path:

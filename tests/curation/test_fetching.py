@@ -110,6 +110,19 @@ def test_what_a_killed_worker_left_half_fetched_is_fetched_again(store, put):
     assert not list(kept_folder().glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("uri", "ending"),
+    [
+        ("s3://data/raw/a?b.mp4", ".mp4"),
+        (f"https://host/raw/a.mp4?signature=x.{'y' * 300}", ".mp4"),
+        (f"https://host/raw/a?signature=x.{'y' * 300}", ""),
+        (f"s3://data/raw/a.{'y' * 300}", ""),
+    ],
+)
+def test_ending_of_a_copy(uri, ending):
+    assert fetching._ending_of(uri) == ending
+
+
 def _read_often(uri: str, room: int) -> int:
     fetching.keep_up_to(room)
     good = 0

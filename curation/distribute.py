@@ -60,11 +60,11 @@ class ClusterOptions:
     def __post_init__(self) -> None:
         if self.kept_sources_gb < 0:
             raise ValueError(f"--kept-sources-gb is {self.kept_sources_gb}: expected 0 or more")
-        if self.workers < 0 or self.min_workers < 1 or 0 < self.workers < self.min_workers:
-            raise ValueError(
-                f"got --min-workers {self.min_workers} and --workers {self.workers}: expected 1 or more, and not more"
-                " than --workers (0: as many as the cluster has room for)"
-            )
+        if self.workers < 0:
+            raise ValueError(f"--workers is {self.workers}: expected 1 or more (0: as many as there is room for)")
+        if self.min_workers < 1 or 0 < self.workers < self.min_workers:
+            most = f" and at most --workers {self.workers}" if self.workers else ""
+            raise ValueError(f"--min-workers is {self.min_workers}: expected 1 or more{most}")
         if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
             raise ValueError(f"--gpus-per-worker is {self.gpus_per_worker}: expected a share up to 1, or whole GPUs")
 

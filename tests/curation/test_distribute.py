@@ -24,9 +24,9 @@ from model.faces.yunet import YuNetDetector
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"workers": 2, "min_workers": 3}, "--min-workers 3"),
-        ({"min_workers": 0}, "--min-workers 0"),
-        ({"workers": -1}, "--workers -1"),
+        ({"workers": 2, "min_workers": 3}, "--min-workers is 3: expected 1 or more and at most --workers 2"),
+        ({"min_workers": 0}, "--min-workers is 0: expected 1 or more$"),
+        ({"workers": -1}, "--workers is -1: expected 1 or more"),
         ({"kept_sources_gb": -1.0}, "--kept-sources-gb is -1"),
         ({"gpus_per_worker": -0.5}, "--gpus-per-worker is -0.5"),
         ({"gpus_per_worker": 1.5}, "share up to 1"),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +13,7 @@ from rich.table import Table
 from curation.distribute import ClusterOptions
 from curation.recipe import Recipe, load_recipe, recipe_of
 from curation.sandbox import FatalError
+from curation.termination import Terminated, sigterm_interrupts
 from curation.weights import act_on_weights
 from manifests.broken_pipe import ending_quietly
 from manifests.recipes import named_on
@@ -291,26 +288,6 @@ COMMANDS = {
     "card": Card,
     "review": Review,
 }
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
-        yield
-        return
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: list[str] | None = None) -> int:

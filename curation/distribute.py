@@ -12,10 +12,8 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +27,7 @@ from curation.fetching import remove_kept
 from curation.plans import Plan
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
+from curation.termination import sigterm_kept_from_ray
 from curation.worker import UnitWorker, give_up
 from manifests.storage import Place
 
@@ -77,6 +76,7 @@ class Cluster:
         self._folder: str | None = None
         self._has_remote_sources = False
         self.is_connected = False
+        self._is_begun = False
         self.startup_s = 0.0
 
     def connect(self) -> None:
@@ -94,19 +94,19 @@ class Cluster:
             if name.startswith("ray"):
                 logging.getLogger(name).setLevel(logging.ERROR)
 
-        start, on_sigterm = time.perf_counter(), signal.getsignal(signal.SIGTERM)
+        start = time.perf_counter()
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         self._is_embedded = not address and not ray.is_initialized()
-        if self._is_embedded:
-            self._start_embedded(quiet)
-        else:
-            with _quiet_stderr():
-                ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **quiet)
+        self._is_begun = True
+        with sigterm_kept_from_ray():
+            if self._is_embedded:
+                self._start_embedded(quiet)
+            else:
+                with _quiet_stderr():
+                    ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **quiet)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
             raise ValueError(f"--gpus-per-worker {self._options.gpus_per_worker:g}: Ray finds no GPU on this machine")
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process in the middle of everything
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
@@ -156,7 +156,7 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; an embedded one is ended and its temporary files removed."""
-        if not self.is_connected:
+        if not self._is_begun:  # also where a signal ended the start
             return
         import ray
 
@@ -165,7 +165,7 @@ class Cluster:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self.is_connected = False
+        self._is_begun = self.is_connected = False
 
     def _remove_kept_sources(self) -> None:
         """On every node that is there."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from curation.distribute import Cluster, ClusterOptions
+from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
+from curation.termination import Terminated
 from curation.worker import committed_summary, give_up
 from model.faces import Detections, FacesConfig
 from model.faces.yunet import YuNetDetector
@@ -124,12 +126,31 @@ def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):
         return start(**options)
 
     monkeypatch.setattr(ray, "init", init)
-    cluster = Cluster(ClusterOptions(workers=1))
-    cluster.connect()
-    assert cluster.workers == 1
-    cluster.close()
+    made = Cluster(ClusterOptions(workers=1))
+    made.connect()
+    assert made.workers == 1
+    made.close()
     assert len(tries) == 2
     assert "trying again" in capsys.readouterr().err
     monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
     with pytest.raises(FatalError, match="Ray cannot be started on this machine: division by zero"):
         Cluster(ClusterOptions(workers=1)).connect()
+
+
+def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):
+    """Ray takes the signal for itself while it starts, and would end the process at once."""
+    import ray
+
+    def init(**_):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("curation.distribute._make_ray_folder", lambda: str(tmp_path / "ray"))
+    (tmp_path / "ray").mkdir()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), cluster(ClusterOptions(workers=1)) as made:
+        made.connect()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / "ray").exists()

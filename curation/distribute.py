@@ -49,7 +49,8 @@ class ClusterOptions:
     gpus_per_worker: float = 0.0
     """Share of a GPU that each actor of scan and crop takes (0.25: four share one); needs --faces.device cuda."""
     address: str = ""
-    """Ray cluster to use ("auto", ray://...); empty: RAY_ADDRESS if set, else Ray is started inside this process."""
+    """Ray cluster to use (auto: this machine's, or HOST:PORT); empty: RAY_ADDRESS if set, else Ray is started inside
+    this process."""
     deadline_s: float = 0.0
     """Longest time for one unit of work before it is ended; 0: 5 minutes and 20 times the video's length."""
     kept_sources_gb: float = 20.0
@@ -75,8 +76,8 @@ class Cluster:
         self._options = options
         self._folder: str | None = None
         self._has_remote_sources = False
-        self.is_connected = False
         self._is_begun = False
+        self.is_connected = False
         self.startup_s = 0.0
 
     def connect(self) -> None:
@@ -264,7 +265,9 @@ class Cluster:
                 yield json.loads(row["summary"])
         except (ray.exceptions.RayError, SystemException, UserCodeException) as error:
             if not done:
-                raise FatalError(f"no worker could do anything: {leftovers.describe_loss(error)}") from error
+                other = "; if the cluster was started with another RAY_AUTH_MODE or token, set the same here"
+                hint = "" if self._is_embedded else other
+                raise FatalError(f"no worker could do anything: {leftovers.describe_loss(error)}{hint}") from error
 
     def _run_leftovers(
         self, units: list[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float

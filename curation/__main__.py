@@ -17,7 +17,7 @@ from curation.termination import Terminated, sigterm_interrupts
 from curation.weights import act_on_weights
 from manifests.broken_pipe import ending_quietly
 from manifests.recipes import named_on
-from manifests.storage import place
+from manifests.storage import place, require_local
 from manifests.store import Dataset, read_table
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
@@ -108,7 +108,7 @@ class Demo:
     def main(self) -> int:
         from curation.demo import run_demo
 
-        return run_demo(self.output, self.cluster)
+        return run_demo(require_local(self.output, "name a local folder; --output"), self.cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +241,8 @@ class Card:
     def main(self) -> int:
         from curation.card import write_card
 
+        if self.output is not None:
+            require_local(self.output, "name a local file; --output")
         print(write_card(Dataset(self.dataset), self.output))
         return 0
 
@@ -297,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with _sigterm_interrupts(), ending_quietly():
+        with sigterm_interrupts(), ending_quietly():
             return _parse(arguments).main()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)

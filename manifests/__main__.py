@@ -26,7 +26,7 @@ import tyro
 
 from manifests.broken_pipe import ending_quietly
 from manifests.query import check_reads_only, find_query, find_sources, is_name, named_queries, without_end
-from manifests.storage import is_local, place
+from manifests.storage import is_local, place, require_local
 from manifests.store import Dataset
 from manifests.summary import make_console, print_summary
 from manifests.views import connect
@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(query: Query) -> None:
+    if query.output is not None:
+        require_local(query.output, "name a local file; --output")
     db = connect(query.dataset)
     db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables
     if query.list:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,7 +45,11 @@ for _protocol in ("s3", "s3a"):
 
 
 def place(where: str | os.PathLike[str] | UPath) -> Place:
-    """A path, or a `UPath` of an fsspec URL."""
+    """A path, or a `UPath` of an fsspec URL.
+
+    Raises:
+        ValueError: as `filesystem_of`.
+    """
     if not isinstance(where, (str, os.PathLike)):
         return where
     text = str(where)
@@ -56,11 +61,27 @@ def place(where: str | os.PathLike[str] | UPath) -> Place:
 
     return UPath(text.rstrip("/"))
 
+    filesystem_of(text)
 
 def full_path(path: str) -> str:
     """A local path from the root on, without `.` and `..`; links stay, also `link/..`, which is not where it looks."""
     short = os.path.abspath(path)
     is_moved = os.path.exists(path) and not (os.path.exists(short) and os.path.samefile(path, short))
+def filesystem_of(where: str) -> tuple[Any, str]:
+    """fsspec's file system of a path or URL, and the path in it.
+
+    Raises:
+        ValueError: the URL names no bucket, or its protocol needs a package that is not installed.
+    """
+    protocol, _, rest = where.partition("://")
+    if "://" in where and (not rest.strip("/") or (protocol in ("s3", "s3a") and rest.startswith("/"))):
+        raise ValueError(f"{where} names no bucket: expected {protocol}://BUCKET/...")
+    try:
+        return fsspec.core.url_to_fs(where)
+    except ImportError as error:
+        raise ValueError(f"{where} cannot be reached: {error}") from error
+
+
     return os.path.join(os.getcwd(), path) if is_moved else short
 
 
@@ -78,9 +99,9 @@ def require_local(path: Place, what: str) -> Path:
     """`path`, when it is local.
 
     Raises:
-        ValueError: it is on an object store.
+        ValueError: it is on an object store, or a URL that has been taken for a path.
     """
-    if not is_local(path):
+    if not is_local(path) or re.fullmatch(r"\w+:", path.parts[0] if path.parts else ""):
         raise ValueError(f"{what} {path} is on an object store")
     return path  # type: ignore[return-value]
 

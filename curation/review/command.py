@@ -20,8 +20,9 @@ _EVERY_S = 0.5
 def review(folder: str | Place, output: Path | None, *, open_page: bool, read_sources: bool, max_clips: int) -> Path:
     """Build the page of the data set in `folder`, print where it is, and open it where there is a screen."""
     dataset = Dataset(folder)
-    can_change = not is_local(dataset.root) or (dataset.root.is_dir() and os.access(dataset.root, os.W_OK))
-    with only_run(dataset) if can_change else nullcontext():  # or a page could show what is being forgotten
+    if output is not None:
+        require_local(output, "name a local folder for the page; --output")
+    with only_run_where_allowed(dataset):  # or a page could show what is being forgotten
         path = build(
             dataset,
             None if output is None else output.expanduser(),

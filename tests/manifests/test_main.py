@@ -233,6 +233,8 @@ def test_output_does_not_go_into_the_data_set(dataset, capfd):
     assert main([str(dataset.root), QUERY, "--format", "parquet", "--output", str(victim)]) == 2
     assert "is inside the data set" in capfd.readouterr().err
     assert victim.read_bytes() == before
+    assert main([str(dataset.root), QUERY, "--output", "s3://bucket/answer.csv"]) == 2
+    assert "--output s3:/bucket/answer.csv is on an object store" in capfd.readouterr().err
 
 
 def test_query_sees_no_variables_of_the_program(dataset, capfd):

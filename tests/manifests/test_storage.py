@@ -51,6 +51,23 @@ def test_places():
     with pytest.raises(ValueError, match="the page s3://bucket/a is on an object store"):
         require_local(remote, "the page")
 
+    with pytest.raises(ValueError, match="the page s3:/bucket/a is on an object store"):
+        require_local(Path("s3://bucket/a"), "the page")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://", "s3:// names no bucket"),
+        ("s3:///", "names no bucket"),
+        ("s3:///portraits", "names no bucket"),
+        ("gs://bucket/a", "gs://bucket/a cannot be reached: .*install gcsfs"),
+        ("nothing://bucket/a", "Protocol not known: nothing"),
+    ],
+)
+def test_places_that_cannot_be(url, said):
+    with pytest.raises(ValueError, match=said):
+        place(url)
 
 def test_files_are_listed_read_moved_and_removed(root):
     assert names(root) == names(root, below=True) == {}

@@ -7,7 +7,9 @@ takes a second.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 import time
 from typing import Any
 
@@ -17,10 +19,12 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-from manifests.storage import StoreUnreachable
+from manifests.storage import NoBucket, StoreUnreachable
 
 PATIENCE_S = 120.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 15.0
+_TELL_AFTER_S = 5.0
+_is_waiting_told = False  # once a process
 _TRANSIENT_CODES = {
     *("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"),
     *("BandwidthLimitExceeded", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"),
@@ -34,6 +38,7 @@ class PatientS3FileSystem(S3FileSystem):
     retries = 4  # of a body that breaks off while it is read; the calls themselves have PATIENCE_S
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        _require_scheme()
         options.setdefault("use_listings_cache", False)
         options.setdefault("max_concurrency", 4)  # of the parts of one file, which are held in memory
         options["config_kwargs"] = {
@@ -45,6 +50,7 @@ class PatientS3FileSystem(S3FileSystem):
         super().__init__(*args, **options)
 
     async def _call_s3(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        global _is_waiting_told
         start, wait_s = time.monotonic(), _FIRST_WAIT_S
         while True:
             try:
@@ -53,7 +59,12 @@ class PatientS3FileSystem(S3FileSystem):
                 raise PermissionError(
                     f"{error} for s3://{_place_of(kwargs)}: set AWS_* or ~/.aws/credentials"
                 ) from error
+            except PermissionError as error:
+                where = f"{method} of s3://{_place_of(kwargs)}"
+                raise PermissionError(f"{error} ({where})") from error.__cause__ or error
             except Exception as error:
+                if _code_of(error) == "NoSuchBucket":
+                    raise NoBucket(f"there is no bucket {kwargs.get('Bucket')!r}") from error
                 if not is_transient(error):
                     raise
                 waited_s = time.monotonic() - start
@@ -62,6 +73,14 @@ class PatientS3FileSystem(S3FileSystem):
                         f"the object store has failed every call for {waited_s:.0f} s, last: {error} ({method} of"
                         f" s3://{_place_of(kwargs)}): see that it can be reached and run the same again"
                     ) from error
+                if waited_s >= _TELL_AFTER_S and not _is_waiting_told:
+                    _is_waiting_told = True
+                    print(
+                        f"the object store is out of reach or overloaded: trying again for up to {PATIENCE_S:.0f} s"
+                        f" ({error})",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -75,6 +94,19 @@ class PatientS3FileSystem(S3FileSystem):
             return False
 
     isfile = sync_wrapper(_isfile)
+
+
+def _require_scheme() -> None:
+    """An endpoint without http:// is refused by botocore too, which does not say what is missing."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if (url := os.environ.get(name)) and "://" not in url:
+            raise ValueError(f"{name} is {url}: expected http:// or https:// before it")
+
+
+def _code_of(error: BaseException) -> str:
+    """What the store calls the error; empty where it said nothing."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    return cause.response["Error"].get("Code", "") if isinstance(cause, ClientError) else ""
 
 
 def _place_of(arguments: dict[str, Any]) -> str:

@@ -33,6 +33,10 @@ class StoreUnreachable(OSError):
     """An object store has failed for so long that nothing can go on; the same call may work later."""
 
 
+class NoBucket(ValueError):
+    """An object store has no bucket of that name."""
+
+
 _PART_BYTES = 16 << 20  # of an upload; a few of them are held in memory
 _READ_BYTES = 64 << 20  # of small objects that are read side by side
 _READ_FILES = 256
@@ -57,16 +61,12 @@ def place(where: str | os.PathLike[str] | UPath) -> Place:
         return Path(where).expanduser()
     if text.startswith(("file://", "local://")):
         return Path(text.split("://", 1)[1]).expanduser()
+    filesystem_of(text)
     from upath import UPath
 
     return UPath(text.rstrip("/"))
 
-    filesystem_of(text)
 
-def full_path(path: str) -> str:
-    """A local path from the root on, without `.` and `..`; links stay, also `link/..`, which is not where it looks."""
-    short = os.path.abspath(path)
-    is_moved = os.path.exists(path) and not (os.path.exists(short) and os.path.samefile(path, short))
 def filesystem_of(where: str) -> tuple[Any, str]:
     """fsspec's file system of a path or URL, and the path in it.
 
@@ -82,6 +82,10 @@ def filesystem_of(where: str) -> tuple[Any, str]:
         raise ValueError(f"{where} cannot be reached: {error}") from error
 
 
+def full_path(path: str) -> str:
+    """A local path from the root on, without `.` and `..`; links stay, also `link/..`, which is not where it looks."""
+    short = os.path.abspath(path)
+    is_moved = os.path.exists(path) and not (os.path.exists(short) and os.path.samefile(path, short))
     return os.path.join(os.getcwd(), path) if is_moved else short
 
 

@@ -25,6 +25,8 @@ class FlakyStore:
         self.requests: list[tuple[str, str]] = []
         """Method and path with query of each request that came."""
         self.num_failed = 0
+        self.denied: tuple[str, ...] = ()
+        """Methods that nobody has the right to."""
         self._target = urlsplit(target).netloc
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
@@ -52,6 +54,8 @@ class FlakyStore:
         """How this request fails; empty: not at all."""
         with self._lock:
             self.requests.append((method, path))
+            if method in self.denied:
+                return "access denied"
             if self._num_throttled or time.monotonic() < self._throttled_until:
                 failure = "slow down"
                 self._num_throttled = max(0, self._num_throttled - 1)
@@ -84,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
         elif failure == "slow down":
             self._answer_error(503, "SlowDown", "Please reduce your request rate.")
+        elif failure == "access denied":
+            self._answer_error(403, "AccessDenied", "Access Denied")
         elif failure == "internal error":
             self._answer_error(500, "InternalError", "We encountered an internal error. Please try again.")
         else:

@@ -92,7 +92,10 @@ def test_commands_on_a_bucket(s3, sources, remote_stills, tmp_path, capsys):
     assert command.main(["verify", ROOT]) == 1
     assert "shards/stray.tar: no manifest knows this file" in capsys.readouterr().out
     assert command.main(["run", remote_stills, "--output", "s3://nowhere/portraits"]) == 2
-    assert "cannot write to s3://nowhere/portraits" in capsys.readouterr().err
+    assert "there is no bucket 'nowhere'" in capsys.readouterr().err
+    assert command.main(["status", "s3://nowhere/portraits"]) == 2
+    assert manifests.__main__.main(["s3://nowhere/portraits"]) == 2
+    assert capsys.readouterr().err == "error: there is no bucket 'nowhere'\n" * 2
     assert command.main(["run", remote_stills, "--output", "s3://data/raw"]) == 2
     assert "s3://data/raw exists and is no data set" in capsys.readouterr().err
 
@@ -137,6 +140,28 @@ def test_errors_of_the_store_change_nothing(s3, flaky_s3, sources, remote_stills
     assert not [key for key in keys(s3) if "/staging/" in key or key.endswith(".lock")]
 
 
+def test_who_may_only_read_takes_no_lock(flaky_s3):
+    flaky_s3.failed_share = 0.0
+    with lock.only_run_where_allowed(Dataset(ROOT)) as was_finished:
+        assert was_finished is False
+    flaky_s3.denied = ("PUT",)
+    with lock.only_run_where_allowed(Dataset(ROOT)) as was_finished:
+        assert was_finished is None
+    with pytest.raises(ValueError, match=r"cannot write to s3://data/sets/portraits: Access Denied \(put_object of"):
+        lock.only_run(Dataset(ROOT)).__enter__()
+
+
+@pytest.mark.slow
+def test_who_may_only_read_looks_without_the_lock(flaky_s3, sources, tmp_path, capsys):
+    pipeline.run(sources, ROOT, RECIPE)
+    flaky_s3.failed_share, flaky_s3.denied = 0.0, ("PUT", "POST", "DELETE")
+    assert command.main(["review", ROOT, "--output", str(tmp_path / "page"), "--no-open", "--no-sources"]) == 0
+    assert command.main(["forget", ROOT, "--where", "true", "--dry-run"]) == 0
+    assert "dry run" in capsys.readouterr().out
+    assert command.main(["forget", ROOT, "--where", "true", "--yes"]) == 2
+    assert "cannot write to s3://data/sets/portraits: Access Denied (put_object" in capsys.readouterr().err
+
+
 def test_a_store_that_throttles_everything_is_waited_for(flaky_s3):
     flaky_s3.failed_share = 0.0
     flaky_s3.throttle_next(4)
@@ -145,14 +170,17 @@ def test_a_store_that_throttles_everything_is_waited_for(flaky_s3):
     assert read_bytes(place(ROOT) / "recipe.toml") == b"here"
 
 
-def test_a_store_that_stays_out_of_reach_is_one_clear_line(flaky_s3, monkeypatch):
+def test_a_store_that_stays_out_of_reach_is_one_clear_line(flaky_s3, monkeypatch, capsys):
     monkeypatch.setattr("manifests.object_store.PATIENCE_S", 1.0)
+    monkeypatch.setattr("manifests.object_store._TELL_AFTER_S", 0.1)
+    monkeypatch.setattr("manifests.object_store._is_waiting_told", False)
     flaky_s3.throttle(600)
     with pytest.raises(
         OSError, match=r"has failed every call for \d+ s, .*head_object of s3:..data.sets/portraits/recipe.toml"
     ):
         read_bytes(place(ROOT) / "recipe.toml")
     assert command.main(["verify", ROOT]) == 1, "and not: there is no data set"
+    assert capsys.readouterr().err.count("out of reach or overloaded: trying again for up to 1 s") == 1
 
 
 class Killed(BaseException):

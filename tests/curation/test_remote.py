@@ -27,4 +27,4 @@ def test_a_glob_of_objects_gives_the_clips_of_the_same_files(s3, curate, rows_of
 
 def test_a_missing_bucket_is_one_clear_line(s3, curate, tmp_path: Path):
     done = curate("run", "s3://nowhere/videos", "--output", tmp_path / "dataset", status=2)
-    assert done.stderr.strip().splitlines()[-1] == "error: no such file or folder: s3://nowhere/videos"
+    assert done.stderr.strip().splitlines()[-1] == "error: there is no bucket 'nowhere'"

@@ -11,6 +11,7 @@ import pytest
 from manifests import storage
 from manifests.storage import (
     NewFile,
+    NoBucket,
     append_line,
     is_local,
     list_files,
@@ -50,7 +51,6 @@ def test_places():
     assert (str(remote / "b.tar"), (remote / "b.tar").stem) == ("s3://bucket/a/b.tar", "b")
     with pytest.raises(ValueError, match="the page s3://bucket/a is on an object store"):
         require_local(remote, "the page")
-
     with pytest.raises(ValueError, match="the page s3:/bucket/a is on an object store"):
         require_local(Path("s3://bucket/a"), "the page")
 
@@ -68,6 +68,7 @@ def test_places():
 def test_places_that_cannot_be(url, said):
     with pytest.raises(ValueError, match=said):
         place(url)
+
 
 def test_files_are_listed_read_moved_and_removed(root):
     assert names(root) == names(root, below=True) == {}
@@ -139,9 +140,19 @@ def test_what_is_absent_or_denied_is_not_tried_again(flaky_s3):
     flaky_s3.failed_share = 0.0
     with pytest.raises(FileNotFoundError):
         read_bytes(place("s3://data/absent"))
-    with pytest.raises(FileNotFoundError, match="bucket does not exist"):
+    with pytest.raises(NoBucket, match="there is no bucket 'nowhere'"):
         write_bytes_atomically(place("s3://nowhere/x"), b"")
     assert len(flaky_s3.requests) <= 3
+    flaky_s3.denied = ("PUT",)
+    with pytest.raises(PermissionError, match=r"Access Denied \(put_object of s3://data/x\)"):
+        write_bytes_atomically(place("s3://data/x"), b"")
+    assert len(flaky_s3.requests) <= 4
+
+
+def test_an_endpoint_without_its_scheme_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:5123")
+    with pytest.raises(ValueError, match=r"AWS_ENDPOINT_URL is 127.0.0.1:5123: expected http://"):
+        place("s3://data/x")
 
 
 def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):

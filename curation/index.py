@@ -10,13 +10,13 @@ import hashlib
 import io
 import math
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from curation.fetching import local_copy
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
-from manifests.storage import full_path, printable
+from manifests.storage import NoBucket, filesystem_of, full_path, map_places, printable
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
@@ -60,7 +60,7 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
 
 
 def _expand(text: str, options: IndexOptions, left_out: set[str]) -> Iterator[dict[str, Any]]:
-    filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
+    filesystem, path = filesystem_of(os.path.expanduser(text))
     is_local = filesystem.protocol in ("file", ("file", "local"))
     if is_local:
         path = full_path(path)
@@ -155,18 +155,38 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
             f"{text} is no source list: expected a column 'uri', got {list(rows[0]) if rows else 'no rows'}"
         )
     folder = text.rsplit("/", 1)[0] if "/" in text else "."
+    listed: list[tuple[str, dict[str, str]]] = []
     for number, row in enumerate(rows, 1):
         uri = os.path.expanduser(str(row.pop("uri") or "").strip())
         if not uri:
             raise ValueError(f"{text}: row {number} has no uri")
         if "://" not in uri and not os.path.isabs(uri):
-            uri = f"{folder}/{uri}"
-        columns = {k: str(v) for k, v in row.items() if k and v not in (None, "")}
-        target, place = fsspec.core.url_to_fs(uri)
-        if target.protocol in ("file", ("file", "local")):
-            uri = place = full_path(place)
-        info = target.info(place) if target.exists(place) else {}
-        yield _entry(uri, info, columns)
+            uri = _joined(folder, uri)
+        listed.append((uri, {k: str(v) for k, v in row.items() if k and v not in (None, "")}))
+    yield from map_places(
+        lambda row: _look_up(*row), listed, where=lambda row: row[0] if "://" in row[0] else Path(row[0])
+    )
+
+
+def _joined(folder: str, name: str) -> str:
+    """`name` below `folder`; in a bucket, where nothing else gives them a meaning, without `.` and `..`."""
+    if "://" not in folder or not {".", ".."} & set(name.split("/")):
+        return f"{folder}/{name}"
+    store, _, below = folder.partition("://")
+    bucket, _, key = below.partition("/")
+    return f"{store}://{bucket}{posixpath.normpath(f'/{key}/{name}')}"
+
+
+def _look_up(uri: str, columns: dict[str, str]) -> dict[str, Any]:
+    """The entry of a listed file; one that is not there fails alone when it is read."""
+    filesystem, path = filesystem_of(uri)
+    if filesystem.protocol in ("file", ("file", "local")):
+        path = full_path(path)
+        return _entry(path, filesystem.info(path) if filesystem.exists(path) else {}, columns)
+    try:
+        return _entry(uri, filesystem.info(path), columns)
+    except (FileNotFoundError, NoBucket):
+        return _entry(uri, {}, columns)
 
 
 class IndexStage:
@@ -186,10 +206,14 @@ class IndexStage:
         if problem := unit.get("problem"):
             result.fail("index", unit, *problem)
             return result
-        with local_copy(unit["uri"], result) as path:
-            digest = hash_file(path)
-            row = _describe(path, self._options)
-            result.rows["sources"] = [row]
+        try:
+            with local_copy(unit["uri"], result) as path:
+                digest = hash_file(path)
+                row = _describe(path, self._options)
+                result.rows["sources"] = [row]
+        except (FileNotFoundError, NoBucket) as error:
+            result.fail("index", unit, "not_found", f"there is no such file ({error.__cause__ or error})")
+            return result
         columns = dict(unit["columns"])
         row |= {
             "source_id": digest[:16],

@@ -223,7 +223,28 @@ def test_list_that_names_a_missing_file_keeps_it(folder):
     """One dead line does not stop a list of thousands: that file fails alone when it is read."""
     listing = folder.parent / "list.csv"
     listing.write_text("uri\nvideos/a.mp4\nvideos/gone.mp4\n")
-    assert [Path(u["uri"]).name for u in list_inputs([str(listing)], OPTIONS)] == ["a.mp4", "gone.mp4"]
+    units = list_inputs([str(listing)], OPTIONS)
+    assert [Path(u["uri"]).name for u in units] == ["a.mp4", "gone.mp4"]
+    (failure,) = IndexStage(Recipe(), folder).process(units[1]).rows["failures"]
+    assert (failure["reason"], failure["uri"]) == ("not_found", f"{folder}/gone.mp4")
+
+
+def test_list_in_a_bucket(flaky_s3, s3, video):
+    """Its rows are relative to it, also with dots, and cost a request each."""
+    flaky_s3.failed_share = 0.0
+    s3.upload_file(str(video), "data", "raw/videos/a.mp4")
+    uris = ["../videos/a.mp4", "./gone.mp4", "../../../data/b.mp4", "s3://nowhere/c.mp4", str(video)]
+    s3.put_object(Bucket="data", Key="raw/lists/list.csv", Body="\n".join(["uri", *uris]).encode())
+    units = {unit["uri"]: unit for unit in list_inputs(["s3://data/raw/lists/list.csv"], OPTIONS)}
+    assert sorted(units) == [
+        *(str(video), "s3://data/data/b.mp4", "s3://data/raw/lists/gone.mp4", "s3://data/raw/videos/a.mp4"),
+        "s3://nowhere/c.mp4",
+    ]
+    assert sum("/raw/videos/a.mp4" in path for _, path in flaky_s3.requests) == 1
+    stage = IndexStage(Recipe(), video.parent)
+    assert stage.process(units["s3://data/raw/videos/a.mp4"]).rows["sources"][0]["status"] == "ok"
+    for gone in ("s3://data/raw/lists/gone.mp4", "s3://nowhere/c.mp4"):
+        assert stage.process(units[gone]).rows["failures"][0]["reason"] == "not_found"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +275,15 @@ def test_wrong_inputs_say_what_is_wrong(folder, text, message):
     (root / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(ValueError, match=message):
         list_inputs([str(root / text)], OPTIONS)
+
+
+@pytest.mark.parametrize(("url", "said"), [("s3://", "names no bucket"), ("gs://bucket/a.mp4", "install gcsfs")])
+def test_urls_that_lead_nowhere_say_what_is_wrong(tmp_path, url, said):
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"uri\n{url}\n")
+    for text in (url, str(listing)):
+        with pytest.raises(ValueError, match=said):
+            list_inputs([text], OPTIONS)
 
 
 def test_video_row(video):

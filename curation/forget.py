@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation import tombstones
-from curation.lock import only_run
+from curation.lock import only_run, only_run_where_allowed
 from curation.recipe import Recipe, recipe_of
 from curation.removal import Removal, plan_shards_without, remove, settle
 from curation.runs import record_command
@@ -88,14 +88,15 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
         ValueError: the request names nothing that can be looked for, or another command is at work.
     """
     recipe = recipe_of(dataset.root)
-    with only_run(dataset) as was_finished:
-        settle(dataset, recipe)
+    with (only_run_where_allowed if is_dry_run else only_run)(dataset) as was_finished:
+        if was_finished is not None:
+            settle(dataset, recipe)
         found = find(dataset, recipe, request)
         if not found.sources and not found.clips and found.face is None:
             for note in found.notes:
                 print(note)
             print("nothing more to forget" if was_finished else "nothing in the data set matches")
-            return was_finished
+            return bool(was_finished)
         removal = plan_removal(dataset, recipe, request, found)
         print_removal(dataset, removal, found)
         if is_dry_run:

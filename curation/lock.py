@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,24 @@ def only_run(dataset: Dataset) -> Iterator[bool]:
         yield finish_removal(dataset)
 
 
+@contextmanager
+def only_run_where_allowed(dataset: Dataset) -> Iterator[bool | None]:
+    """`only_run` for commands that only read: None, and no lock, where this user may not write."""
+    root = dataset.root
+    with ExitStack() as stack:
+        was_finished = None
+        if not is_local(root) or (root.is_dir() and os.access(root, os.W_OK)):
+            with suppress(NotWritable):
+                was_finished = stack.enter_context(only_run(dataset))
+        yield was_finished
+
+
 class DatasetBusy(ValueError):
     """Another command is writing to the data set."""
+
+
+class NotWritable(ValueError):
+    """The object store takes no lock from this user."""
 
 
 def require_idle(dataset: Dataset) -> None:
@@ -120,7 +136,9 @@ def _hold_object(path: Any) -> Iterator[None]:
     lock = _LockObject(path)
     try:
         lock.take()
-    except (FileNotFoundError, PermissionError) as error:
+    except PermissionError as error:
+        raise NotWritable(f"cannot write to {path.parent}: {error}") from error
+    except FileNotFoundError as error:
         raise ValueError(f"cannot write to {path.parent}: {error}") from error
     try:
         with lock.renewed():

@@ -6,12 +6,11 @@ import os
 import sys
 import time
 import webbrowser
-from contextlib import nullcontext
 from pathlib import Path
 
-from curation.lock import only_run
+from curation.lock import only_run_where_allowed
 from curation.review.build import build
-from manifests.storage import Place, is_local
+from manifests.storage import Place, require_local
 from manifests.store import Dataset
 
 _EVERY_S = 0.5

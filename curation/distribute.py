@@ -94,6 +94,7 @@ class Cluster:
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("ray"):
                 logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # pages of what is raised all the same
 
         start = time.perf_counter()
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")

@@ -133,8 +133,11 @@ def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):
     assert len(tries) == 2
     assert "trying again" in capsys.readouterr().err
     monkeypatch.setattr(ray, "init", lambda **_: 1 / 0)
-    with pytest.raises(FatalError, match="Ray cannot be started on this machine: division by zero"):
-        Cluster(ClusterOptions(workers=1)).connect()
+    with (
+        pytest.raises(FatalError, match="Ray cannot be started on this machine: division by zero"),
+        cluster(ClusterOptions(workers=1)) as made,
+    ):
+        made.connect()
 
 
 def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):

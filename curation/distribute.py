@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,8 @@ from manifests.storage import Place
 _BUNDLES_AT_ONCE = 4096  # Ray holds some kilobytes of each in the driver
 _TIDY_S = 60.0
 _START_ATTEMPTS = 3
+_LATE_S = 20.0
+_NOT_JOINED = "still waiting for the Ray cluster: is its address that of `ray start --head`, with the port 6379?\n"
 _WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
 
 
@@ -105,7 +108,7 @@ class Cluster:
             if self._is_embedded:
                 self._start_embedded(quiet)
             else:
-                with _quiet_stderr():
+                with _quiet_stderr(late=_NOT_JOINED):
                     ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **quiet)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
             raise ValueError(f"--gpus-per-worker {self._options.gpus_per_worker:g}: Ray finds no GPU on this machine")
@@ -328,14 +331,18 @@ def _no_deprecation_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Hide what Ray's C++ parts print while they start; errors come as exceptions."""
+def _quiet_stderr(late: str = "") -> Iterator[None]:
+    """Hide what Ray's C++ parts print while they start; errors come as exceptions. Says `late` when it takes long."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
+    timer = threading.Timer(_LATE_S, os.write, (saved, late.encode()))
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
+        timer.cancel()
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)

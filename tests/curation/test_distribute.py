@@ -157,3 +157,14 @@ def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):
         made.connect()
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "ray").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_told(monkeypatch, capfd):
+    """Something else listens there: Ray asks it for ever."""
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: (os.write(2, b"noise"), time.sleep(0.3)))
+    monkeypatch.setattr("curation.distribute._LATE_S", 0.05)
+    with cluster(ClusterOptions(address="127.0.0.1:8265")) as made:
+        made.connect()
+    assert capfd.readouterr().err.startswith("still waiting for the Ray cluster: ")

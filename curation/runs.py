@@ -180,7 +180,7 @@ class RunRecord:
     def restart_clock(self) -> None:
         """The stage's work begins only now: what came before (starting Ray) is not its time."""
         with self._mutex:
-            self._state["stages"][-1]["began_at"] = time.time()
+            self._state["stages"][-1] |= {"began_at": time.time(), "samples": []}
 
     def count(self, summary: dict[str, Any]) -> None:
         """A unit of the stage has finished."""

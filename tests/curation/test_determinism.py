@@ -21,14 +21,13 @@ from manifests.store import Dataset, read_table
 ROOT = Path(__file__).resolve().parents[2]
 FEW = (
     "videos/v08_face_then_noface_hevc_vfr.mov",
-    "videos/v10_man_suit_vfr22fps_700.mp4",
     "videos/v16_man_webcam_av1_1s.mp4",
     "malformed/m08_editlist_158packets_55frames_tv_overlay.mp4",
     "malformed/m06_damaged_28_of_50_frames.mp4",
     "images/i11_two_men_in_office.jpg",
     "images/i32_laughing_man_in_denim_shirt_outdoors_dark_skin.jpg",
 )
-SMALL_SHARDS = ("--pack.shard-bytes", "4000000")
+SMALL_SHARDS = ("--pack.shard-bytes", "2000000")
 
 
 def content_of(folder: Path) -> dict[str, object]:

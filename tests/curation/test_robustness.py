@@ -19,7 +19,6 @@ from model.faces.yunet import YuNetDetector
 SMALL = (
     "videos/v16_man_webcam_av1_1s.mp4",
     "videos/v18_black_vp9_no_duration.webm",
-    "videos/v12_anime_text_overlay.mp4",
     "malformed/m05_non_utf8_metadata_h263.3gp",
     "malformed/m08_editlist_158packets_55frames_tv_overlay.mp4",
     "images/i16_man_with_glasses_and_beard_white_background.jpg",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -60,9 +61,16 @@ class NetworkDifference:
     """Keys the file has and the network lacks."""
     other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     """Key -> (shape in the file, shape in the network)."""
+    not_finite: list[str] = field(default_factory=list)
+    """Keys that fit, but hold NaN or infinity."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the keys and shapes are those of the network."""
+        return not (self.missing or self.unexpected or self.other_shape)
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.other_shape)
+        return not self.fits or bool(self.not_finite)
 
     def __str__(self) -> str:
         parts = []
@@ -72,6 +80,10 @@ class NetworkDifference:
         if self.other_shape:
             shapes = [f"{key} is {list(got)}, expected {list(want)}" for key, (got, want) in self.other_shape.items()]
             parts.append(f"{len(shapes)} keys of another shape ({_shorten(shapes)})")
+        if self.not_finite:
+            first, *more = self.not_finite
+            keys = f"{first} and {len(more)} more keys hold" if more else f"{first} holds"
+            parts.append(f"{keys} values that are not finite: the file is damaged")
         return "; ".join(parts)
 
 
@@ -97,6 +109,11 @@ class Checkpoint:
             other_shape={
                 key: (got[key], expected[key]) for key in expected if key in got and got[key] != expected[key]
             },
+            not_finite=[
+                key
+                for key, value in self.networks[name].items()
+                if got[key] == expected.get(key) and not torch.isfinite(value).all()
+            ],
         )
 
     def missing_files(self) -> list[str]:
@@ -113,11 +130,20 @@ class Checkpoint:
                 "Put the released files in one folder, or keep the released base_models/ and retargeting_models/"
             )
         for name in portrait.NETWORKS:
-            if difference := self.difference(name, portrait):
+            difference = self.difference(name, portrait)
+            if not difference.fits:
                 raise CheckpointError(
                     f"{self.files[name]}: not the weights of the {name} network in the configured size"
-                    f"{self._lookalike(name, portrait)}: {difference}"
+                    f"{self._lookalike(name, portrait)}: {difference}{self.config_hint(difference)}"
                 )
+            if difference:
+                raise CheckpointError(f"{self.files[name]}: {difference}")
+
+    def config_hint(self, difference: NetworkDifference) -> str:
+        """Where shapes differ and nothing tells the sizes, that it may be this."""
+        if not difference.other_shape or not self.path.is_dir() or (self.path / CONFIG_FILE).is_file():
+            return ""
+        return f" (networks of other sizes than the published ones need their {CONFIG_FILE}, missing in {self.path})"
 
     def _lookalike(self, name: str, portrait: LivePortrait) -> str:
         """A hint when the file holds another network under this one's name."""
@@ -182,9 +208,11 @@ def read_config(path: str | Path) -> ModelConfig:
     else:
         return ModelConfig()
     try:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
-        return ModelConfig(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("expected an object")
+        return ModelConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: cannot be read as sizes of the networks ({error})") from error
 
 
@@ -223,6 +251,8 @@ def _read_pth(file: Path) -> dict[str, Any]:
             data = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for the many ways in which a file can be broken
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to read the file without protection
+            reason = "its pickle is refused"
         raise CheckpointError(
             f"{file}: cannot be read as PyTorch weights ({reason}); it is damaged, or holds more than tensors"
         ) from error

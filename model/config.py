@@ -66,7 +66,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+            numbers = value if isinstance(value, tuple) else (value,)
+            is_list = isinstance(item.default, tuple)
+            if isinstance(value, tuple) != is_list or not all(type(number) is int for number in numbers):
+                kind = "a list of whole numbers" if is_list else "a whole number"
+                raise ValueError(f"{item.name} is {value!r}, expected {kind}")
+            if min(numbers, default=0) < 1:
                 raise ValueError(f"{item.name} is {value}, expected 1 or more")
         stride = max(
             2 ** (self.num_down_blocks + self.num_hourglass_blocks), 4 * 2 ** (len(self.backbone_channels) - 1)

@@ -35,12 +35,16 @@ class NetworkReport:
     file: Path | None
     """The file that holds it; None if there is none."""
     difference: NetworkDifference | None
-    """Keys and shapes that differ; None if there is no file."""
+    """Keys and shapes that differ, values that are not finite; None if there is no file."""
+    hint: str = ""
+    """What may be the cause."""
 
     @property
     def status(self) -> str:
         if self.file is None:
             return "missing"
+        if self.difference and self.difference.fits:
+            return "damaged"
         return "differs" if self.difference else "complete"
 
 
@@ -96,13 +100,17 @@ def inspect_weights(path: str | Path, config: ModelConfig | None = None) -> Weig
     flops = count_flops(config)
     with torch.device("meta"):
         portrait = LivePortrait(config)
+    differences = {
+        name: checkpoint.difference(name, portrait) for name in portrait.NETWORKS if name in checkpoint.networks
+    }
     reports = [
         NetworkReport(
             name=name,
             num_parameters=sum(parameter.numel() for parameter in network.parameters()),
             num_flops=flops[name],
             file=checkpoint.files.get(name),
-            difference=checkpoint.difference(name, portrait) if name in checkpoint.networks else None,
+            difference=differences.get(name),
+            hint=checkpoint.config_hint(differences[name]) if name in differences else "",
         )
         for name, network in portrait.networks().items()
     ]
@@ -121,6 +129,15 @@ def format_report(report: WeightsReport) -> str:
     total_parameters = sum(network.num_parameters for network in report.networks)
     total_flops = sum(network.num_flops for network in report.networks)
     lines.append(f"{'all':<13}{total_parameters:>12,}{total_flops / 1e9:>13,.2f}")
-    lines += [f"{LABELS[n.name]}: {n.difference}" for n in report.networks if n.difference]
-    verdict = "complete, ready to animate" if report.complete else "incomplete: animation needs all seven networks"
+    for n in report.networks:
+        if n.status == "damaged":
+            lines.append(f"{n.file}: {n.difference}")
+        elif n.difference:
+            lines.append(f"{LABELS[n.name]}: {n.difference}{n.hint}")
+    if report.complete:
+        verdict = "complete, ready to animate"
+    elif any(n.status == "damaged" for n in report.networks):
+        verdict = "damaged: animation needs all seven networks"
+    else:
+        verdict = "incomplete: animation needs all seven networks"
     return "\n".join([*lines, f"{report.path}: {verdict}"])

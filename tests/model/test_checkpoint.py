@@ -12,6 +12,7 @@ import torch
 
 from model.checkpoint import BASE_FILES, CONFIG_FILE, RETARGETING_FILE, CheckpointError, load_checkpoint
 from model.config import ModelConfig
+from model.inspect import format_report, inspect_weights
 from model.keypoints import Motion
 from model.networks import AppearanceExtractor, LivePortrait
 
@@ -104,6 +105,9 @@ def test_swapped_network_is_recognised(folder: Path) -> None:
 def test_other_size_lists_shapes(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"first\.conv\.weight is \[8, 3, 3, 3\], expected \[64, 3, 3, 3\]"):
         LivePortrait.from_pretrained(folder, ModelConfig())
+    (folder / CONFIG_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"need their model_config\.json, missing in"):
+        LivePortrait.from_pretrained(folder)
 
 
 def test_other_sizes_are_read_with_the_weights(folder: Path, portrait, tmp_path) -> None:
@@ -113,9 +117,15 @@ def test_other_sizes_are_read_with_the_weights(folder: Path, portrait, tmp_path)
         restored = LivePortrait.from_pretrained(path)
         assert restored.config == TINY
         assert torch.equal(restored.generator.fc.weight, portrait.generator.fc.weight)
-    (folder / CONFIG_FILE).write_text('{"image_size": 64, "sise": 3}')
-    with pytest.raises(CheckpointError, match=r"model_config\.json: cannot be read as sizes .*sise"):
-        LivePortrait.from_pretrained(folder)
+    for text, words in [
+        ('{"image_size": 64, "sise": 3}', "sise"),
+        ('{"image_size": "64"}', "image_size is '64', expected a whole number"),
+        ('{"backbone_depths": 3}', "backbone_depths is 3, expected a list of whole numbers"),
+        ("[64]", "expected an object"),
+    ]:
+        (folder / CONFIG_FILE).write_text(text)
+        with pytest.raises(CheckpointError, match=rf"model_config\.json: cannot be read as sizes .*{words}"):
+            LivePortrait.from_pretrained(folder)
 
 
 def test_missing_and_unexpected_keys_are_listed(folder: Path) -> None:
@@ -126,6 +136,19 @@ def test_missing_and_unexpected_keys_are_listed(folder: Path) -> None:
     message = r"1 missing keys \(second\.weight\); 1 unexpected keys \(third\.weight\)"
     with pytest.raises(CheckpointError, match=message):
         LivePortrait.from_pretrained(folder, TINY)
+
+
+def test_values_that_are_not_finite(folder: Path) -> None:
+    file = folder / "motion_extractor.pth"
+    state = torch.load(file, weights_only=True)
+    key = next(iter(state))
+    state[key].view(-1)[3] = torch.nan
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match=rf"motion_extractor\.pth: {key} holds values that are not finite"):
+        LivePortrait.from_pretrained(folder)
+    report = inspect_weights(folder)
+    assert not report.complete
+    assert f"{file}: {key} holds values that are not finite: the file is damaged\n" in format_report(report)
 
 
 def test_damaged_file(folder: Path) -> None:
@@ -151,8 +174,9 @@ class Bomb:
 def test_malicious_file_runs_nothing(write, folder: Path, tmp_path) -> None:
     target = tmp_path / "owned"
     write({"first.conv.weight": Bomb(target)}, folder / "appearance_feature_extractor.pth")
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
+    with pytest.raises(CheckpointError, match="holds more than tensors") as caught:
         LivePortrait.from_pretrained(folder, TINY)
+    assert "weights_only" not in str(caught.value)
     assert not target.exists()
 
 

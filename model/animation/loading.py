@@ -30,6 +30,8 @@ class NetworkOptions:
 
 def load_engine(options: NetworkOptions) -> InferenceEngine:
     """The networks, ready to run. ValueError or FileNotFoundError with one line that says what to do."""
+    if options.tiny and not options.untrained:
+        raise ValueError("--tiny goes with --untrained")
     if options.weights is None and not options.untrained:
         raise ValueError(
             "no weights: give --weights the folder with the released files (download them from the "
@@ -38,23 +40,18 @@ def load_engine(options: NetworkOptions) -> InferenceEngine:
         )
     if options.weights is not None and options.untrained:
         raise ValueError("--weights and --untrained contradict each other")
-    if options.tiny and not options.untrained:
-        raise ValueError("--tiny goes with --untrained")
     if options.weights is not None and not options.weights.exists():
         raise ValueError(
             f"{options.weights}: no such weights; the released files are in the KwaiVGI/LivePortrait model repository"
         )
-    import torch
-
     from model.config import ModelConfig
     from model.inference import InferenceEngine
+    from model.inference.engine import choose_device
     from model.networks import LivePortrait
 
+    device = choose_device(options.device)
     if options.untrained:
         portrait = LivePortrait.untrained(config=ModelConfig.tiny() if options.tiny else None)
     else:
         portrait = LivePortrait.from_pretrained(options.weights)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return InferenceEngine(portrait, device=device, dtype=options.dtype)

@@ -32,6 +32,23 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and has_bf16 else torch.float32
 
 
+def choose_device(name: str | torch.device) -> torch.device:
+    """The named device; `auto` is cuda where there is one. ValueError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown: expected cpu, cuda or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: expected cpu, cuda or auto")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} was asked for, but this PyTorch sees no CUDA device; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} was asked for, but there are only {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
 class InferenceEngine:
     """Runs M, F, W and G on one device, in batches.
 
@@ -55,9 +72,7 @@ class InferenceEngine:
         """
         self.portrait = portrait
         self.config = portrait.config
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device} was asked for, but this PyTorch sees no CUDA device; use cpu")
+        self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.optimize = optimize
         if optimize:

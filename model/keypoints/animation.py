@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -55,8 +56,15 @@ class AnimationOptions:
             raise ValueError(
                 f"driving_option must be pose-friendly or expression-friendly; got {self.driving_option!r}"
             )
+
+    def check(self) -> None:
+        """ValueError for numbers that make no sense."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{item.name} is {value}: expected a finite number")
         if self.smooth_observation_variance <= 0:
-            raise ValueError(f"smooth_observation_variance must be positive; got {self.smooth_observation_variance}")
+            raise ValueError(f"smooth_observation_variance is {self.smooth_observation_variance}: expected above 0")
 
 
 def hull_size_ratio(x_s: Tensor, x_d: Tensor) -> float:
@@ -89,6 +97,7 @@ class KeypointAnimator:
         self.source = source
         self.networks = networks
         self.options = options or AnimationOptions()
+        self.options.check()
         self.source_is_video = source_is_video
         self.driving_is_video = driving_is_video
         self.position = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -76,6 +77,15 @@ class FaceEdit:
     zoom: float = 1.0
     """Factor on the scale [0.9, 1.2]."""
 
+    def check(self) -> None:
+        """ValueError for numbers that make no sense."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{item.name} is {value}: expected a finite number")
+        if self.zoom <= 0:
+            raise ValueError(f"zoom is {self.zoom:g}: expected a positive factor, usually 0.9 to 1.2")
+
     def expression_changes(self) -> list[tuple[Changes, float]]:
         """The changes of the expression and their amounts."""
         return [
@@ -99,17 +109,16 @@ def edit_keypoints(
 ) -> tuple[Tensor, Tensor]:
     """x_s and x_d, each [N, K, 3], of an edited face.
 
-    ValueError if `eyes` or `lip` is asked for but the source motion has no openness (no landmarks), or if the zoom is
-    not positive.
+    ValueError if `eyes` or `lip` is asked for but the source motion has no openness (no landmarks), or if a number
+    makes no sense.
     """
+    edit.check()
     x_s = source.keypoints()
     rotation = rotation_matrix(source.pitch + edit.pitch, source.yaw + edit.yaw, source.roll + edit.roll)
     exp = source.exp.clone()
     for changes, amount in edit.expression_changes():
         for keypoint, axis, per_unit in changes:
             exp[:, keypoint, axis] += amount * per_unit
-    if edit.zoom <= 0:
-        raise ValueError(f"zoom is {edit.zoom:g}: expected a positive factor, usually 0.9 to 1.2")
     x_d = transform_keypoints(source.kp, rotation, exp, edit.zoom * source.scale, source.t)
     for part, wanted, openness, retarget in (
         ("eyes", edit.eyes, source.eye_open, retarget_eye),

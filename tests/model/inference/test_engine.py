@@ -123,6 +123,9 @@ def test_crops_of_any_size_are_resized(portrait, images) -> None:
 def test_unknown_dtype_and_device(portrait) -> None:
     with pytest.raises(ValueError, match="dtype must be auto"):
         InferenceEngine(portrait, dtype="int8")
+    for device in ("bogus", "meta"):
+        with pytest.raises(ValueError, match="expected cpu, cuda or auto"):
+            InferenceEngine(portrait, device=device)
     with pytest.raises(ValueError, match="compile=True is for CUDA"):
         InferenceEngine(portrait, compile=True)
 

@@ -12,6 +12,7 @@ from model.animation.pictures import check_output, load_still, open_clip
 from model.animation.source import Source, still_source
 from model.faces import FaceAnalyser
 from model.keypoints import FaceEdit, edit_keypoints
+from model.video import check_writable, complete_or_absent
 
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
@@ -63,21 +64,18 @@ def retarget(
     output = Path(output)
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"cannot write {output}: expected a name in .png, .jpg, .webp")
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {output}: its folder does not exist")
+    edit.check()
+    check_output(output, source)
+    check_writable(output)
     if open_clip(source) is not None:
         raise ValueError(f"{source} is a video, and a still is edited here; `animate` takes videos")
     still = EditableStill(load_still(source), engine, analyser, which=which, name=str(source))
-    check_output(output, source)
     save_still(still.edited(edit, stitching=stitching, paste_back=paste_back), output)
 
 
 def save_still(picture: np.ndarray, path: Path) -> None:
     """Write uint8 [H, W, 3] in the format of the name; it appears when complete."""
-    import os
-
     from PIL import Image
 
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    Image.fromarray(picture).save(partial, quality=95)
-    os.replace(partial, path)
+    with complete_or_absent(path) as partial:
+        Image.fromarray(picture).save(partial, quality=95)

@@ -1,5 +1,6 @@
 """Reading and writing video: probe any file, decode it with PyAV or decord to the same bits, encode results."""
 
+from model.video.destination import check_writable, complete_or_absent
 from model.video.frame import Frame
 from model.video.probing import PacketIndex, VideoError, VideoInfo, index_packets, probe_video
 from model.video.reading import DECODERS, open_video
@@ -13,6 +14,8 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "check_destination",
+    "check_writable",
+    "complete_or_absent",
     "index_packets",
     "open_video",
     "probe_video",

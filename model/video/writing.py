@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ import av
 import cv2
 import numpy as np
 
+from model.video.destination import check_writable, partial_path
 from model.video.probing import open_container
 
 VIDEO_SUFFIXES = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".gif": "gif"}
@@ -27,16 +29,15 @@ _OPUS_RATE = 48000
 
 
 def check_destination(path: str | Path) -> None:
-    """ValueError where `VideoWriter` cannot write: unknown ending, no folder, or a folder of pictures that exists."""
+    """ValueError where `VideoWriter` cannot write: unknown ending, no place, or a folder of pictures that exists."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix and suffix not in VIDEO_SUFFIXES:
         kinds = ", ".join(VIDEO_SUFFIXES)
         raise ValueError(f"cannot write {path}: expected a name in {kinds}, or no suffix for a folder of PNGs")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {path}: its folder does not exist")
-    if not suffix and path.exists():
+    if not suffix and os.path.lexists(path):
         raise ValueError(f"cannot write PNG files to {path}: it exists; give a new name")
+    check_writable(path)
 
 
 class VideoWriter:
@@ -72,7 +73,7 @@ class VideoWriter:
             raise ValueError(f"frame rate must be positive, got {fps}")
         check_destination(self.path)
         suffix = self.path.suffix.lower()
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial{suffix}")
+        self._partial = partial_path(self.path)
         has_sound = audio_from is not None and suffix in VIDEO_SUFFIXES and suffix != ".gif"
         audio = (audio_from, audio_start_s) if has_sound else None
         self._encoder = None
@@ -100,14 +101,19 @@ class VideoWriter:
         if self.num_frames == 0:
             self.abort()
             raise ValueError(f"no frame was written to {self.path}")
-        if self._encoder is not None:
-            self._encoder.close(self.num_frames)
-        os.replace(self._partial, self.path)
+        try:
+            if self._encoder is not None:
+                self._encoder.close(self.num_frames)
+            os.replace(self._partial, self.path)
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Throw away what was written."""
         if self._encoder is not None:
-            self._encoder.abandon()
+            with suppress(av.FFmpegError, OSError):  # of a full disk, which is told already
+                self._encoder.abandon()
             self._partial.unlink(missing_ok=True)
         else:
             shutil.rmtree(self._partial, ignore_errors=True)

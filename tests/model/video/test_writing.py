@@ -34,6 +34,10 @@ def _write_all(path: Path, frames: list[np.ndarray]) -> None:
             writer.write(frame)
 
 
+def _refuse(*_: Path) -> None:
+    raise PermissionError("not allowed")
+
+
 def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
@@ -158,12 +162,19 @@ def test_source_without_sound_gives_a_silent_file(tmp_path: Path) -> None:
     assert not probe_video(tmp_path / "out.mp4").has_audio
 
 
-def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / f"{'a' * 250}.mp4"
+    _write_all(long, _frames(1))
+    long.unlink()
     for name in ("out.mp4", "out.gif", "frames"):
         with pytest.raises(ValueError, match="expected uint8"):
             _write_all(tmp_path / name, [_frames(1)[0], np.zeros((4, 4), np.uint8)])
         with pytest.raises(ValueError, match="no frame"), VideoWriter(tmp_path / name, 25):
             pass
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", _refuse)
+            with pytest.raises(OSError, match="not allowed"):
+                _write_all(tmp_path / name, _frames(1))
     assert os.listdir(tmp_path) == []
 
 
@@ -172,6 +183,12 @@ def test_wrong_use_is_refused(tmp_path: Path) -> None:
         VideoWriter(tmp_path / "out.avi", 25)
     with pytest.raises(ValueError, match="folder does not exist"):
         VideoWriter(tmp_path / "absent/out.mp4", 25)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ValueError, match="it is a folder"):
+        VideoWriter(tmp_path / "folder.mp4", 25)
+    (tmp_path / "folder.mp4").rmdir()
+    with pytest.raises(ValueError, match="File name too long"):
+        VideoWriter(tmp_path / f"{'a' * 300}.mp4", 25)
     with pytest.raises(ValueError, match="must be positive"):
         VideoWriter(tmp_path / "out.mp4", 0)
     with pytest.raises(ValueError, match="the first one was"):

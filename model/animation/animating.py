@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -11,18 +12,21 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
-from model.animation.driving import Driving, load_driving
+from model.animation.driving import Driving, driving_rate, load_driving
 from model.animation.pasting import paste_crop
 from model.animation.pictures import DEFAULT_FPS, check_output, in_batches, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.source import Source, SourceFace, load_source
-from model.animation.templates import save_template
+from model.animation.templates import check_template_destination, save_template
 from model.faces import FaceAnalyser
 from model.keypoints import AnimationOptions, KeypointAnimator
 from model.video import VideoWriter, check_destination
 
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
+
+MAX_GIF_FPS = Fraction(50)
+"""GIFs count hundredths of a second, and viewers slow down pictures of less than two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class AnimateOptions:
     crop_driving: bool = True
     """Frame the face in the driving picture; switch off if it is framed already."""
     paste_back: bool = True
-    """Put the face back into its picture; otherwise the 512-pixel crop of the largest face is written."""
+    """Put the face back into its picture; otherwise the largest face's crop, as the networks make it, is written."""
     side_by_side: bool = False
     """Show driving, source and result beside each other."""
     audio: Literal["driving", "source", "none"] = "driving"
@@ -47,6 +51,16 @@ class AnimateOptions:
     """Stop after this many seconds."""
     batch_size: int = 4
     """Frames that go through the networks at once."""
+
+    def check(self) -> None:
+        """ValueError for numbers that make no sense."""
+        self.motion.check()
+        if self.max_s is not None and not (self.max_s > 0 and math.isfinite(self.max_s)):
+            raise ValueError(f"max_s is {self.max_s:g}: expected a positive number of seconds")
+        if self.fps is not None and not 0.01 <= self.fps <= 1000:
+            raise ValueError(f"fps is {self.fps:g}: expected 0.01 to 1000")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +94,13 @@ def animate(
     Memory stays bounded whatever the length: only motion is kept, pictures stream. ValueError with one line.
     """
     options = options or AnimateOptions()
+    options.check()
     check_output(output, source, driving)
     check_destination(output)
-    if options.max_s is not None and options.max_s <= 0:
-        raise ValueError(f"max_s is {options.max_s:g}: expected a positive number of seconds")
+    if template_output is not None:
+        check_output(template_output, source, driving, output)
+        check_template_destination(template_output)
+    asked, rate_notes = _asked_rate(options.fps, source, driving, output)
     origin = None
     if open_clip(source) is None:  # a still without a face is told before minutes go into the driving video
         origin = load_source(source, engine, analyser, which=options.faces_in_source)
@@ -92,13 +109,13 @@ def animate(
         engine,
         analyser,
         crop=options.crop_driving,
-        fps=_exact(options.fps),
+        fps=asked,
         max_s=options.max_s,
         report=report,
     )
     if template_output is not None:
         save_template(driven.template(), template_output)
-    fps = _exact(options.fps) or driven.fps or _own_rate(source)
+    fps = asked or driven.fps or _own_rate(source)
     origin = origin or load_source(
         source, engine, analyser, which=options.faces_in_source, fps=fps, max_s=options.max_s, report=report
     )
@@ -117,7 +134,7 @@ def animate(
         fps=fps,
         width=width,
         height=height,
-        notes=tuple(_notes(origin, driven, num_frames)),
+        notes=(*rate_notes, *_notes(origin, driven, num_frames)),
     )
 
 
@@ -223,16 +240,27 @@ def side_by_side(pictures: list[np.ndarray | None]) -> np.ndarray:
 
 
 def _num_frames(source: Source, driving: Driving) -> int:
+    """Frames of the result. ValueError where no face of the source moves in them."""
     if not source.is_video:
         return len(driving.motion)
-    return min(source.num_frames, len(driving.motion)) if driving.is_video else source.num_frames
+    num_frames = min(source.num_frames, len(driving.motion)) if driving.is_video else source.num_frames
+    first = min(face.start for face in source.faces)
+    if first >= num_frames:
+        raise ValueError(f"the source's face appears at frame {first}, the driving motion ends at {num_frames}")
+    return num_frames
 
 
-def _exact(fps: float | None) -> Fraction | None:
-    """29.97002997 means 30000/1001."""
-    if fps is not None and not 0 < fps <= 1000:
-        raise ValueError(f"fps must be above 0 and at most 1000, got {fps}")
-    return None if fps is None else Fraction(fps).limit_denominator(1001)
+def _asked_rate(
+    fps: float | None, source: str | Path, driving: str | Path, output: str | Path
+) -> tuple[Fraction | None, tuple[str, ...]]:
+    """The rate to read everything at, None for the files' own, and a note if it is not the one asked for."""
+    asked = None if fps is None else Fraction(fps).limit_denominator(1001)  # 29.97002997 means 30000/1001
+    if Path(output).suffix.lower() != ".gif":
+        return asked, ()
+    wanted = asked or driving_rate(driving) or _own_rate(source)
+    if wanted <= MAX_GIF_FPS:
+        return asked, ()
+    return MAX_GIF_FPS, (f"a GIF shows at most {MAX_GIF_FPS} frames/s, not {float(wanted):.6g}",)
 
 
 def _own_rate(source: str | Path) -> Fraction:
@@ -244,7 +272,8 @@ def _notes(source: Source, driving: Driving, num_frames: int) -> Iterator[str]:
     if driving.note:
         yield driving.note
     if source.is_video and not any(face.start == 0 and face.stop >= num_frames for face in source.faces):
-        shown = ", ".join(f"{face.start} to {face.stop}" for face in source.faces)
+        faces = [face for face in source.faces if face.start < num_frames]
+        shown = ", ".join(f"{face.start} to {min(face.stop, num_frames)}" for face in faces)
         yield f"source faces were followed over the frames {shown} of {num_frames}; the others are as they were"
 
 

@@ -69,12 +69,22 @@ def load_driving(
         num_keypoints = template.motion.kp.shape[1]
         if num_keypoints != engine.config.num_keypoints:
             raise ValueError(f"{path} has {num_keypoints} key points, the networks {engine.config.num_keypoints}")
+        if fps is not None and len(template.motion) > 1:
+            template = template.resampled(fps)
         motion = template.motion if max_s is None else template.motion[: max(1, round(max_s * template.fps))]
         return Driving(motion=motion, is_video=len(motion) > 1, fps=template.fps)
     clip = open_clip(path, fps=fps, max_s=max_s)
     if clip is None:
         return _still_driving(path, engine, analyser, crop)
     return _video_driving(clip, engine, analyser, crop, report)
+
+
+def driving_rate(path: str | Path) -> Fraction | None:
+    """Frame rate of a driving file of any kind; None for a still."""
+    if Path(path).suffix.lower() in TEMPLATE_SUFFIXES:
+        return load_template(path).fps
+    clip = open_clip(path)
+    return None if clip is None else clip.fps
 
 
 def _still_driving(path: Path, engine: InferenceEngine, analyser: FaceAnalyser, crop: bool) -> Driving:

@@ -123,7 +123,8 @@ def choose_faces(num_faces: int, which: str, name: str) -> list[int]:
     if not which.isdecimal():
         raise ValueError(f"faces in source: expected largest, all or a number from 0, got {which!r}")
     if int(which) >= num_faces:
-        raise ValueError(f"{name} has {num_faces} faces (0 to {num_faces - 1}, the largest first), got {which}")
+        there = "1 face (0)" if num_faces == 1 else f"{num_faces} faces (0 to {num_faces - 1}, the largest first)"
+        raise ValueError(f"{name} has {there}, got {which}")
     return [int(which)]
 
 

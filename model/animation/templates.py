@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from model.animation.restricted_pickle import load_restricted_pickle
 from model.keypoints import Motion
+from model.video import check_writable, complete_or_absent
 
 TEMPLATE_SUFFIXES = (".safetensors", ".pkl")
 _FORMAT = "portrait-motion-1"
@@ -25,20 +25,30 @@ class MotionTemplate:
     motion: Motion
     fps: Fraction
 
+    def resampled(self, fps: Fraction) -> MotionTemplate:
+        """At another rate: frame i holds what the motion is in the middle of [i, i + 1) / fps, as for videos."""
+        num_frames = max(1, round(len(self.motion) * fps / self.fps))
+        indices = [min((2 * i + 1) * self.fps // (2 * fps), len(self.motion) - 1) for i in range(num_frames)]
+        return MotionTemplate(motion=self.motion[indices], fps=fps)
+
 
 def save_template(template: MotionTemplate, path: str | Path) -> None:
     """Write a `.safetensors` template; it appears under its name when complete."""
     from safetensors.torch import save
 
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"cannot write the template {path}: expected a name that ends in .safetensors")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"cannot write the template {path}: its folder does not exist")
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
+    check_template_destination(path)
     tensors = {name: value.contiguous().cpu() for name, value in template.motion.as_dict().items()}
-    partial.write_bytes(save(tensors, metadata={"format": _FORMAT, "fps": str(template.fps)}))
-    os.replace(partial, path)
+    content = save(tensors, metadata={"format": _FORMAT, "fps": str(template.fps)})
+    with complete_or_absent(path) as partial:
+        partial.write_bytes(content)
+
+
+def check_template_destination(path: str | Path) -> None:
+    """ValueError where `save_template` cannot write."""
+    if Path(path).suffix.lower() != ".safetensors":
+        raise ValueError(f"cannot write the template {path}: expected a name that ends in .safetensors")
+    check_writable(path)
 
 
 def load_template(path: str | Path) -> MotionTemplate:
@@ -46,9 +56,9 @@ def load_template(path: str | Path) -> MotionTemplate:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such motion template")
-    if path.suffix == ".pkl":
+    if path.suffix.lower() == ".pkl":
         template = _from_released(load_restricted_pickle(path), path)
-    elif path.suffix == ".safetensors":
+    elif path.suffix.lower() == ".safetensors":
         template = _from_safetensors(path)
     else:
         raise ValueError(f"{path} is not a motion template: expected .safetensors or .pkl")

@@ -115,8 +115,8 @@ class Motion:
     def __len__(self) -> int:
         return self.pitch.shape[0]
 
-    def __getitem__(self, index: int | slice) -> Motion:
-        """One frame (still with a first dimension of 1) or a range of frames."""
+    def __getitem__(self, index: int | slice | list[int]) -> Motion:
+        """One frame (still with a first dimension of 1), a range of frames, or those of a list."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"frame {index} of a motion of {len(self)} frames")

@@ -6,17 +6,19 @@ import dataclasses
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.animation import AnimateOptions, animate, load_template
-from model.animation.animating import animated_frames, side_by_side
+from model.animation.animating import _notes, _num_frames, animated_frames, side_by_side
 from model.animation.driving import load_driving
 from model.animation.pictures import load_still, open_clip
-from model.animation.source import load_source
+from model.animation.source import Source, SourceFace, load_source
 from model.keypoints import AnimationOptions
 from model.video import open_video, probe_video
 
@@ -211,7 +213,11 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
     for options, message in [
         ({"faces_in_source": "3"}, "has 1 face"),
         ({"faces_in_source": "big"}, "largest, all"),
-        ({"fps": 0.0}, "fps"),
+        ({"fps": 0.0}, "fps is 0"),
+        ({"fps": 0.0001}, "fps is 0.0001"),
+        ({"max_s": float("inf")}, "max_s is inf"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"motion": AnimationOptions(smooth_observation_variance=float("nan"))}, "variance is nan"),
     ]:
         with pytest.raises(ValueError, match=message):
             run(media / STILL, media / STILL, **options)
@@ -220,12 +226,35 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
 
 def test_a_wrong_output_is_said_before_the_work(media: Path, tmp_path: Path, engine, analyser) -> None:
     stages = []
-    with pytest.raises(ValueError, match="its folder does not exist"):
-        animate(
-            media / STILL, media / TALK, tmp_path / "absent" / "out.mp4",
-            engine=engine, analyser=analyser, report=lambda *report: stages.append(report),
-        )  # fmt: skip
+    for output, template, words in [
+        ("absent/out.mp4", None, "its folder does not exist"),
+        ("out.mp4", media / TALK, "would replace"),
+        ("out.mp4", tmp_path / "motion.pkl", r"ends in \.safetensors"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            animate(
+                media / STILL, media / TALK, tmp_path / output, template_output=template,
+                engine=engine, analyser=analyser, report=lambda *report: stages.append(report),
+            )  # fmt: skip
     assert not stages
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_face_after_the_end_of_the_motion_is_told() -> None:
+    face = SourceFace(start=20, matrices=np.zeros((30, 3, 3)), motion=None)
+    source = Source(faces=[face], is_video=True, num_frames=50, frames=None)
+    with pytest.raises(ValueError, match="face appears at frame 20, the driving motion ends at 10"):
+        _num_frames(source, SimpleNamespace(is_video=True, motion=range(10)))
+    notes = list(_notes(source, SimpleNamespace(note=None), 30))
+    assert notes == ["source faces were followed over the frames 20 to 30 of 30; the others are as they were"]
+
+
+def test_rate_of_a_gif_is_limited(media: Path, tmp_path: Path, engine, analyser) -> None:
+    result = animate(
+        media / STILL, media / STILL, tmp_path / "out.gif",
+        engine=engine, analyser=analyser, options=AnimateOptions(fps=60),
+    )  # fmt: skip
+    assert (result.fps, result.notes) == (50, ("a GIF shows at most 50 frames/s, not 60",))
 
 
 def test_the_size_told_is_that_of_the_file(media: Path, tmp_path: Path, engine, analyser) -> None:
@@ -251,3 +280,13 @@ def test_stills_of_all_kinds(media: Path, tmp_path: Path) -> None:
     picture = load_still(tmp_path / "clear.png")
     assert (picture[:, :3] == (10, 20, 30)).all()
     assert (picture[:, 3:] == 255).all()
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey * np.uint16(257))
+    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "i.tif")
+    Image.fromarray(grey / np.float32(255)).save(tmp_path / "unit.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "bytes.tif")
+    for name in ("grey.png", "i.tif", "unit.tif", "bytes.tif"):
+        assert np.array_equal(load_still(tmp_path / name)[..., 1], grey), name
+    Image.fromarray(grey * np.float32(100)).save(tmp_path / "other.tif")
+    with pytest.raises(ValueError, match="mode F with values from 0 to 25500"):
+        load_still(tmp_path / "other.tif")

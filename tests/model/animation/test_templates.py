@@ -7,14 +7,17 @@ import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.animation.driving import load_driving
 from model.animation.restricted_pickle import UnsafePickleError, load_restricted_pickle
 from model.animation.templates import MotionTemplate, euler_angles_deg, load_template, save_template
+from model.config import ModelConfig
 from model.keypoints import Motion
 
 
@@ -165,6 +168,18 @@ def _attacks(marker: Path) -> dict[str, bytes]:
     pickler.dump([_Build(dict, {"__class__": "x"})])
     attacks["state of a dict"] = stream.getvalue()
     return attacks
+
+
+def test_another_rate_is_resampled(tmp_path: Path) -> None:
+    template = MotionTemplate(motion=_motion(5), fps=Fraction(25))
+    twice, half = template.resampled(Fraction(50)), template.resampled(Fraction(25, 2))
+    assert torch.equal(twice.motion.yaw, template.motion.yaw.repeat_interleave(2, 0))
+    assert torch.equal(half.motion.yaw, template.motion.yaw[[1, 3]])
+    path = tmp_path / "MOTION.SAFETENSORS"
+    save_template(template, path)
+    engine = SimpleNamespace(config=ModelConfig())
+    driving = load_driving(path, engine, None, fps=Fraction(50), max_s=0.1)
+    assert (len(driving.motion), driving.fps, driving.is_video) == (5, 50, True)
 
 
 @pytest.mark.parametrize("name", _attacks(Path("marker")))

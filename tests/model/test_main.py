@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,10 +84,22 @@ def test_mistakes(media: Path, tmp_path: Path, common: list[str], capsys: pytest
     output = str(tmp_path / "out.png")
     _fails(capsys, ["retarget", "--source", str(talk), "--output", output, *common], "a still is edited here")
     _fails(capsys, ["retarget", "--source", str(still), "--output", output, *common, "--zoom", "0"], "zoom is 0")
+    _fails(capsys, ["retarget", "--source", str(still), "--output", output, *common, "--yaw", "nan"], "yaw is nan")
+    _fails(capsys, animate(still, talk, "--tiny"), "--tiny goes with --untrained")
+    _fails(capsys, animate(still, talk, *common, "--device", "bogus"), "'bogus' is unknown")
+    _fails(capsys, animate(still, talk, *common, "--multiplier", "inf"), "multiplier is inf")
+    _fails(capsys, ["serve", "--port", "99999"], "port 99999")
     _fails(capsys, ["inspect", str(tmp_path / "absent")], "absent")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     _fails(capsys, ["inspect", str(tmp_path / "run")], "training export")
     assert {path.name for path in tmp_path.iterdir()} == {"notes.mp4", "run"}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_says_so(number: int, status: int, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("model.commands.load_engine", lambda _: signal.raise_signal(number))
+    assert main(["serve", "--untrained"]) == status
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_a_reader_that_has_seen_enough(capfd: pytest.CaptureFixture) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import json
+import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Other web pages open in the same browser must not reach this one, by name tricks or by cross-site posts."""
         host = self.headers.get("Host", "")
         name = urlsplit(f"//{host}").hostname or ""
-        if self.server.is_loopback and name not in ("localhost", "127.0.0.1", "::1"):
+        if self.server.is_loopback and not _is_loopback(name):
             self.close_connection = True
             raise ValueError(f"this page answers to localhost only, not to {name!r}")
         origin = self.headers.get("Origin")
@@ -73,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             job = self.server.studio.job(path.removeprefix("/results/"))
             if not job.finished or job.error:
                 raise ValueError("there is no result yet")
-            self._send(job.output.read_bytes(), "video/mp4")
+            self._send(job.path.read_bytes(), "video/mp4")
         else:
             self._send_json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
 
@@ -86,8 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._receive(path)
                 add = studio.add_portrait if url.path == "/portrait" else studio.add_driving
                 answer = add(path)
-            except ValueError as error:
+            except BaseException as error:
                 path.unlink(missing_ok=True)
+                if not isinstance(error, ValueError):
+                    raise
                 raise ValueError(without_folder(str(error), path.parent)) from error
             self._send_json(answer)
         elif url.path == "/edit":
@@ -102,7 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         text = self.headers.get("Content-Length", "")
         if not text.isdecimal() or int(text) > limit:
             self.close_connection = True
-            raise ValueError(f"the upload is larger than {limit >> 20} MB" if text.isdecimal() else "no length given")
+            size = f"{limit >> 20} MB" if limit >> 20 else f"{limit >> 10} kB"
+            raise ValueError(f"the upload is larger than {size}" if text.isdecimal() else "no length given")
         return int(text)
 
     def _receive(self, path: Path) -> None:
@@ -119,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self) -> dict[str, Any]:
         try:
             value = json.loads(self.rfile.read(self._length(MAX_REQUEST_BYTES)))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError("the request is not JSON") from error
         if not isinstance(value, dict):
             raise ValueError("the request is not an object")
@@ -153,37 +161,74 @@ class PageServer(ThreadingHTTPServer):
     def __init__(
         self, engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 0
     ) -> None:
+        check_port(port)
         self.folder = Path(tempfile.mkdtemp(prefix="portrait-page-"))
         self.studio = Studio(engine, analyser, self.folder)
-        self.is_loopback = host in ("127.0.0.1", "localhost", "::1")
+        self.is_loopback = _is_loopback(host)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
-        except OSError:
+        except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
     @property
     def url(self) -> str:
         """Address of the page."""
-        return f"http://{self.server_address[0]}:{self.server_address[1]}/"
+        host, port = self.server_address[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may leave when they like."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
     def close(self) -> None:
-        """Stop listening and remove the uploads."""
+        """Stop listening, end the animations, remove the uploads."""
         self.server_close()
+        self.studio.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until interrupted."""
+def check_port(port: int) -> None:
+    """ValueError for a number that is no port."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port} does not exist: expected 0 to 65535")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 7860) -> int:
+    """Serve the page until interrupted; the command's status: 130 after Ctrl-C, 0 after SIGTERM."""
     try:
         server = PageServer(engine, analyser, host=host, port=port)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another --port") from error
+        is_host_wrong = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        remedy = "--host" if is_host_wrong else "--port"
+        raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another {remedy}") from error
     print(f"{server.url}  (stop with Ctrl-C)", flush=True)
     if not server.is_loopback:
         print("The page has no password: everyone who reaches this address can use it.", file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a service manager's way to stop: uploads go then too
+    status = 0
     try:
         server.serve_forever()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
+    except SystemExit:
+        pass
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the rest takes seconds, and must not be left half done
         server.close()
+        if any(thread.daemon for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # the interpreter's end under a thread that is inside a library would be an abort
+    return status

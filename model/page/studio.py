@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from PIL import Image
 
 from model.animation.animating import AnimateOptions, animate
 from model.animation.loading import UNTRAINED_NOTICE
-from model.animation.pictures import load_still
+from model.animation.pictures import load_still, open_clip
 from model.animation.retouching import EditableStill
 from model.animation.source import MIN_FACE_PX
 from model.animation.tracking import find_faces
@@ -25,14 +28,24 @@ from model.inference import InferenceEngine
 from model.keypoints import AnimationOptions, FaceEdit
 
 MAX_KEPT = 6
-"""Portraits, driving files and results that are kept, each; older ones go."""
+"""Portraits, driving files and results that are kept, each; older ones go when no animation needs them."""
+MAX_WAIT_S = 60.0
+"""How long a portrait or a slider waits for an animation."""
+MAX_CLOSE_S = 5.0
+"""How long the end of the page waits for the networks."""
+
+
+class _Closing(Exception):
+    """The page closes while an animation runs."""
 
 
 @dataclass
 class Job:
     """One animation, running or done."""
 
-    output: Path
+    path: Path
+    """The result."""
+    inputs: tuple[Path, ...] = ()
     stage: str = "waiting"
     done: int = 0
     total: int | None = None
@@ -56,6 +69,8 @@ class Studio:
         self._analyser = analyser
         self._folder = folder
         self._computing = threading.Lock()
+        self._keeping = threading.RLock()
+        self._closing = threading.Event()
         self._portraits: OrderedDict[str, Portrait] = OrderedDict()
         self._drivings: OrderedDict[str, Path] = OrderedDict()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -76,44 +91,40 @@ class Studio:
 
     def add_portrait(self, path: Path) -> dict[str, Any]:
         """Look at an uploaded still."""
+        if open_clip(path) is not None:
+            raise ValueError("this is a video; a portrait is a still picture")
         picture = load_still(path)
         portrait = Portrait(path)
-        with self._computing:
+        with self._turn():
             num_faces = len(find_faces(picture, self._analyser, min_face_px=MIN_FACE_PX))
             portrait.editable["largest"] = EditableStill(picture, self._engine, self._analyser, name="this picture")
-        key = _keep(self._portraits, portrait)
+        key = self._keep(self._portraits, portrait)
         height, width = picture.shape[:2]
         plural = "" if num_faces == 1 else "s"
         return {"id": key, "message": f"{num_faces} face{plural}, {width}x{height} pixels"}
 
     def add_driving(self, path: Path) -> dict[str, Any]:
         """Take an uploaded driving file; it is read when an animation starts."""
-        return {"id": _keep(self._drivings, path), "message": "Driving file ready."}
+        return {"id": self._keep(self._drivings, path), "message": "Driving file ready."}
 
     def edit(self, request: dict[str, Any]) -> bytes:
         """An edited portrait as PNG."""
         portrait = _known(self._portraits, request.get("portrait"), "portrait")
         which = "all" if request.get("all_faces") else "largest"
         changes = _face_edit(request.get("edit", {}))
-        if not self._computing.acquire(timeout=60):
-            raise ValueError("an animation is running; the sliders work again when it is done")
-        try:
+        with self._turn():
             if which not in portrait.editable:
                 picture = load_still(portrait.path)
                 portrait.editable[which] = EditableStill(picture, self._engine, self._analyser, which=which)
             result = portrait.editable[which].edited(changes)
-        finally:
-            self._computing.release()
         png = io.BytesIO()
         Image.fromarray(result).save(png, "PNG", compress_level=3)
         return png.getvalue()
 
     def start_animation(self, request: dict[str, Any]) -> str:
         """Begin an animation in the background; its job's name."""
-        portrait = _known(self._portraits, request.get("portrait"), "portrait")
-        driving = _known(self._drivings, request.get("driving"), "driving file")
         max_s = request.get("max_s")
-        if max_s is not None and (not isinstance(max_s, int | float) or not max_s > 0):
+        if max_s is not None and (not isinstance(max_s, int | float) or not (max_s > 0 and math.isfinite(max_s))):
             raise ValueError("the number of seconds must be above 0")
         options = AnimateOptions(
             motion=AnimationOptions(relative=bool(request.get("relative", True)), region=request.get("region", "all")),
@@ -121,22 +132,33 @@ class Studio:
             side_by_side=bool(request.get("side_by_side")),
             max_s=max_s,
         )
-        job = Job(output=self._folder / f"{secrets.token_urlsafe(12)}.mp4")
-        threading.Thread(target=self._animate, args=(job, portrait.path, driving, options), daemon=True).start()
-        return _keep(self._jobs, job)
+        with self._keeping:
+            portrait = _known(self._portraits, request.get("portrait"), "portrait")
+            driving = _known(self._drivings, request.get("driving"), "driving file")
+            if sum(not job.finished for job in self._jobs.values()) >= MAX_KEPT:
+                raise ValueError(f"{MAX_KEPT} animations are waiting; start this one when one of them is done")
+            job = Job(self._folder / f"{secrets.token_urlsafe(12)}.mp4", inputs=(portrait.path, driving))
+            key = self._keep(self._jobs, job)
+        threading.Thread(target=self._animate, args=(job, options), daemon=True).start()
+        return key
 
-    def _animate(self, job: Job, portrait: Path, driving: Path, options: AnimateOptions) -> None:
+    def _animate(self, job: Job, options: AnimateOptions) -> None:
         def report(stage: str, done: int, total: int | None) -> None:
+            if self._closing.is_set():
+                raise _Closing
             job.stage, job.done, job.total = stage, done, total
 
         try:
             with self._computing:
+                report("starting", 0, None)
                 animate(
-                    portrait, driving, job.output,
+                    *job.inputs, job.path,
                     engine=self._engine, analyser=self._analyser, options=options, report=report,
                 )  # fmt: skip
         except (ValueError, OSError) as error:
             job.error = without_folder(str(error), self._folder)
+        except _Closing:
+            job.error = "the page was closed"
         except Exception as error:  # the page must not wait for a thread that died
             job.error = f"internal error: {type(error).__name__}: {error}"
             raise
@@ -147,15 +169,36 @@ class Studio:
         """A job by name."""
         return _known(self._jobs, key, "job")
 
+    def close(self) -> None:
+        """End the running animation, and wait a little for that; nothing begins to compute any more."""
+        self._closing.set()
+        self._computing.acquire(timeout=MAX_CLOSE_S)
 
-def _keep(store: OrderedDict[str, Any], value: Any) -> str:
-    key = secrets.token_urlsafe(12)
-    store[key] = value
-    while len(store) > MAX_KEPT:
-        _, oldest = store.popitem(last=False)
-        path = oldest if isinstance(oldest, Path) else getattr(oldest, "path", None) or oldest.output
-        path.unlink(missing_ok=True)
-    return key
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The networks and analysers, which one request uses at a time."""
+        if not self._computing.acquire(timeout=MAX_WAIT_S):
+            raise ValueError("an animation is running; portraits and sliders work again when it is done")
+        try:
+            yield
+        finally:
+            self._computing.release()
+
+    def _keep(self, store: OrderedDict[str, Any], value: Any) -> str:
+        """Keep a value under a new name; the oldest that no unfinished animation needs go with their files."""
+        key = secrets.token_urlsafe(12)
+        with self._keeping:
+            unfinished = [job for job in self._jobs.values() if not job.finished]
+            needed = {path for job in unfinished for path in (job.path, *job.inputs)}
+            spare = [old for old, kept in store.items() if _file(kept) not in needed]
+            store[key] = value
+            for old in spare[: max(0, len(store) - MAX_KEPT)]:
+                _file(store.pop(old)).unlink(missing_ok=True)
+        return key
+
+
+def _file(kept: Path | Portrait | Job) -> Path:
+    return kept if isinstance(kept, Path) else kept.path
 
 
 def _known(store: OrderedDict[str, Any], key: Any, what: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.page import PageServer
+from model.page import PageServer, serve
 from model.video import probe_video
 
 STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
@@ -99,6 +101,9 @@ def test_mistakes_are_answered_in_words(server: PageServer, media: Path, tmp_pat
         ("/edit", {"portrait": portrait, "edit": {"yaw": "left"}}, "must be numbers"),
         ("/edit", b"{", "not JSON"),
         ("/edit", b"[]", "not an object"),
+        ("/edit", b"[" * 60_000, "not JSON"),
+        ("/portrait?name=a.mp4", (media / "videos/v16_man_webcam_av1_1s.mp4").read_bytes(), "this is a video"),
+        ("/animate", {"portrait": portrait, "driving": "unknown", "max_s": float("inf")}, "must be above 0"),
         ("/animate", {"portrait": portrait, "driving": "unknown"}, "upload it again"),
     ]:
         status, content = _ask(server, "POST", path, body)
@@ -121,7 +126,9 @@ def test_other_pages_and_names_are_refused(server: PageServer) -> None:
     assert "localhost only" in json.loads(content)["error"]
     status, content = _ask(server, "POST", "/portrait?name=a.png", b"", Content_Length=str(1 << 40))
     assert status == 400
-    assert "larger than" in json.loads(content)["error"]
+    assert "larger than 2048 MB" in json.loads(content)["error"]
+    status, content = _ask(server, "POST", "/edit", b"", Content_Length=str(1 << 20))
+    assert (status, json.loads(content)["error"]) == (400, "the upload is larger than 64 kB")
 
 
 def test_uploads_go_with_the_server(engine, analyser, media: Path) -> None:
@@ -137,6 +144,73 @@ def test_uploads_go_with_the_server(engine, analyser, media: Path) -> None:
     server.shutdown()
     server.close()
     assert not folder.exists()
+
+
+def test_files_of_waiting_animations_are_kept(server: PageServer, media: Path, monkeypatch) -> None:
+    monkeypatch.setattr("model.page.studio.MAX_WAIT_S", 0.01)
+    portrait = _upload(server, "portrait", media / STILL)["id"]
+    sound = media / "malformed/m01_audio_only.mp4"
+    request = {"portrait": portrait, "driving": _upload(server, "driving", sound)["id"]}
+    jobs = []
+    with server.studio._computing:  # as a long animation does
+        for _ in range(6):
+            jobs.append(json.loads(_ask(server, "POST", "/animate", request)[1])["job"])
+            _upload(server, "driving", sound)
+        status, content = _ask(server, "POST", "/animate", request)
+        assert (status, b"6 animations are waiting" in content) == (400, True)
+        for path, body in (("/portrait?name=a.jpg", (media / STILL).read_bytes()), ("/edit", {"portrait": portrait})):
+            status, content = _ask(server, "POST", path, body)
+            assert (status, b"an animation is running" in content) == (400, True)
+        _upload(server, "driving", sound)
+    for job in jobs:
+        while not (progress := json.loads(_ask(server, "GET", f"/jobs/{job}")[1]))["finished"]:
+            time.sleep(0.05)
+        assert progress["error"] == "the file has no video stream, only: audio"
+
+
+def test_the_end_of_the_page_ends_an_animation(engine, analyser, media: Path) -> None:
+    server = PageServer(engine, analyser)
+    studio = server.studio
+    request = {}
+    for kind, name, add in (("portrait", STILL, studio.add_portrait), ("driving", TALK, studio.add_driving)):
+        path = studio.new_upload(name)
+        path.write_bytes((media / name).read_bytes())
+        request[kind] = add(path)["id"]
+    job = studio.job(studio.start_animation(request))
+    while not job.done:
+        time.sleep(0.01)
+    server.close()
+    while not job.finished:
+        time.sleep(0.01)
+    assert job.error == "the page was closed"
+    assert not server.folder.exists()
+
+
+def test_clients_that_leave_are_no_news(server: PageServer, capfd: pytest.CaptureFixture) -> None:
+    for is_reset in (True, False):
+        client = socket.create_connection(server.server_address)
+        client.sendall(b"POST /portrait?name=a.png HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+        while not list(server.folder.iterdir()):
+            time.sleep(0.01)
+        if is_reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        while list(server.folder.iterdir()):
+            time.sleep(0.01)
+    time.sleep(0.05)
+    assert capfd.readouterr().err == ""
+
+
+def test_addresses(engine, analyser) -> None:
+    server = PageServer(engine, analyser, host="127.0.0.2")
+    assert server.is_loopback
+    server.close()
+    for host, port, words in [
+        ("192.0.2.1", 0, "give another --host"),
+        ("127.0.0.1", 99999, "expected 0 to 65535"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            serve(engine, analyser, host=host, port=port)
 
 
 def test_in_a_browser(browser, server: PageServer, media: Path, tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def test_stitching_is_applied_last(source, networks) -> None:
     torch.testing.assert_close(stitched, expected)
 
 
+def test_numbers_that_make_no_sense_are_named(source, networks) -> None:
+    for edit, words in ((FaceEdit(yaw=float("nan")), "yaw is nan"), (FaceEdit(lip=float("inf")), "lip is inf")):
+        with pytest.raises(ValueError, match=words):
+            edit_keypoints(source, edit, networks=networks)
+
+
 def test_eyes_without_landmarks_is_an_error(source, networks) -> None:
     with pytest.raises(ValueError, match="landmarks"):
         edit_keypoints(source.replace(eye_open=None), FaceEdit(eyes=0.3), networks=networks)

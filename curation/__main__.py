@@ -13,12 +13,12 @@ from rich.table import Table
 from curation.distribute import ClusterOptions
 from curation.recipe import Recipe, load_recipe, recipe_of
 from curation.sandbox import FatalError
-from curation.termination import Terminated, sigterm_interrupts
 from curation.weights import act_on_weights
 from manifests.broken_pipe import ending_quietly
 from manifests.recipes import named_on
 from manifests.storage import place, require_local
 from manifests.store import Dataset, read_table
+from model.termination import Terminated, sigterm_interrupts
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
 

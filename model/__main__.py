@@ -9,33 +9,9 @@ $ python -m model serve --weights released_weights/
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the main thread, so that unfinished files are removed."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
-        yield
-        return
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+from model.termination import Terminated, sigterm_interrupts
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -74,6 +74,15 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert read_still(str(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 127], [255, 1]]
 
 
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
+def test_float_greys_are_scaled(tmp_path, top):
+    ramp = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)
+    Image.fromarray(ramp * np.float32(top)).save(tmp_path / "grey.tiff")
+    picture = read_still(str(tmp_path / "grey.tiff"))
+    assert picture.shape == (48, 64, 3)
+    assert abs(picture[..., 0].astype(float) - 255 * ramp).max() < 1.5
+
+
 def test_cmyk_and_grey_become_rgb(tmp_path):
     Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=100)
     assert np.abs(read_still(str(tmp_path / "c.jpg"))[0, 0].astype(int) - RED).max() <= 3

@@ -98,11 +98,13 @@ def test_two_workers_equal_one(few: Path, undisturbed, curate, tmp_path: Path, m
     assert_same(undisturbed[0], content_of(tmp_path / "dataset"))
 
 
+@pytest.mark.slow
 def test_decord_equals_pyav(few: Path, undisturbed, curate, tmp_path: Path):
     curate("run", few, "--output", tmp_path / "dataset", "--workers", 2, "--decoder", "decord", *SMALL_SHARDS)
     assert undisturbed[0]["shard files"] == content_of(tmp_path / "dataset")["shard files"]
 
 
+@pytest.mark.slow
 def test_killed_five_times(few: Path, undisturbed, curate, tmp_path: Path):
     folder = tmp_path / "dataset"
     arguments = [str(few), "--output", str(folder), "--workers", "2", *SMALL_SHARDS]

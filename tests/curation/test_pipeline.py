@@ -12,7 +12,7 @@ import pytest
 from curation import pipeline, scan
 from curation.__main__ import main
 from curation.demo import make_videos
-from curation.recipe import Recipe
+from curation.recipe import PackOptions, Recipe
 from curation.units import UnitResult
 
 SMALL_SHARDS = ("--pack.shard-bytes", 3_000_000)
@@ -23,7 +23,7 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def made(curate, tmp_path_factory) -> tuple[Path, Path]:
+def made(run_here, tmp_path_factory) -> tuple[Path, Path]:
     """A source list with licences over three made videos, and the data set of it, with several shards."""
     root = tmp_path_factory.mktemp("pipeline")
     make_videos(root / "all")
@@ -36,12 +36,12 @@ def made(curate, tmp_path_factory) -> tuple[Path, Path]:
         "uri,licence,attribution,show\nfew/sway.mp4,CC-BY-4.0,Jane Doe,first\nfew/copy_of_sway.mp4,,,\n"
         "few/cut.mp4,,NASA,second\nfew/broken.mp4,CC0,,\n"
     )
-    curate("run", listing, "--output", root / "dataset", "--workers", 2, *SMALL_SHARDS)
+    run_here([str(listing)], root / "dataset", Recipe(pack=PackOptions(shard_bytes=int(SMALL_SHARDS[1]))))
     return listing, root / "dataset"
 
 
 @pytest.fixture
-def run_here(without_ray, capfd):
+def command_here(without_ray, capfd):
     """The same command in this process; returns what it printed on standard error."""
 
     def run(*arguments: object, status: int = 0) -> str:
@@ -65,19 +65,19 @@ def test_licence_and_provenance_reach_every_clip(made, rows_of):
     assert sources[("broken.mp4",)]["licence"] == "CC0"
 
 
-def test_clips_that_are_wanted_again_are_cropped_again(made, run_here, rows_of, tmp_path):
+def test_clips_that_are_wanted_again_are_cropped_again(made, command_here, rows_of, tmp_path):
     """Stricter: shards are rewritten from shards. Back again: what was dropped comes from its source, bit for bit."""
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     first, clips, frames = shards_of(output), rows_of(output, "clips"), rows_of(output, "frames")
     assert len(first) == 2
-    shown = run_here(made[0], "--output", output, *SMALL_SHARDS, "--select.require-licence")
+    shown = command_here(made[0], "--output", output, *SMALL_SHARDS, "--select.require-licence")
     assert "scan " not in shown
     assert "crop " not in shown
     (kept,) = (clip for clip in rows_of(output, "clips") if clip["decision"] == "keep")
     assert kept["licence"] == "CC-BY-4.0"
     assert len(shards_of(output)) == 1
-    shown = run_here(made[0], "--output", output, *SMALL_SHARDS)
+    shown = command_here(made[0], "--output", output, *SMALL_SHARDS)
     assert "scan " not in shown
     assert "crop   1/1" in shown, "the dropped clip alone"
     assert shards_of(output) == first
@@ -102,21 +102,21 @@ def test_a_run_that_only_decides_again_says_what_changed(made, without_ray, caps
         assert "nothing to do" not in shown
 
 
-def test_lost_shard_is_written_again(made, run_here, tmp_path):
+def test_lost_shard_is_written_again(made, command_here, tmp_path):
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     first = shards_of(output)
     next((output / "shards").iterdir()).unlink()
-    run_here(made[0], "--output", output, *SMALL_SHARDS)
+    command_here(made[0], "--output", output, *SMALL_SHARDS)
     assert shards_of(output) == first
 
 
-def test_more_inputs_are_added(made, run_here, rows_of, tmp_path):
+def test_more_inputs_are_added(made, command_here, rows_of, tmp_path):
     """Only what is new is read. The rows of the old clips stay as they are, but for the shard that they are in."""
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     before = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
-    shown = run_here(made[0], made[0].parent / "all", "--output", output, *SMALL_SHARDS)
+    shown = command_here(made[0], made[0].parent / "all", "--output", output, *SMALL_SHARDS)
     assert "scan   5/5" in shown
     assert "2 done before" in shown
     after = {clip["clip_id"]: clip for clip in rows_of(output, "clips")}
@@ -129,11 +129,11 @@ def test_more_inputs_are_added(made, run_here, rows_of, tmp_path):
     assert sorted({f["clip_id"] for f in rows_of(output, "frames")}) == sorted(after)
 
 
-def test_changed_crop_redoes_crop_and_not_scan(made, run_here, rows_of, tmp_path):
+def test_changed_crop_redoes_crop_and_not_scan(made, command_here, rows_of, tmp_path):
     output = tmp_path / "dataset"
     shutil.copytree(made[1], output)
     tracks = rows_of(output, "tracks")
-    shown = run_here(made[0], "--output", output, "--crop.size-px", 256, "--keep-staging")
+    shown = command_here(made[0], "--output", output, "--crop.size-px", 256, "--keep-staging")
     assert "the recipe of crop has changed: doing it again" in shown
     assert "scan " not in shown
     assert rows_of(output, "tracks") == tracks
@@ -198,8 +198,8 @@ def test_failures_of_a_replaced_file_go(sources, rows_of, tmp_path, monkeypatch)
     assert failure["uri"] == f"{folder}/1.png"
 
 
-def test_nothing_usable_is_status_1(made, run_here, rows_of, tmp_path):
-    shown = run_here(made[0].parent / "few" / "broken.mp4", "--output", tmp_path / "out", status=1)
+def test_nothing_usable_is_status_1(made, command_here, rows_of, tmp_path):
+    shown = command_here(made[0].parent / "few" / "broken.mp4", "--output", tmp_path / "out", status=1)
     assert "error: none of the inputs could be used" in shown
     (row,) = rows_of(tmp_path / "out", "sources")
     assert row["status"] == "rejected"

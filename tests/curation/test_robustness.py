@@ -74,7 +74,8 @@ def mutate(data: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_hundred_mutations(request: pytest.FixtureRequest, curate, rows_of, tmp_path: Path):
+@pytest.mark.parametrize("num_files", [36, pytest.param(100, marks=pytest.mark.slow)])
+def test_mutations(num_files: int, request: pytest.FixtureRequest, curate, rows_of, tmp_path: Path):
     sources = tmp_path / "sources"
     sources.mkdir()
     try:
@@ -82,7 +83,7 @@ def test_a_hundred_mutations(request: pytest.FixtureRequest, curate, rows_of, tm
     except pytest.skip.Exception:
         make_videos(tmp_path / "demo")
         originals = sorted((tmp_path / "demo").glob("*.mp4"))
-    for seed in range(100):
+    for seed in range(num_files):
         original = originals[seed % len(originals)]
         data = mutate(original.read_bytes(), seed)
         (sources / f"{seed:03d}{original.suffix}").write_bytes(data)

@@ -333,48 +333,6 @@ def test_broken_files_are_rows_with_a_reason(tmp_path, content, kind, reason):
     assert reason is None or row["reason"] == reason
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_still_that_breaks_off_is_rejected(tmp_path, share):
-    path = tmp_path / "whole.jpg"
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(picture).save(path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    row = index_one(path)
-    assert (row["kind"], row["status"], row["reason"]) == ("still", "rejected", "damaged_still")
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "options"),
-    [
-        ("a.png", "RGBA", {}),
-        ("b.png", "P", {}),
-        ("c.png", "I;16", {}),
-        ("d.png", "LA", {}),
-        ("e.jpg", "L", {}),
-        ("f.webp", "RGB", {}),
-        ("g.jpg", "RGB", {"format": "PNG"}),
-        ("h.mp4", "RGB", {"format": "JPEG"}),
-        ("i.tif", "CMYK", {}),
-    ],
-)
-def test_stills_of_every_kind(tmp_path, name, mode, options):
-    path = tmp_path / name
-    Image.new(mode, (40, 30)).save(path, **options)
-    row = index_one(path)
-    assert (row["kind"], row["status"], row["width_px"], row["height_px"]) == ("still", "ok", 40, 30)
-    assert row["container"] == (options.get("format") or {"tif": "tiff", "jpg": "jpeg"}.get(name[2:], name[2:])).lower()
-
-
-def test_still_is_as_wide_as_it_is_shown(tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    Image.new("RGB", (40, 30)).save(path, exif=exif)
-    row = index_one(path)
-    assert (row["width_px"], row["height_px"], row["coded_width_px"], row["coded_height_px"]) == (30, 40, 40, 30)
-
-
 def test_same_content_twice_is_one_source(folder):
     rows = [index_one(folder / "deep" / "B.MP4", show="two"), index_one(folder / "a.mp4", licence="CC0")]
     other = index_one(folder / "still.png")

@@ -1,11 +1,15 @@
-"""Stills are read as they should be shown."""
+"""Stills are found, and read as they should be shown."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from curation.index import IndexStage
+from curation.recipe import Recipe
 from curation.stills import read_still
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -101,3 +105,49 @@ def test_damaged_picture_is_an_error(tmp_path, two_colours):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises((OSError, ValueError)):
         read_still(str(path))
+
+
+def index_still(path: Path) -> dict:
+    return IndexStage(Recipe(), path.parent).process({"uri": str(path), "columns": {}}).rows["sources"][0]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_still_that_breaks_off_is_rejected(tmp_path, share):
+    path = tmp_path / "whole.jpg"
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(picture).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    row = index_still(path)
+    assert (row["kind"], row["status"], row["reason"]) == ("still", "rejected", "damaged_still")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.png", "RGBA", {}),
+        ("b.png", "P", {}),
+        ("c.png", "I;16", {}),
+        ("d.png", "LA", {}),
+        ("e.jpg", "L", {}),
+        ("f.webp", "RGB", {}),
+        ("g.jpg", "RGB", {"format": "PNG"}),
+        ("h.mp4", "RGB", {"format": "JPEG"}),
+        ("i.tif", "CMYK", {}),
+    ],
+)
+def test_stills_of_every_kind(tmp_path, name, mode, options):
+    path = tmp_path / name
+    Image.new(mode, (40, 30)).save(path, **options)
+    row = index_still(path)
+    assert (row["kind"], row["status"], row["width_px"], row["height_px"]) == ("still", "ok", 40, 30)
+    assert row["container"] == (options.get("format") or {"tif": "tiff", "jpg": "jpeg"}.get(name[2:], name[2:])).lower()
+
+
+def test_still_is_as_wide_as_it_is_shown(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
+    row = index_still(path)
+    assert (row["width_px"], row["height_px"], row["coded_width_px"], row["coded_height_px"]) == (30, 40, 40, 30)

@@ -124,6 +124,7 @@ class Curated:
         assert all(len({split[c] for c in pair if c in split}) <= 1 for pair in pairs)
 
 
+@pytest.mark.slow
 def test_copies_added_later_are_found_and_nothing_else_changes(media, tmp_path, without_ray):
     """First two people, one of them in two moments of one video, and a still; then copies of a video and the still."""
     videos, first, later = media / "videos", tmp_path / "first", tmp_path / "later"

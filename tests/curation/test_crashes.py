@@ -202,7 +202,7 @@ def read_tombstones(folder: Path) -> list[dict]:
 
 
 @EVERY
-@pytest.mark.parametrize("second_recipe", [False, True])
+@pytest.mark.parametrize("second_recipe", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_forget_after_a_run_that_died(sources, tmp_path, second_recipe, step):
     """Whatever a run had come to, what is forgotten then is nowhere after the run has been finished."""
     recipe = replace(RECIPE, crop=replace(RECIPE.crop, jpeg_quality=80)) if second_recipe else RECIPE

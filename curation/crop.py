@@ -20,11 +20,11 @@ from curation.quality import load_quality_model
 from curation.recipe import CropOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key
 from curation.scan import Still
-from curation.stills import read_still
 from curation.units import UnitResult, plain
 from manifests.storage import NewFile, Place, make_folder
 from model.faces import Detections, FaceAnalyser, Landmarks, eye_openness, lip_openness, load_analyser
 from model.framing import FixedCrop, crop_transform, outside_fraction, transform_points, warp
+from model.stills import read_still
 from model.video import Frame, VideoError, open_video
 
 _JOIN_GAP_S = 2.0  # decoding this much more costs less than another seek

@@ -20,13 +20,13 @@ from curation.lock import only_run, only_run_where_allowed
 from curation.recipe import Recipe, recipe_of
 from curation.removal import Removal, plan_shards_without, remove, settle
 from curation.runs import record_command
-from curation.stills import read_still
 from curation.summary import print_removal
 from manifests.query import find_sources
 from manifests.schema import CLIPS
 from manifests.store import Dataset, read_table
 from manifests.views import connect
 from model.faces import load_analyser, same_person_similarity
+from model.stills import read_still
 
 _OF_SOURCES = ("source_id", "content_sha256", "uris", "licence", "attribution", "consent", "provenance")
 _UNSTATED = 'licence, attribution and consent are NULL where no source list states them: --where "licence IS NULL"'

@@ -17,11 +17,11 @@ import numpy as np
 from curation.cuts import PICTURE_SIDE_PX, CutFinder
 from curation.fetching import local_copy
 from curation.recipe import Recipe
-from curation.stills import read_still
 from curation.tombstones import Refusals, strip_tracks
 from curation.tracks import Sample, Segment, Track, Tracker, divide
 from curation.units import UnitResult
 from model.faces import Detections, FaceAnalyser, load_analyser
+from model.stills import read_still
 from model.video import Frame, VideoError, open_video
 
 

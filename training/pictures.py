@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from model.video import complete_or_absent
+
 TITLE_PX = 20
 MIN_CELL_PX = 128
 
@@ -37,9 +39,5 @@ def draw_grid(columns: Mapping[str, Tensor]) -> np.ndarray:
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write a grid; the file appears complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_or_absent(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")

@@ -21,11 +21,11 @@ from curation.fetching import local_copy
 from curation.pack import staged_clips
 from curation.recipe import Recipe
 from curation.samples import read_members, sample_key
-from curation.stills import read_still
 from manifests.storage import Place, read_bytes, read_ranges
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from manifests.views import connect, num_cores
 from model.framing import FixedCrop, warp
+from model.stills import read_still
 from model.video import open_video
 
 STRIPS_FOLDER = "strips"

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
+from model.stills import read_still
 from model.video import VideoError, VideoInfo, open_video, probe_video
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 DEFAULT_FPS = Fraction(25)
 Item = TypeVar("Item")
@@ -22,41 +21,12 @@ Item = TypeVar("Item")
 
 def load_still(path: str | Path) -> np.ndarray:
     """A still as uint8 [H, W, 3], RGB, upright as its EXIF data says, over white where transparent. ValueError."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):
-                image = _eight_bits(image, path)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.ascontiguousarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return read_still(path)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is neither a picture nor a video that can be read ({error})") from error
-
-
-def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
-    """Grey of 16 bits or of floating point, scaled; Pillow would clip it."""
-    from PIL import Image
-
-    values = np.asarray(image, np.float32)
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F":
-        top = 1.0 if high <= 2 else 255.0  # resampling leaves values a little outside
-        is_known = low >= -1 and high <= 256
-    else:
-        top = 255.0 if high <= 255 else 65535.0
-        is_known = low >= 0 and high <= 65535
-    if not is_known:
-        raise ValueError(
-            f"{path}: a picture of mode {image.mode} with values from {low:g} to {high:g}; expected 8 or 16 bits, or "
-            "floating point from 0 to 1 or 255"
-        )
-    return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ import pytest
 from curation.pipeline import run
 from curation.recipe import Recipe, SelectOptions
 from curation.select import decide, find_clip_copies
-from curation.stills import read_still
 from manifests.store import Dataset, read_table
+from model.stills import read_still
 
 SHIFT_S = 1.37
 

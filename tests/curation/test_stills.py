@@ -10,7 +10,7 @@ from PIL import Image
 
 from curation.index import IndexStage
 from curation.recipe import Recipe
-from curation.stills import read_still
+from model.stills import read_still
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -75,7 +75,7 @@ def test_grey_with_transparency(tmp_path):
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = np.array([[0, 32768], [65535, 257]], np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    assert read_still(str(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 127], [255, 1]]
+    assert read_still(str(tmp_path / "deep.png"))[..., 0].tolist() == [[0, 128], [255, 1]]
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])

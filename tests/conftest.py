@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,11 +14,15 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.flaky_store import FlakyStore
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a command in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it, to themselves and to their children
 
 
 def _shared_folder(name: str) -> Path:
@@ -80,11 +85,31 @@ def curate() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def demo_run(curate, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], str]], tuple[Path, str]]:
+    """Makes what is dear once for all test processes: `made_once(name, make)` gives a folder and what `make` said.
+
+    `make` fills the folder that it is given; one process does, the others wait for it.
+    """
+
+    def once(name: str, make: Callable[[Path], str]) -> tuple[Path, str]:
+        own = tmp_path_factory.getbasetemp()
+        folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"once_{name}"
+        said = folder / "said.txt"
+        with FileLock(f"{folder}.lock"):
+            if not said.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                said.write_text(make(folder))
+        return folder, said.read_text()
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def demo_run(curate, made_once) -> tuple[Path, str]:
     """The data set of `python -m curation demo`, and what the command printed. Not to be changed: see `demo_copy`."""
-    folder = tmp_path_factory.mktemp("demo") / "dataset"
-    done = curate("demo", "--output", folder, "--workers", 2)
-    return folder, done.stdout
+    folder, said = made_once("demo", lambda to: curate("demo", "--output", to / "dataset", "--workers", 2).stdout)
+    return folder / "dataset", said
 
 
 @pytest.fixture(scope="session")

@@ -27,22 +27,15 @@ def dataset(demo_dataset: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def media_dataset(curate, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Short real videos and stills of several persons, all in split train."""
-    folder = tmp_path_factory.mktemp("training") / "media"
-    curate(
-        "run",
-        *(media / name for name in MEDIA),
-        "--output",
-        folder,
-        "--select.val-share",
-        "0",
-        "--select.test-share",
-        "0",
-        "--workers",
-        2,
-    )
-    return folder
+def media_dataset(curate, media: Path, made_once) -> Path:
+    """Short real videos and stills of several persons, all in split train. Not to be changed."""
+    sources = [media / name for name in MEDIA]
+    all_train = ("--select.val-share", 0, "--select.test-share", 0)
+
+    def run(folder: Path) -> str:
+        return curate("run", *sources, "--output", folder / "dataset", *all_train, "--workers", 2).stdout
+
+    return made_once("media", run)[0] / "dataset"
 
 
 QUICK_RECIPE = """

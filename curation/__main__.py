@@ -39,6 +39,8 @@ class Run:
     """Preset (default, liveportrait, lenient) or a TOML file; further options override it."""
     keep_staging: bool = False
     """Keep the cropped pictures of all candidates, rejected ones too."""
+    retry_failed: bool = False
+    """Do what crashed, took too long or ended in an error again; what could not be read is tried by every run."""
     cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
@@ -54,6 +56,7 @@ class Run:
             self.recipe,
             cluster_options=self.cluster,
             keep_staging=self.keep_staging,
+            retry_failed=self.retry_failed,
         )
         dataset = Dataset(self.output)
         if outcome.change:

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from curation.recipe import Recipe, recipe_of, recipe_toml
-from curation.rules import RULES, consent_stated_sql
+from curation.rules import RULES, is_stated_sql
 from manifests.storage import Place, place
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from manifests.views import connect
@@ -130,7 +130,7 @@ def _provenance(db: duckdb.DuckDBPyConnection) -> list[str]:
     lines += _table(
         ("licence", "consent stated", "sources", "kept clips", "hours"),
         db.execute(
-            f"""SELECT coalesce(s.licence, 'not stated'), if({consent_stated_sql("s.consent")}, 'yes', 'no'),
+            f"""SELECT coalesce(s.licence, 'not stated'), if({is_stated_sql("s.consent")}, 'yes', 'no'),
                       count(DISTINCT s.source_id), count(clip_id), coalesce(sum(c.duration_s), 0) / 3600
                FROM sources AS s LEFT JOIN (SELECT * FROM clips WHERE decision = 'keep') AS c USING (source_id)
                WHERE s.status = 'ok' GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""

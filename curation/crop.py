@@ -16,6 +16,7 @@ import simplejpeg
 from curation import measures
 from curation.fetching import local_copy
 from curation.fingerprints import FaceHasher
+from curation.places import SourceGone, find_source
 from curation.quality import load_quality_model
 from curation.recipe import CropOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key
@@ -33,8 +34,6 @@ _JOIN_GAP_S = 2.0  # decoding this much more costs less than another seek
 class CropStage:
     """Makes staged clips and rows of `clips` and `frames` of the candidates of one span."""
 
-    tables = ("clips", "frames")
-
     def __init__(self, recipe: Recipe, folder: Place) -> None:
         self._recipe = recipe
         self._folder = folder
@@ -42,14 +41,19 @@ class CropStage:
         self._quality = load_quality_model(recipe.crop)
 
     def process(self, unit: dict[str, Any]) -> UnitResult:
-        """Crop `unit["candidates"]` of `unit["uri"]`; only those named in `unit["only"]`, if it is there."""
+        """Crop `unit["candidates"]` of its source; only those named in `unit["only"]`, if it is there."""
         result = UnitResult(rows={"clips": [], "frames": []})
+        try:
+            uri = find_source(unit)
+        except SourceGone as error:
+            result.fail("crop", unit, "source_gone", str(error))
+            return result
         wanted = [c for c in unit["candidates"] if unit.get("only") is None or c["clip_id"] in unit["only"]]
         folder = self._folder / unit["name"]
         make_folder(folder)
         clips = [_Clip(c, unit, self._recipe.crop, self._analyser, self._quality, folder) for c in wanted]
         try:
-            with local_copy(unit["uri"], result) as path:
+            with local_copy(uri, result) as path:
                 try:
                     self._read(path, unit, clips, result)
                 except VideoError as error:

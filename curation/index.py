@@ -1,6 +1,6 @@
 """index: list the inputs, hash their content, probe what they are. One unit is one file.
 
-A source is content, not a place: the same bytes found twice are one source with two URIs.
+A source is content, not a place: the same bytes found twice are one source with two URIs (see `places`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from curation.fetching import local_copy
+from curation.places import STATED, hash_file, version_of
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
 from manifests.storage import NoBucket, filesystem_of, full_path, map_places, printable
@@ -34,29 +35,39 @@ _GLOB_CHARACTERS = "*?["
 
 
 def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]]:
-    """One unit a file: name (a fingerprint of place, size and time), uri, licence, attribution, provenance.
+    """One unit a file: name (a fingerprint of place, size, time and columns), uri, size_bytes, changed, columns.
 
     `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
     with a column `uri` (relative to the list; `~` is the home folder) and any further columns. Data sets that are met
     in a search are left out, which is said on standard error: what they hold are results.
 
     Raises:
-        ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`.
+        ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`, or a file is
+            listed twice with different licences, attributions or consents.
     """
     units: dict[str, dict[str, Any]] = {}
     left_out: set[str] = set()
     for text in inputs:
         for entry in _expand(text, options, left_out):
-            units.setdefault(entry["uri"], entry)
+            known = units.setdefault(entry["uri"], entry)
+            known["columns"] = _joined_columns(entry["uri"], known["columns"], entry["columns"])
     if left_out:
         shown, more = sorted(left_out)[:3], f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         print(f"data sets among the inputs are left out: {', '.join(shown)}{more}", file=sys.stderr)
     for unit in units.values():
-        size = unit.pop("size")
-        mark = f"{unit['uri']}|{size}|{unit.pop('changed')}|{sorted(unit['columns'].items())}"
+        size = unit["size_bytes"]
+        mark = f"{unit['uri']}|{size}|{unit['changed']}|{sorted(unit['columns'].items())}"
         unit["expected_s"] = 0.02 + (size or 0) / 300e6
         unit["name"] = hashlib.sha256(mark.encode()).hexdigest()[:16]
     return [units[uri] for uri in sorted(units)]
+
+
+def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
+    """What two inputs say of one file; of further columns the first counts."""
+    for name in STATED:
+        if first.get(name, second.get(name)) != second.get(name, first.get(name)):
+            raise ValueError(f"{uri} is listed twice, with the {name} {first[name]!r} and {second[name]!r}")
+    return second | first
 
 
 def _expand(text: str, options: IndexOptions, left_out: set[str]) -> Iterator[dict[str, Any]]:
@@ -70,7 +81,7 @@ def _expand(text: str, options: IndexOptions, left_out: set[str]) -> Iterator[di
     datasets: list[str] = []
     if any(c in path for c in _GLOB_CHARACTERS) and not filesystem.exists(path):
         found = filesystem.glob(path, detail=True)
-        if "**" in path:
+        if "/" in path.removeprefix(_fixed_part(path)).strip("/"):  # it reaches into folders
             datasets = _datasets_among(filesystem.find(_fixed_part(path)))
         wanted = _files_of(filesystem, found.values(), datasets)
     elif filesystem.isdir(path):
@@ -135,8 +146,7 @@ def _problem(info: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    changed = next((str(info[k]) for k in ("mtime", "ETag", "etag", "LastModified", "last_modified") if k in info), "")
-    entry = {"uri": printable(uri), "size": info.get("size"), "changed": changed, "columns": columns}
+    entry = {"uri": printable(uri), "size_bytes": info.get("size"), "changed": version_of(info), "columns": columns}
     problem = _problem(info)
     return entry | {"problem": problem} if problem else entry
 
@@ -148,6 +158,7 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
                 rows = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline="")))
             else:
                 rows = pq.read_table(file).to_pylist()
+        rows = [{name.strip() if name else name: value for name, value in row.items()} for row in rows]
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise ValueError(f"{text} cannot be read as a source list: {error}") from error
     if not rows or "uri" not in rows[0]:
@@ -162,10 +173,19 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
             raise ValueError(f"{text}: row {number} has no uri")
         if "://" not in uri and not os.path.isabs(uri):
             uri = _joined(folder, uri)
-        listed.append((uri, {k: str(v) for k, v in row.items() if k and v not in (None, "")}))
+        listed.append((uri, _columns(row)))
     yield from map_places(
         lambda row: _look_up(*row), listed, where=lambda row: row[0] if "://" in row[0] else Path(row[0])
     )
+
+
+def _columns(row: dict[str, Any]) -> dict[str, str]:
+    """Of a row of a list what its cells say; blanks say nothing."""
+    columns = {name: str(value).strip() for name, value in row.items() if name and value is not None}
+    columns = {name: value for name, value in columns.items() if value}
+    if "license" in columns:
+        columns = {"licence": columns.pop("license")} | columns
+    return columns
 
 
 def _joined(folder: str, name: str) -> str:
@@ -192,8 +212,6 @@ def _look_up(uri: str, columns: dict[str, str]) -> dict[str, Any]:
 class IndexStage:
     """Makes one row of `sources` of one file."""
 
-    tables = ("sources",)
-
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self._options = recipe.index
 
@@ -214,24 +232,10 @@ class IndexStage:
         except (FileNotFoundError, NoBucket) as error:
             result.fail("index", unit, "not_found", f"there is no such file ({error.__cause__ or error})")
             return result
-        columns = dict(unit["columns"])
-        row |= {
-            "source_id": digest[:16],
-            "content_sha256": digest,
-            "uris": [unit["uri"]],
-            "licence": columns.pop("licence", columns.pop("license", None)),
-            "attribution": columns.pop("attribution", None),
-            "consent": columns.pop("consent", None),
-            "provenance": columns,
-        }
+        place = {name: unit[name] for name in ("uri", "size_bytes", "changed", "columns")} | {"unit": unit["name"]}
+        row |= {"source_id": digest[:16], "content_sha256": digest, "uris": [unit["uri"]], "places": [place]}
         result.rows["sources"] = [row]
         return result
-
-
-def hash_file(path: str) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(path: str, options: IndexOptions) -> dict[str, Any]:
@@ -320,28 +324,3 @@ def _describe_still(path: str) -> dict[str, Any] | None:
         "has_audio": False,
         "spans": [{"start_frame": 0, "start_pts": None, "end_pts": None}],
     }
-
-
-def merge_sources(rows: list[dict[str, Any]], refused: Collection[str] = ()) -> list[dict[str, Any]]:
-    """One row a content: URIs joined and sorted, licence and provenance from the first URI that names them.
-
-    rows: oldest first. refused: SHA-256 of contents that were forgotten; they leave no row.
-    What was found last is right: other options, a corrected licence, other content in a place.
-    """
-    holder = {uri: row["source_id"] for row in rows for uri in row["uris"]}
-    for row in rows:
-        here = [uri for uri in row["uris"] if holder[uri] == row["source_id"]]
-        if here:
-            row["uris"] = here
-        else:
-            row |= {"status": "rejected", "reason": "replaced", "detail": "its place holds another file now"}
-    merged: dict[str, dict[str, Any]] = {}
-    newest_first = rows[::-1]
-    for row in sorted(newest_first, key=lambda r: r["uris"][0]):  # keeps the order of equal ones
-        row["provenance"] = dict(row["provenance"] or {})
-        kept = merged.setdefault(row["source_id"], row)
-        kept["uris"] = sorted({*kept["uris"], *row["uris"]})
-        for column in ("licence", "attribution", "consent"):
-            kept[column] = kept.get(column) if kept.get(column) is not None else row.get(column)
-        kept["provenance"] = {**row["provenance"], **kept["provenance"]}
-    return [row for row in merged.values() if row.get("content_sha256") not in refused]

@@ -162,8 +162,6 @@ def current_places(
 class PackStage:
     """Writes one shard into the stage's folder."""
 
-    tables = ("shards",)
-
     def __init__(self, recipe: Recipe, folder: Place) -> None:
         self._folder = folder
 

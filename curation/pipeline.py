@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import index, pack, tombstones
+from curation import earlier, index, pack, places, tombstones
 from curation.address import require_cluster
 from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
@@ -30,9 +30,10 @@ from manifests.storage import Place, list_folders, make_folder, remove_tree
 from manifests.store import Dataset, iterate_rows, iterate_tables, read_table, release_memory, write_bytes_atomically
 from model.faces import same_person_similarity
 
-STAGES = ("index", "scan", "crop", "pack")
 Wanted: TypeAlias = Callable[[str], bool]
 """Of the name of a unit."""
+_NOT_OF_THE_FILE = ("source_gone", "unreadable")
+_FAILED = ("error", "crashed", "deadline", "worker_died")
 
 
 @dataclass(slots=True)
@@ -54,8 +55,12 @@ def run(
     *,
     cluster_options: ClusterOptions | None = None,
     keep_staging: bool = False,
+    retry_failed: bool = False,
 ) -> Outcome:
     """Curate `inputs` into the data set at `output`.
+
+    keep_staging: leave the cropped pictures there. retry_failed: also do units again that crashed their worker, took
+    too long or ended in an error; those whose file could not be read are tried again by every run.
 
     Raises:
         ValueError: an input is missing, or the output is no data set or belongs to another version of recipes.
@@ -72,7 +77,7 @@ def run(
         before = read_contents(dataset)
         write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
         with record_run(dataset, inputs, recipe, address) as record:
-            job = _Job(dataset, recipe, workers, record)
+            job = _Job(dataset, recipe, workers, record, (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ())))
             job.do_all(sources)
         if not keep_staging:
             with suppress(OSError):
@@ -157,8 +162,11 @@ def _holds_other_things(dataset: Dataset) -> bool:
 class _Job:
     """One run over one data set."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, workers: Cluster, record: RunRecord) -> None:
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, workers: Cluster, record: RunRecord, retried: tuple[str, ...]
+    ) -> None:
         self.dataset, self.recipe, self.workers, self.record = dataset, recipe, workers, record
+        self._retried = retried
         self.num_units = 0
 
     def do_all(self, sources: list[dict[str, Any]]) -> None:
@@ -167,9 +175,13 @@ class _Job:
             needs_gpu = self.recipe.faces.device == "cuda"
             self.workers.check(functools.partial(check_networks, self.recipe), needs_gpu=needs_gpu)
         refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
-        names = [unit["name"] for unit in sources]
-        collapse = {"sources": functools.partial(index.merge_sources, refused=refused)}
-        uris = [unit["uri"] for unit in sources]
+        listed = {unit["uri"]: unit["name"] for unit in sources}
+        ledger = self.ledger("index")
+        ledger.discard_staged_except(set(listed.values()))
+        known = iterate_rows(self.dataset, "sources", ["places"])
+        ledger.reopen(places.superseded_units(known, listed, ledger.failed_units()))
+        collapse = {"sources": functools.partial(places.merge_sources, refused=refused, listed=listed.keys())}
+        names, uris = list(listed.values()), list(listed)
         self.do("index", names, lambda is_wanted: (u for u in sources if is_wanted(u["name"])), collapse, uris)
         self.do("scan", self.scan_names(), self.scan_units)
         self.do("crop", self.crop_names(), self.crop_units)
@@ -195,8 +207,10 @@ class _Job:
         """
         ledger = self.ledger(stage)
         tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
-        if ledger.forget_other_recipes(tables):
+        keep = functools.partial(earlier.keep_decisions, self.dataset) if "clips" in tables else None
+        if ledger.forget_other_recipes(tables, keep):
             print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
+        ledger.reopen(ledger.failed_units(self._retried))
         finished = ledger.finished_units()
         num_todo = sum(name not in finished for name in names)
         self.record.enter(stage, ledger.folder.name, len(names), num_todo, len(finished))
@@ -246,9 +260,10 @@ class _Job:
                 yield {
                     "name": name,
                     "uri": row["uris"][0],
+                    "places": places.of_unit(row),
                     "span": span,
                     "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels),
-                    **{k: row[k] for k in ("source_id", "kind", "fps", "width_px", "height_px")},
+                    **{k: row[k] for k in ("source_id", "content_sha256", "kind", "fps", "width_px", "height_px")},
                     **{k: row[k] for k in ("licence", "attribution", "consent")},
                     "provenance": dict(row["provenance"] or {}),
                     "refused": refused[None] + refused.get(row["source_id"], []),

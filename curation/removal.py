@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import index, pack, tombstones
+from curation import earlier, pack, tombstones
+from curation.places import merge_sources
 from curation.recipe import Recipe, recipe_of
 from curation.runs import run_file
 from curation.units import Ledger, commit_unit
@@ -75,7 +76,7 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
         for folder in list_folders(dataset.staging):
             if folder.name.startswith(f"{stage}-") and folder != ledger.folder:
                 remove_tree(folder)
-        ledger.absorb({"sources": partial(index.merge_sources, refused=refused)} if stage == "index" else None)
+        ledger.absorb({"sources": partial(merge_sources, refused=refused)} if stage == "index" else None)
     ledger = Ledger(dataset, "pack", recipe.stage_hash("pack"))
     if ledger.folder in list_folders(dataset.staging):
         plan = pack.plan_shards(read_table(dataset, "clips"), recipe, read_table(dataset, "tombstones"))
@@ -174,6 +175,7 @@ def _remove_staged(dataset: Dataset, removal: Removal) -> None:
             remove_file(path)
     for folder in (folder for stage in stages for folder in list_folders(stage)):
         remove_empty_folder(folder)
+    earlier.drop_decisions(dataset, removal.clips, sorted(whole))
 
 
 def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Place) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, fields
 
 from curation.recipe import SelectOptions
 
-_NO_CONSENT = ("no", "n", "none", "false", "0", "0.0", "-", "refused", "denied", "withdrawn")
-_CONSENT_UNKNOWN = ("unknown", "n/a", "nan", "null")
+_REFUSED = ("no", "n", "none", "false", "0", "0.0", "-", "refused", "denied", "withdrawn")
+_UNKNOWN = ("unknown", "n/a", "nan", "null")
 
 
-def consent_stated_sql(column: str = "consent") -> str:
-    """An SQL condition: whether a source list's free text states consent, which a refusal or "unknown" does not."""
-    words = ", ".join(f"'{word}'" for word in ("", *_NO_CONSENT, *_CONSENT_UNKNOWN))
+def is_stated_sql(column: str) -> str:
+    """An SQL condition: whether a source list's free text (consent, licence) states one; "no" or "unknown" do not."""
+    words = ", ".join(f"'{word}'" for word in ("", *_REFUSED, *_UNKNOWN))
     return f"lower(trim(coalesce({column}, ''), E' \\t\\r\\n')) NOT IN ({words})"
 
 
@@ -49,9 +49,9 @@ RULES = (
     Rule("identity_changes", "min_identity_similarity", "identity_similarity >= {value}", "least cosine to the mean"),
     Rule("low_quality", "min_quality", "quality >= {value}", "mean score of the quality model"),
     Rule("damaged_frames", "max_corrupt_fraction", "num_corrupt / num_frames <= {value}", "share of repaired frames"),
-    Rule("no_licence", "require_licence", "NOT {value} OR coalesce(licence, '') <> ''", "the source names no licence"),
+    Rule("no_licence", "require_licence", f"NOT {{value}} OR {is_stated_sql('licence')}", "no licence is named"),
     Rule("licence_not_allowed", "licences", "lower(trim(coalesce(licence, ''))) IN {value}", "the source's licence"),
-    Rule("no_consent", "require_consent", f"NOT {{value}} OR {consent_stated_sql()}", "the list states no consent"),
+    Rule("no_consent", "require_consent", f"NOT {{value}} OR {is_stated_sql('consent')}", "the list states no consent"),
     Rule("still", "stills", "{value} OR kind <> 'still'", "stills are not wanted"),
     Rule("duplicate", "duplicates", "{value} OR duplicate_of IS NULL", "a better clip shows the same footage"),
 )  # fmt: skip

@@ -23,7 +23,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class SandboxError(Exception):
-    """The child died or overran its deadline. `reason` is a short code, the message says it in words."""
+    """The child died, overran its deadline or was refused a file. `reason` is a short code, the message says it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -54,7 +54,8 @@ class Sandbox:
         """The worker's result.
 
         Raises:
-            SandboxError: the child died ("crashed") or took longer than the deadline ("deadline").
+            SandboxError: the child died ("crashed"), took longer than the deadline ("deadline"), or the system refused
+                it a file ("unreadable").
             FatalError: no argument can work: the worker cannot be built, or the object store is out of reach.
             NoSpaceError: the disk is full or read-only.
             RuntimeError: what the worker itself raised, as words.
@@ -77,6 +78,8 @@ class Sandbox:
             raise NoSpaceError(value)
         if status == "fatal":
             raise FatalError(value)
+        if status == "unreadable":
+            raise SandboxError(status, value)
         if status == "error":
             raise RuntimeError(value)
         return value
@@ -142,7 +145,10 @@ def _weigh(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return "no_space"
     # A foreign web server that breaks off costs the file that it serves.
-    return "fatal" if isinstance(error, StoreUnreachable) else "error"
+    if isinstance(error, StoreUnreachable):
+        return "fatal"
+    is_of_system = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno is not None)
+    return "unreadable" if is_of_system else "error"
 
 
 def _end_with_parent(life: Connection) -> None:

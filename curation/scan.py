@@ -16,6 +16,7 @@ import numpy as np
 
 from curation.cuts import PICTURE_SIDE_PX, CutFinder
 from curation.fetching import local_copy
+from curation.places import SourceGone, find_source
 from curation.recipe import Recipe
 from curation.tombstones import Refusals, strip_tracks
 from curation.tracks import Sample, Segment, Track, Tracker, divide
@@ -41,17 +42,20 @@ class Still:
 class ScanStage:
     """Makes rows of `tracks`, with their candidates, of one span of a source."""
 
-    tables = ("tracks",)
-
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self._recipe = recipe
         self._options = recipe.scan
         self._analyser: FaceAnalyser = load_analyser(recipe.faces)
 
     def process(self, unit: dict[str, Any]) -> UnitResult:
-        """Scan `unit`: a source's uri, source_id, kind, fps, width_px, height_px and its span."""
+        """Scan `unit`: a source's places, content, source_id, kind, fps, width_px, height_px and its span."""
         result = UnitResult()
-        with local_copy(unit["uri"], result) as path:
+        try:
+            uri = find_source(unit)
+        except SourceGone as error:
+            result.fail("scan", unit, "source_gone", str(error))
+            return result
+        with local_copy(uri, result) as path:
             if unit["kind"] == "still":
                 follower = self._scan_still(path, result)
                 tracks = follower.tracks()

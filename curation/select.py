@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from curation.balance import BALANCE_COLUMNS, sampling_weights
 from curation.duplicates import Copy, Quality, choose_best, find_copies
+from curation.earlier import COLUMNS, kept_decisions
 from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
@@ -38,7 +39,7 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
     clips = _read_clips(dataset)
     ids, options = clips["clip_id"].to_pylist(), recipe.select
     shares = Shares(seed=recipe.seed, val_share=options.val_share, test_share=options.test_share)
-    previous = _earlier_decisions(clips, shares)
+    previous = _earlier_decisions(clips, kept_decisions(dataset), shares)
     clips = _with_columns(clips, {"duplicate_of": [None] * len(ids)})
     similarity = same_person_similarity if options.identity_similarity is None else options.identity_similarity
 
@@ -64,12 +65,16 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
     return _with_columns(clips, columns).select(["clip_id", *_DECIDED])
 
 
-def _earlier_decisions(clips: pa.Table, shares: Shares) -> dict[str, dict[str, str]]:
+def _earlier_decisions(clips: pa.Table, earlier: pa.Table, shares: Shares) -> dict[str, dict[str, str]]:
     """Identity and split group of each clip, as the last selection left them.
+
+    earlier: what was decided about clips that have been cropped again since.
 
     Data sets from before split groups were written have splits; there a group is what the clips were linked by.
     """
-    rows = clips.select(["clip_id", "source_id", "identity_id", "split", "split_group"]).to_pylist()
+    rows = clips.select(COLUMNS).to_pylist()
+    decided = {row["clip_id"]: row for row in earlier.to_pylist()}
+    rows = [row if row["identity_id"] or row["split_group"] else decided.get(row["clip_id"], row) for row in rows]
     groups = {r["clip_id"]: r["split_group"] for r in rows if r["split_group"] is not None}
     if not groups:
         old = [r for r in rows if r["split"] is not None]

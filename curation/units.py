@@ -134,24 +134,65 @@ class Ledger:
     def _ledger_stage(self) -> str:
         return f"{self.stage}-{self._hash}"
 
-    def forget_other_recipes(self, tables: list[str]) -> bool:
-        """Drop this stage's rows of `tables` when other options made them; True when there were any."""
-        for folder in list_folders(self.dataset.staging):
-            if folder.name.startswith(f"{self.stage}-") and folder != self.folder:
-                remove_tree(folder)
+    def forget_other_recipes(self, tables: list[str], before: Callable[[], None] | None = None) -> bool:
+        """Drop this stage's rows of `tables` when other options made them; True when there were any.
+
+        before: called first if there is anything to drop. Killed at any moment, the next call goes on, whichever the
+        options are then: first the ledger says that nothing of the stage counts, and last that it is done.
+        """
+        folders = [
+            folder
+            for folder in list_folders(self.dataset.staging)
+            if folder.name.startswith(f"{self.stage}-") and folder != self.folder
+        ]
         units = read_table(self.dataset, "units")
-        stages = set(units["stage"].to_pylist())
-        stale = sorted(s for s in stages if s.startswith(f"{self.stage}-") and s != self._ledger_stage)
-        if not stale:
-            return False
-        for name in tables:
-            for file in self.dataset.table_files(name):
-                remove_file(file)
-        failures = read_table(self.dataset, "failures")
-        replace_table(self.dataset, "failures", failures.filter(pc.not_equal(failures["stage"], self.stage)))
-        kept = units.filter(pc.invert(pc.is_in(units["stage"], pa.array(stale))))
-        replace_table(self.dataset, "units", kept)
-        return True
+        stages = pc.unique(units["stage"]).to_pylist()
+        mine = [stage for stage in stages if stage.startswith(f"{self.stage}-")]
+        is_stale = mine != [self._ledger_stage] if mine else bool(folders)
+        if is_stale:
+            if before is not None:
+                before()
+            self._replace_stages(units, mine, f"{self.stage}-dropped")
+            for name in tables:
+                for file in self.dataset.table_files(name):
+                    remove_file(file)
+            failures = read_table(self.dataset, "failures")
+            replace_table(self.dataset, "failures", failures.filter(pc.not_equal(failures["stage"], self.stage)))
+            self._replace_stages(units, mine, None)
+        for folder in folders:
+            remove_tree(folder)
+        return bool(mine) and is_stale
+
+    def _replace_stages(self, units: pa.Table, stages: list[str], name: str | None) -> None:
+        """Write the ledger with these stages renamed, or without them."""
+        is_one = pc.is_in(units["stage"], pa.array(stages, pa.string()))
+        if name is None:
+            units = units.filter(pc.invert(is_one))
+        else:
+            at = units.schema.get_field_index("stage")
+            units = units.set_column(at, units.schema.field(at), pc.if_else(is_one, name, units["stage"]))
+        replace_table(self.dataset, "units", units)
+
+    def discard_staged_except(self, names: Collection[str]) -> None:
+        """Remove the staged commits of all units but these."""
+        remove_files(path for path in self._staged() if path.stem not in names)
+
+    def failed_units(self, reasons: Collection[str] | None = None) -> set[str]:
+        """Names of units of the stage in `failures`, of those reasons alone where they are given."""
+        failures = read_table(self.dataset, "failures", ["stage", "unit", "reason"]).to_pylist()
+        mine = (row for row in failures if row["stage"] == self.stage)
+        return {row["unit"] for row in mine if reasons is None or row["reason"] in reasons}
+
+    def reopen(self, names: Collection[str]) -> None:
+        """Let units be done again: they lose their rows in the ledger, then their failures."""
+        if not names:
+            return
+        wanted = pa.array(sorted(names), pa.string())
+        for table, stage in (("units", self._ledger_stage), ("failures", self.stage)):
+            rows = read_table(self.dataset, table)
+            is_mine = pc.and_(pc.equal(rows["stage"], stage), pc.is_in(rows["unit"], wanted))
+            if pc.any(is_mine).as_py():
+                replace_table(self.dataset, table, rows.filter(pc.invert(is_mine)))
 
     def absorb(self, collapse: dict[str, Collapse] | None = None) -> int:
         """Move the rows of all staged units into the manifests; returns how many units there were.
@@ -197,13 +238,7 @@ class Ledger:
         old = pc.and_not(old, pc.is_in(failures["unit"], pa.array(planned, pa.string())))
         if uris is not None:
             old = pc.and_(old, pc.is_in(failures["uri"], pa.array(uris, pa.string())))
-        names = failures.filter(old)["unit"]
-        if not len(names):
-            return
-        units = read_table(self.dataset, "units")
-        is_old = pc.and_(pc.equal(units["stage"], self._ledger_stage), pc.is_in(units["unit"], names.combine_chunks()))
-        replace_table(self.dataset, "units", units.filter(pc.invert(is_old)))
-        replace_table(self.dataset, "failures", failures.filter(pc.invert(old)))
+        self.reopen(set(failures.filter(old)["unit"].to_pylist()))
 
     def _merge(self, table: str, new: pa.Table, units: list[str], collapse: Collapse | None) -> pa.Table:
         merged = pa.concat_tables([*self._others(table, units), new])

@@ -14,12 +14,21 @@ SCHEMA_VERSION = 1
 _TEXTS = pa.list_(pa.string())
 _SPAN = pa.struct([("start_frame", pa.int64()), ("start_pts", pa.int64()), ("end_pts", pa.int64())])  # NULL: open end
 _EMBEDDING = pa.list_(pa.float32())
+_PLACE = pa.struct(
+    [
+        ("uri", pa.string()),
+        ("size_bytes", pa.int64()),  # as listed before it was read; NULL: the listing did not say
+        ("changed", pa.string()),  # time or tag of the last change, as the file system or store tells it
+        ("unit", pa.string()),  # of index, that found the content there
+        ("columns", pa.map_(pa.string(), pa.string())),  # what the source list said there, licence and all
+    ]
+)
 
 SOURCES = pa.schema(
     [
         ("source_id", pa.string()),  # first 16 hex digits of content_sha256
         ("content_sha256", pa.string()),
-        ("uris", _TEXTS),  # every place where this content was found, sorted
+        ("uris", _TEXTS),  # every place where this content was found, sorted; when "replaced", where it was
         ("kind", pa.string()),  # video | still
         ("status", pa.string()),  # ok | rejected
         ("reason", pa.string()),  # short code when rejected
@@ -45,6 +54,7 @@ SOURCES = pa.schema(
         ("attribution", pa.string()),
         ("consent", pa.string()),  # as the source list states it: a form's number, "release", "public figure", ...
         ("provenance", pa.map_(pa.string(), pa.string())),  # every further column of the source list
+        ("places", pa.list_(_PLACE)),  # one of each of `uris`, as it was last indexed; none when "replaced"
     ]
 )
 

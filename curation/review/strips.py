@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,11 @@ import simplejpeg
 
 from curation.fetching import local_copy
 from curation.pack import staged_clips
+from curation.places import SourceGone, find_source, of_unit
 from curation.recipe import Recipe
 from curation.samples import read_members, sample_key
 from manifests.storage import Place, read_bytes, read_ranges
-from manifests.store import Dataset, read_table, write_bytes_atomically
+from manifests.store import Dataset, iterate_rows, write_bytes_atomically
 from manifests.views import connect, num_cores
 from model.framing import FixedCrop, warp
 from model.stills import read_still
@@ -48,7 +48,7 @@ class Strip:
 class _Work:
     clip: dict[str, Any]
     origin: str  # shard | staged | source
-    path: Place | str
+    path: Place | None  # of a shard or of staged pictures
     source: dict[str, Any]
 
 
@@ -67,7 +67,8 @@ def make_strips(
     """
     staged = staged_clips(dataset.staging / f"crop-{recipe.stage_hash('crop')}")
     sources = {
-        r["source_id"]: r for r in read_table(dataset, "sources", ["source_id", "uris", "size_bytes"]).to_pylist()
+        row["source_id"]: {"content_sha256": row["content_sha256"], "places": of_unit(row)}
+        for row in iterate_rows(dataset, "sources")
     }
     places = _read_places(dataset, clips)
     total, done = len(clips), 0
@@ -126,8 +127,9 @@ def _plan(
         return _Work(clip, "staged", staged[clip["clip_id"]], source)
     if not read_sources:
         return Strip(problem="not packed and not staged any more; build the page with its sources to see it")
-    uris = source.get("uris") or []
-    return _Work(clip, "source", uris[0], source) if uris else Strip(problem="its source is not listed any more")
+    if not source.get("places"):
+        return Strip(problem="its source is not listed any more")
+    return _Work(clip, "source", None, source)
 
 
 def _make_strip(work: _Work | Strip, recipe: Recipe, folder: Path) -> Strip:
@@ -141,6 +143,8 @@ def _make_strip(work: _Work | Strip, recipe: Recipe, folder: Path) -> Strip:
         return Strip(name, width // height)
     try:
         frames = {"shard": _packed_frames, "staged": _staged_frames, "source": _source_frames}[work.origin](work)
+    except SourceGone:
+        return Strip(problem="the source is gone, or another file is in its place")
     except Exception as error:  # file systems of every kind raise what they like, and a page lives without a picture
         what = {"shard": "shard", "staged": "staged pictures", "source": "source"}[work.origin]
         return Strip(problem=f"the {what} cannot be read: {type(error).__name__}")
@@ -180,9 +184,7 @@ def _source_frames(work: _Work) -> list[np.ndarray]:
         size_px=clip["crop_size_px"],
         output_size_px=SIDE_PX,
     )
-    with local_copy(work.path) as path:
-        if os.path.getsize(path) != work.source["size_bytes"]:
-            raise OSError("another file is in its place now")
+    with local_copy(find_source(work.source)) as path:
         if clip["kind"] == "still":
             return [warp(read_still(path), crop.matrix, SIDE_PX)]
         wanted = {clip["start_frame"] + k for k in _spread(clip["end_frame"] - clip["start_frame"])}

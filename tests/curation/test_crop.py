@@ -16,6 +16,7 @@ import simplejpeg
 
 from curation import crop
 from curation.crop import CropStage
+from curation.places import hash_file
 from curation.recipe import CropOptions, Recipe
 from curation.samples import sample_key
 from model.faces import AnalyserInfo, Detections, Landmarks
@@ -85,7 +86,8 @@ def cropped(tmp_path, monkeypatch, make_face68):
             "identity_similarity": 1.0, "embedding": [1.0, 0.0],
         }  # fmt: skip
         unit = {
-            "name": "unit", "uri": str(path), "source_id": "source", "kind": "video", "width_px": SIDE,
+            "name": "unit", "uri": str(path), "places": [{"uri": str(path), "size_bytes": None, "changed": None}],
+            "content_sha256": hash_file(str(path)), "source_id": "source", "kind": "video", "width_px": SIDE,
             "height_px": SIDE, "candidates": [candidate], "licence": "CC0", "attribution": "Jane", "consent": "form 7",
             "provenance": {"show": "one"},
         }  # fmt: skip

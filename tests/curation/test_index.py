@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from curation.fetching import local_copy
-from curation.index import IndexStage, hash_file, list_inputs, merge_sources
+from curation.index import IndexStage, list_inputs
+from curation.places import hash_file, merge_sources
 from curation.recipe import IndexOptions, Recipe
 from model.video import VideoWriter
 
@@ -49,8 +50,13 @@ def names(inputs) -> list[str]:
 
 
 def index_one(path: Path, **columns: str) -> dict:
-    unit = {"uri": str(path), "columns": columns}
-    return IndexStage(Recipe(), path.parent).process(unit).rows["sources"][0]
+    (unit,) = list_inputs([str(path)], OPTIONS)
+    return said_of(unit | {"columns": columns})
+
+
+def said_of(unit: dict) -> dict:
+    (row,) = merge_sources(IndexStage(Recipe(), Path()).process(unit).rows["sources"])
+    return row
 
 
 def test_folder_is_searched_below(folder):
@@ -196,7 +202,7 @@ def test_csv_list_carries_its_columns(folder):
     units = list_inputs([str(listing)], OPTIONS)
     assert [Path(u["uri"]).name for u in units] == ["a.mp4", "B.MP4"]
     assert units[0]["columns"] == {"licence": "CC-BY-4.0", "attribution": "Doe, Jane", "show": "one"}
-    row = IndexStage(Recipe(), folder).process(units[0]).rows["sources"][0]
+    row = said_of(units[0])
     assert (row["status"], row["licence"], row["attribution"], row["provenance"]) == (
         "ok", "CC-BY-4.0", "Doe, Jane", {"show": "one"},
     )  # fmt: skip
@@ -215,7 +221,7 @@ def test_parquet_list(folder, monkeypatch):
     )
     monkeypatch.chdir(folder.parent)
     (unit,) = list_inputs(["list.parquet"], OPTIONS)
-    row = IndexStage(Recipe(), folder).process(unit).rows["sources"][0]
+    row = said_of(unit)
     assert (row["licence"], row["provenance"]) == ("CC0", {"year": "1999"})
 
 
@@ -300,7 +306,7 @@ def test_video_row(video):
 def test_long_video_is_divided_into_even_spans(video):
     from model.video import open_video
 
-    unit = {"uri": str(video), "columns": {}}
+    (unit,) = list_inputs([str(video)], OPTIONS)
     recipe = Recipe(index=IndexOptions(max_span_s=0.6))
     spans = IndexStage(recipe, video.parent).process(unit).rows["sources"][0]["spans"]
     assert len(spans) == 4

@@ -22,6 +22,8 @@ def _make_worker():
             time.sleep(60)
         if argument == "raise":
             raise KeyError("no such thing")
+        if argument == "refused":
+            raise PermissionError(13, "Permission denied", "a.mp4")
         return os.getpid(), len(calls)
 
     return work
@@ -34,7 +36,10 @@ def test_crash_hang_and_exception_cost_one_argument_each():
         assert sandbox("b") == (first_pid, 2), "one child serves many arguments"
         with pytest.raises(RuntimeError, match="KeyError"):
             sandbox("raise")
-        assert sandbox("c") == (first_pid, 4), "an exception does not cost the child"
+        with pytest.raises(SandboxError, match=r"Permission denied: 'a.mp4'") as refused:
+            sandbox("refused")
+        assert refused.value.reason == "unreadable"
+        assert sandbox("c") == (first_pid, 5), "an exception does not cost the child"
         with pytest.raises(SandboxError, match="SIGSEGV") as crash:
             sandbox("segfault")
         assert crash.value.reason == "crashed"

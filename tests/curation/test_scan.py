@@ -11,7 +11,7 @@ import pytest
 import skimage.data
 
 from curation import scan
-from curation.index import IndexStage
+from curation.index import IndexStage, list_inputs
 from curation.recipe import IndexOptions, Recipe, ScanOptions
 from curation.scan import ScanStage
 from model.faces import AnalyserInfo, Detections, Landmarks, WeightInfo
@@ -83,11 +83,12 @@ def scanned(tmp_path, monkeypatch, make_face68):
             for frame in frames:
                 writer.write(frame)
         recipe = Recipe(scan=ScanOptions(**options), index=IndexOptions(max_span_s=max_span_s))
-        source = IndexStage(recipe, Path()).process({"uri": str(path), "columns": {}}).rows["sources"][0]
+        (listed,) = list_inputs([str(path)], recipe.index)
+        source = IndexStage(recipe, Path()).process(listed).rows["sources"][0]
         tracks, failures, num_frames = [], [], 0
         for number, span in enumerate(source["spans"]):
             unit = {"name": f"source-{number:04d}", "uri": str(path), "source_id": "source", "span": span}
-            unit |= {k: source[k] for k in ("kind", "fps", "width_px", "height_px")}
+            unit |= {k: source[k] for k in ("content_sha256", "places", "kind", "fps", "width_px", "height_px")}
             result = ScanStage(recipe, Path()).process(unit)
             tracks += result.rows["tracks"]
             failures += result.rows.get("failures", [])

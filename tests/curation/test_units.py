@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -188,6 +189,63 @@ def test_changed_recipe_drops_the_rows_of_its_stage(ledger):
     assert [u["stage"] for u in found["units"]] == ["scan-00000000"]
     assert changed.finished_units() == set()
     assert not changed.forget_other_recipes(["frames", "clips"]), "nothing is left to forget"
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("then", ["f", "0"], ids=["the same recipe", "the old recipe"])
+def test_changed_recipe_after_a_death_while_rows_are_dropped(ledger, monkeypatch, step, then):
+    """Whatever is called next, a unit counts as finished only if its rows are there."""
+    for unit in UNITS[:2]:
+        commit(ledger, unit)
+    ledger.absorb()
+    commit(ledger, UNITS[2])
+    changed = Ledger(ledger.dataset, "crop", "f" * 8)
+    count = iter(range(100))
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        for name in ("replace_table", "remove_file", "remove_tree"):
+            patch.setattr(units, name, _dies_at(step, count, getattr(units, name)))
+        changed.forget_other_recipes(["frames", "clips"])
+    next_one = Ledger(ledger.dataset, "crop", ledger._hash if then == "0" else "f" * 8)
+    next_one.forget_other_recipes(["frames", "clips"])
+    finished = next_one.finished_units()
+    found = tables(ledger.dataset)
+    absorbed = {name for name in finished if name not in next_one.staged_units()}
+    assert {clip["unit"] for clip in found["clips"]} == absorbed
+    assert len(found["frames"]) == 2 * len(found["clips"])
+    assert not next_one.forget_other_recipes(["frames", "clips"])
+
+
+def _dies_at(step, count, act):
+    def do(*arguments):
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return act(*arguments)
+
+    return do
+
+
+def test_changed_recipe_after_a_death_while_frames_were_absorbed(ledger, monkeypatch):
+    """Frames are written first; those of another recipe must not stay when the ledger does not know of them."""
+    commit(ledger, UNITS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "replace_table", _dies_at(0, iter(range(9)), units.replace_table))
+        with pytest.raises(KeyboardInterrupt):
+            ledger.absorb()
+    assert len(tables(ledger.dataset)["frames"]) == 2
+    Ledger(ledger.dataset, "crop", "f" * 8).forget_other_recipes(["frames", "clips"])
+    assert tables(ledger.dataset)["frames"] == []
+
+
+def test_reopened_units_lose_their_rows_in_the_ledger_and_their_failures(ledger):
+    for unit in UNITS[:2]:
+        commit(ledger, unit, "went wrong")
+    ledger.absorb()
+    (reason,) = {row["reason"] for row in tables(ledger.dataset)["failures"]}
+    assert ledger.failed_units() == ledger.failed_units([reason]) == {"unit0", "unit1"}
+    assert ledger.failed_units(["another"]) == set()
+    ledger.reopen({"unit0"})
+    assert ledger.finished_units() == {"unit1"}
+    assert [row["unit"] for row in tables(ledger.dataset)["failures"]] == ["unit1"]
 
 
 def test_collapse_sees_old_and_new_rows(tmp_path):

@@ -1,0 +1,166 @@
+"""Which content is where. A source is content, its places are where that content was last found.
+
+Every place is remembered as it was when it was indexed (size, and time or tag of the last change), with what its source
+list said there. What is said of a source follows from its places alone: a corrected list, a file that was replaced, put
+back, moved or copied needs no special case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from curation.fetching import local_copy
+from manifests.storage import NoBucket, StoreUnreachable, filesystem_of, map_places
+
+STATED = ("licence", "attribution", "consent")
+_VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified")
+
+
+class SourceGone(OSError):
+    """None of a source's places holds its content any more, or can be read."""
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """What fsspec's `info` of a file tells of its last change; empty where it tells nothing."""
+    return next((str(info[name]) for name in _VERSIONS if name in info), "")
+
+
+def hash_file(path: str) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def places_of(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """The places of a row of `sources`; of one from before they were written, its URIs with what is said of all."""
+    if source["places"] is not None:
+        return [place | {"columns": dict(place["columns"] or {})} for place in source["places"]]
+    if source.get("reason") == "replaced":
+        return []
+    columns = dict(source.get("provenance") or {}) | {k: source[k] for k in STATED if source.get(k) is not None}
+    return [
+        {"uri": uri, "size_bytes": None, "changed": None, "unit": None, "columns": columns} for uri in source["uris"]
+    ]
+
+
+def of_unit(source: dict[str, Any]) -> list[dict[str, Any]]:
+    """The places of a row of `sources` as `find_source` wants them, without what was said there."""
+    return [{k: place[k] for k in ("uri", "size_bytes", "changed")} for place in places_of(source)]
+
+
+def find_source(source: dict[str, Any]) -> str:
+    """The first place that still holds the source's content.
+
+    source: its `places` (see `of_unit`) and `content_sha256`. A file that has been touched since is read and compared.
+
+    Raises:
+        SourceGone: there is none; the message says what is in each.
+    """
+    problems = []
+    for place in source["places"]:
+        try:
+            problem = _problem_of(place, source["content_sha256"])
+        except StoreUnreachable:
+            raise
+        except (FileNotFoundError, NoBucket):
+            problem = "is not there any more"
+        except OSError as error:
+            problem = f"cannot be read ({error})"
+        if problem is None:
+            return place["uri"]
+        problems.append(f"{place['uri']} {problem}")
+    raise SourceGone("; ".join(problems) or "it has no place any more")
+
+
+def _problem_of(place: dict[str, Any], content_sha256: str) -> str | None:
+    filesystem, path = filesystem_of(place["uri"])
+    info = filesystem.info(path)
+    if (info.get("size"), version_of(info)) == (place["size_bytes"], place["changed"]):
+        return None
+    with local_copy(place["uri"]) as copy:
+        return None if hash_file(copy) == content_sha256 else "holds another file now"
+
+
+def superseded_units(sources: Iterable[dict[str, Any]], listed: dict[str, str], failed: Collection[str]) -> set[str]:
+    """Units of index that must not count as finished, because their place was indexed as something else last.
+
+    listed: of each URI that a run is given, its unit. failed: units that ended as failures: of those the places of the
+    sources know nothing.
+    """
+    found = set()
+    for source in sources:
+        for place in source["places"] or []:
+            now = listed.get(place["uri"], place["unit"])
+            if place["unit"] is not None and now != place["unit"]:
+                found |= {place["unit"], now} - set(failed)
+    return found
+
+
+def merge_sources(
+    rows: list[dict[str, Any]],
+    refused: Collection[str] = (),
+    listed: Collection[str] = (),
+    are_there: Callable[[list[str]], list[bool]] | None = None,
+) -> list[dict[str, Any]]:
+    """One row a content, with its places and what they say of it. Of a place and of a content the last row is right.
+
+    rows: oldest first. refused: SHA-256 of contents that were forgotten; they leave no row.
+    listed: the places that this run was given. Others of a content that is among them stay while they `are_there`.
+    """
+    contents = {row["source_id"]: row for row in rows}
+    former: dict[str, set[str]] = {}
+    holders: dict[str, tuple[str, dict[str, Any]]] = {}
+    for row in rows:
+        former.setdefault(row["source_id"], set()).update(row["uris"])
+        holders |= {place["uri"]: (row["source_id"], place) for place in places_of(row)}
+    found: dict[str, dict[str, dict[str, Any]]] = {source_id: {} for source_id in contents}
+    for uri, (source_id, place) in holders.items():
+        found[source_id][uri] = place
+    for uri in _moved(found, set(listed), are_there or _are_there):
+        del found[holders[uri][0]][uri]
+    merged = []
+    for source_id, row in contents.items():
+        if row.get("content_sha256") not in refused:
+            places = [found[source_id][uri] for uri in sorted(found[source_id])]
+            merged.append(row | (_said_by(places) if places else _replaced(sorted(former[source_id]))))
+    return merged
+
+
+def _said_by(places: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a source from its places: of each column, what the first place says that says anything."""
+    columns: dict[str, str] = {}
+    for place in places:
+        columns = place["columns"] | columns
+    stated = {name: columns.pop(name, None) for name in STATED}
+    return {"uris": [place["uri"] for place in places], "places": places, "provenance": columns, **stated}
+
+
+def _replaced(uris: list[str]) -> dict[str, Any]:
+    detail = "its place holds another file now"
+    return {"uris": uris, "places": [], "status": "rejected", "reason": "replaced", "detail": detail}
+
+
+def _moved(
+    found: dict[str, dict[str, Any]], listed: set[str], are_there: Callable[[list[str]], list[bool]]
+) -> list[str]:
+    """Places of contents that are listed elsewhere, which this run was not given and which are gone."""
+    asked = [uri for of_one in found.values() if listed & of_one.keys() for uri in of_one.keys() - listed]
+    return [uri for uri, is_there in zip(asked, are_there(asked), strict=True) if not is_there]
+
+
+def _are_there(uris: list[str]) -> list[bool]:
+    """Whether there is anything at each place, or no way to know."""
+
+    def is_there(uri: str) -> bool:
+        try:
+            filesystem, path = filesystem_of(uri)
+            filesystem.info(path)
+        except (FileNotFoundError, NoBucket):
+            return False
+        except (OSError, ValueError):
+            return True
+        return True
+
+    return map_places(is_there, uris, where=lambda uri: uri)

@@ -26,11 +26,11 @@ from training.edits import edit_landmarks, keypoint_offsets
 from training.ema import Ema
 from training.loop import Progress, Stage, make_adam, take_step
 from training.losses import (
-    GUIDANCE_LANDMARKS,
     GradientBalancer,
     cascade,
     discriminator_losses,
     flow_openness_loss,
+    guidance_points,
     landmark_flow_loss,
 )
 from training.networks.discriminator import CascadedDiscriminator
@@ -166,7 +166,7 @@ class BaseStage(Stage):
 
     def _offsets(self, batch: PreparedBatch, edited: Tensor) -> Tensor:
         landmarks = batch.source.landmarks[:: self.recipe.edited_every]
-        return keypoint_offsets(landmarks, edited, self.conventions.slots_tuple, self.recipe.model.num_keypoints)
+        return keypoint_offsets(landmarks, edited, self.conventions.slots, self.recipe.model.num_keypoints)
 
     def _flow_terms(self, made: Reenacted, batch: PreparedBatch, edited: Tensor | None) -> dict[str, Tensor]:
         source, driving = batch.source.landmarks, batch.driving.landmarks
@@ -186,11 +186,11 @@ class BaseStage(Stage):
         num, rank = len(batch), self.process.rank
         drawn = torch.rand(num * self.process.world_size, generator=generator, device=generator.device)
         is_told = (drawn[rank * num : (rank + 1) * num] < self.recipe.told_share)[:, None, None]
-        slots, count = list(self.conventions.slots_tuple), self.recipe.model.num_keypoints
+        slots, count = self.conventions.slots, self.recipe.model.num_keypoints
         places = []
         for frames in (batch.source, batch.driving):
             place = frames.landmarks.new_full((num, count, 2), torch.nan)
-            place[:, slots] = torch.where(is_told, frames.landmarks[:, GUIDANCE_LANDMARKS], torch.nan)
+            place[:, slots] = torch.where(is_told, guidance_points(frames.landmarks), torch.nan)
             places.append(place)
         return places[0], places[1]
 

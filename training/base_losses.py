@@ -173,13 +173,13 @@ def motion_terms(
     if weights.deformation_prior:
         terms["deformation_prior"] = deformation_prior_loss(seen.driving)
     if weights.guidance:
-        slots = conventions.slots_tuple
+        slots = conventions.slots
         terms["guidance"] = (
             wing_guidance_loss(seen.keypoints_source, batch.source.landmarks, slots=slots)
             + wing_guidance_loss(seen.keypoints_driving, batch.driving.landmarks, slots=slots)
         ) / 2
     if weights.openness:
-        slots = conventions.slots_tuple
+        slots = conventions.slots
         terms["openness"] = (
             openness_loss(seen.keypoints_source, batch.source.landmarks, slots=slots)
             + openness_loss(seen.keypoints_driving, batch.driving.landmarks, slots=slots)

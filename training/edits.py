@@ -6,10 +6,12 @@ of eyes and lips from pictures. Where the edited landmarks came from is known ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from training.losses import GUIDANCE_LANDMARKS
+from training.losses import guidance_points
 
 EYES = (0.2, 1.4)
 """Range of the factor on the distance between the lids."""
@@ -38,9 +40,9 @@ def edit_landmarks(landmarks: Tensor, drawn: Tensor) -> Tensor:
     return edited
 
 
-def keypoint_offsets(landmarks: Tensor, edited: Tensor, slots: tuple[int, ...], num_keypoints: int) -> Tensor:
+def keypoint_offsets(landmarks: Tensor, edited: Tensor, slots: Sequence[int] | Tensor, num_keypoints: int) -> Tensor:
     """By how much the edit moves the guided key points: [B, K, 3]; 0 where landmarks are NaN."""
-    moves = (edited - landmarks)[:, GUIDANCE_LANDMARKS].nan_to_num()
+    moves = guidance_points(edited - landmarks).nan_to_num()
     offsets = landmarks.new_zeros(len(landmarks), num_keypoints, 3)
-    offsets[:, list(slots), :2] = moves
+    offsets[:, slots if isinstance(slots, Tensor) else list(slots), :2] = moves
     return offsets

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 DEGREES_PER_BIN = 3.0
 FIRST_BIN_DEG = -97.5
@@ -38,7 +39,7 @@ def transform_keypoints(canonical: Tensor, rotation: Tensor, exp: Tensor, scale:
 
     canonical, exp: [N, K, 3]; rotation: [N, 3, 3]; scale: [N, 1]; translation: [N, 3] -> [N, K, 3].
     """
-    in_plane = translation * translation.new_tensor([1.0, 1.0, 0.0])
+    in_plane = functional.pad(translation[:, :2], (0, 1))
     return scale[:, :, None] * (canonical @ rotation + exp) + in_plane[:, None, :]
 
 

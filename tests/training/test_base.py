@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import runpy
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model.config import ModelConfig
 from model.networks import LivePortrait
@@ -68,6 +72,37 @@ def test_all_terms_reach_every_parameter(recipe: BaseRecipe, batch: PreparedBatc
             if key.endswith(("conv.bias", "conv1.bias", "compress.bias")):
                 continue
             assert not torch.equal(parameter, before[f"{name}.{key}"]), f"{name}.{key} did not move"
+
+
+class Waits(TorchDispatchMode):
+    """Lines at which a step would wait for a GPU: numbers asked from it, or made into a tensor there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        masks = [leaf for leaf in tree_leaves(arguments) if name == "index" and isinstance(leaf, torch.Tensor)][1:]
+        asks = name in ("lift_fresh", "_local_scalar_dense", "is_nonzero", "nonzero", "equal")
+        if asks or any(mask.dtype == torch.bool for mask in masks):
+            own = [frame for frame in traceback.extract_stack() if "/training/" in frame.filename]
+            self.places.add(f"{name}: {own[-1].filename}:{own[-1].lineno}")
+        return function(*arguments, **(options or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    """Whoever waits in the middle of a step lets the device run dry; the loop waits once, at the end."""
+    terms = ("perceptual", "identity", "pixel_face", "pixel_eyes", "openness", "landmark_flow", "flow_openness")
+    full = with_losses(recipe, **dict.fromkeys(terms, 1.0), random_vgg19_width=0.1)
+    full = dataclasses.replace(full, told_share=0.5, edited_every=1)
+    stage = BaseStage(full, Process(), allow_random_features=True)
+    generator = seeded_generator(torch.device("cpu"), 1)
+    stage.training_step(batch, PROGRESS, generator)  # which makes the optimisers' state
+    with Waits() as waits:
+        stage.training_step(batch, PROGRESS, generator)
+        stage.ema.update(100, 2)
+    assert waits.places == set()
 
 
 def test_without_weights_of_feature_networks_it_says_what_to_do(recipe: BaseRecipe) -> None:

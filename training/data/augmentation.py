@@ -125,9 +125,11 @@ def _flip(frames: PreparedFrames, is_flipped: Tensor) -> None:
     """Mirror the rows where `is_flipped` (bool [B] on the CPU): yaw and roll change their sign, eyes their place."""
     flip = is_flipped.to(frames.target.device, non_blocking=True)
     frames.target = torch.where(flip[:, None, None, None], frames.target.flip(-1), frames.target)
-    mirrored = frames.landmarks[:, FLIPPED_POINTS.to(flip.device)] * frames.landmarks.new_tensor([-1.0, 1.0])
+    x, y = frames.landmarks[:, FLIPPED_POINTS.to(flip.device, non_blocking=True)].unbind(-1)
+    mirrored = torch.stack([-x, y], -1)
     frames.landmarks = torch.where(flip[:, None, None], mirrored, frames.landmarks)
-    frames.pose = torch.where(flip[:, None], frames.pose * frames.pose.new_tensor([1.0, -1.0, -1.0]), frames.pose)
+    turned = torch.cat([frames.pose[:, :1], -frames.pose[:, 1:]], 1)
+    frames.pose = torch.where(flip[:, None], turned, frames.pose)
     frames.eyes = torch.where(flip[:, None], frames.eyes.flip(-1), frames.eyes)
 
 

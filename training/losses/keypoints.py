@@ -96,11 +96,21 @@ def wing(error: Tensor, width: float = WING_WIDTH, curvature: float = WING_CURVA
     return torch.where(size < width, width * torch.log1p(size / curvature), size - offset)
 
 
+def guidance_points(landmarks: Tensor) -> Tensor:
+    """The points of GUIDANCE_LANDMARKS among landmarks [B, 68, 2]: [B, 10, 2], without waiting for the device."""
+    return torch.stack([landmarks[:, point] for point in GUIDANCE_LANDMARKS], dim=1)
+
+
+def guided_points(keypoints: Tensor, slots: Sequence[int] | Tensor) -> Tensor:
+    """x and y of the key points [B, K, 3] in `slots`: [B, len(slots), 2]."""
+    return keypoints[:, slots if isinstance(slots, Tensor) else list(slots), :2]
+
+
 def wing_guidance_loss(
     keypoints: Tensor,
     landmarks: Tensor,
     *,
-    slots: Sequence[int] = RELEASED_SLOTS,
+    slots: Sequence[int] | Tensor = RELEASED_SLOTS,
     width: float = WING_WIDTH,
     curvature: float = WING_CURVATURE,
 ) -> Tensor:
@@ -109,28 +119,27 @@ def wing_guidance_loss(
     L_guide = (loss(x_s, landmarks of s) + loss(x_d, landmarks of d)) / 2, each frame against its own landmarks.
     keypoints: float [B, K, 3]. landmarks: float [B, 68, 2] in [-1, 1]; points with a NaN add zero.
 
-    slots: which key point each of GUIDANCE_LANDMARKS is tied to. For training from scratch RELEASED_SLOTS is the
+    slots: which key point each of GUIDANCE_LANDMARKS is tied to; on a GPU as int64 tensor there, because numbers wait
+    for it. For training from scratch RELEASED_SLOTS is the
     sensible choice and the default: it costs nothing, and `region="eyes"`, the face edits and third-party tools, all
     of which name key points by the released order, keep their meaning. FIRST_SLOTS gives that up. When fine-tuning
     released weights, use `match_slots` on their own key points, so that the loss does not pull them into another
     order.
     """
-    wanted = landmarks[:, GUIDANCE_LANDMARKS].float()
-    points = keypoints[:, list(slots), :2].float()
+    wanted, points = guidance_points(landmarks).float(), guided_points(keypoints, slots).float()
     if points.shape != wanted.shape:
         raise ValueError(f"wing_guidance_loss wants {wanted.shape[1]} slots; got {len(slots)}")
     error = points - torch.where(wanted.isnan(), points.detach(), wanted)
     return wing(error, width, curvature).sum(dim=-1).mean()
 
 
-def openness_loss(keypoints: Tensor, landmarks: Tensor, *, slots: Sequence[int] = RELEASED_SLOTS) -> Tensor:
+def openness_loss(keypoints: Tensor, landmarks: Tensor, *, slots: Sequence[int] | Tensor = RELEASED_SLOTS) -> Tensor:
     """Mean absolute error of the openness that guided key points show, mouth plus eyes; mean over the batch.
 
     L_guide sees the places of single points; how far a mouth is open is a small difference of two of them, which this
     term asks for. Ours, not the paper's. Arguments as for `wing_guidance_loss`; frames with a NaN add zero.
     """
-    wanted = landmarks[:, GUIDANCE_LANDMARKS].float()
-    points = keypoints[:, list(slots), :2].float()
+    wanted, points = guidance_points(landmarks).float(), guided_points(keypoints, slots).float()
     wanted = torch.where(wanted.isnan().flatten(1).any(dim=1)[:, None, None], points.detach(), wanted)
     pairs = zip(guided_openness(points), guided_openness(wanted), strict=True)
     return sum((found - true).abs().mean() for found, true in pairs)

@@ -95,8 +95,10 @@ class BaseStage(Stage):
             **{name: getattr(portrait, name) for name in ("stitching", "retarget_eye", "retarget_lip")},
             "conventions": self.conventions,
         }
+        if recipe.compute.channels_last:
+            use_channels_last(self.model)
         if recipe.optimizer.ema_half_life_images:
-            # Before anything wraps the networks, so that the copies are plain.
+            # Before anything wraps the networks, so that the copies are plain; but laid out like them already.
             self.ema = Ema(self.model.networks(), half_life_images=recipe.optimizer.ema_half_life_images)
         synchronise_batch_norm(self.model, process)
         apply_compute_options(self.model, recipe.compute)

@@ -134,9 +134,7 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.auto
 
 
 def apply_compute_options(model: BaseModel, options: ComputeOptions) -> None:
-    """Memory formats, compilation and recomputation, in place; keys of the state dict stay as they are."""
-    if options.channels_last:
-        use_channels_last(model)
+    """Compilation and recomputation, in place; keys of the state dict stay as they are."""
     if options.compile:
         compile_blocks(model)
     recompute_blocks(model.generator, options.recompute)

@@ -45,10 +45,10 @@ class MotionStage(Stage):
         network.requires_grad_(True)
         self.conventions = Conventions().to(process.device)
         self.modules = {"motion": network, "conventions": self.conventions}
-        if recipe.optimizer.ema_half_life_images:
-            self.ema = Ema({"motion": network}, half_life_images=recipe.optimizer.ema_half_life_images)
         if recipe.compute.channels_last:
             use_channels_last(network)
+        if recipe.optimizer.ema_half_life_images:
+            self.ema = Ema({"motion": network}, half_life_images=recipe.optimizer.ema_half_life_images)
         if recipe.compute.compile:
             compile_blocks(network)
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}

@@ -204,6 +204,9 @@ class BaseCriterion:
             network = load_vgg19(
                 weights.vgg19 or None, allow_random_features=allow_random_features, width=weights.random_vgg19_width
             )
+            if autocast_features:
+                # Autocast keeps its copies of weights that learn only; it would round these again in each of 24 passes.
+                network.features.to(torch.bfloat16)
             self.perceptual = CascadedPerceptualLoss(network, autocast_features=autocast_features).to(device)
         if weights.identity:
             recogniser = load_recogniser(

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from training.losses.perceptual import mean_difference
 from training.networks.discriminator import split_judgement
@@ -87,7 +88,7 @@ def generator_losses(
     evaluation mode for the pass, so that neither its gradients nor its spectral norms change.
     """
     _same_regions(real, fake)
-    with frozen(discriminators):
+    with frozen(discriminators), parametrize.cached():  # both passes are by the same normalised weights
         with torch.no_grad():
             of_real = discriminators({region: picture.detach() for region, picture in real.items()})
         of_fake = discriminators(fake)

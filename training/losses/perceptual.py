@@ -66,7 +66,7 @@ class CascadedPerceptualLoss(nn.Module):
                 f"layer_weights must have {len(LAYERS)} numbers, one each of {LAYERS}; got {layer_weights}"
             )
         self.network = network
-        self.layer_weights = tuple(layer_weights)
+        self.register_buffer("layer_weights", torch.tensor(layer_weights), persistent=False)
         self.num_scales = num_scales
         self.autocast_features = autocast_features
 
@@ -88,15 +88,14 @@ class CascadedPerceptualLoss(nn.Module):
         with without_autocast(prediction.device):
             predictions = pyramid(prediction.float(), self.num_scales)
             targets = pyramid(target.detach().float(), self.num_scales)
-        return torch.stack([self._compare_level(*level) for level in zip(predictions, targets, strict=True)]).sum()
+        levels = zip(predictions, targets, strict=True)
+        distances = torch.stack([distance for level in levels for distance in self._distances(*level)])
+        return (distances.view(-1, len(LAYERS)) * self.layer_weights).sum()
 
-    def _compare_level(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def _distances(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
+        """Mean difference in each layer, of pictures of one size."""
         with nullcontext() if self.autocast_features else without_autocast(prediction.device):
             with torch.no_grad():
                 target_maps = self.network(target)
             maps = self.network(prediction)
-        distances = [
-            weight * mean_difference(mine, other)
-            for weight, mine, other in zip(self.layer_weights, maps, target_maps, strict=True)
-        ]
-        return torch.stack(distances).sum()
+        return [mean_difference(mine, other) for mine, other in zip(maps, target_maps, strict=True)]

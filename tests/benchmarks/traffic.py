@@ -5,10 +5,12 @@
 One step runs on fake tensors, which have shapes, types and strides but no numbers, so the full size takes seconds
 anywhere. Outside convolutions a GPU's time goes with the bytes moved, and operands of different memory layouts (or a
 layout that the next operation does not take) cost a multiple of their bytes. Each row: gigabytes, calls, operation,
-types and layouts of the large tensors, and the line that caused the most.
+types and layouts of the large tensors, and the line that caused the most. Launches are those of operations that run a
+kernel at all; the small ones take the device less than the CPU, so the lines that cause the most are told as well.
 
 Bytes are those of inputs and outputs, once each; what a kernel keeps in between, and the conversions that cuDNN makes
-inside a convolution, are not seen. Autocast is the CPU's, whose lists differ from CUDA's in a few operations.
+inside a convolution, are not seen. Autocast is the CPU's, whose lists differ from CUDA's in a few operations, and the
+norms for clipping are taken one by one, where a GPU takes many at once: about 970 launches too many.
 """
 
 from __future__ import annotations
@@ -36,6 +38,16 @@ from training.recipe import load_recipe
 ROOT = str(Path(__file__).resolve().parents[2])
 _LARGE = 1_000_000  # elements from which on a layout matters
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_NO_KERNEL = (
+    "_unsafe_view",
+    "detach",
+    "device",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "lift_fresh",
+    "new_empty_strided",
+)
 _MULTIPLIES = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
 
 
@@ -61,20 +73,26 @@ class Traffic(TorchDispatchMode):
         self.num_bytes: Counter[tuple[str, str, str]] = Counter()
         self.calls: Counter[tuple[str, str, str]] = Counter()
         self.places: dict[tuple[str, str, str], Counter[str]] = {}
+        self.small: Counter[str] = Counter()
+        """Launches without a large tensor, by place."""
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = function(*arguments, **(options or {}))
         inputs, outputs = _tensors((arguments, options)), _tensors(result)
-        if function.is_view or function.namespace != "aten" or not outputs:
+        name = function.overloadpacket.__name__
+        if function.is_view or function.namespace != "aten" or not outputs or name in _NO_KERNEL:
             return result
         large = [tensor for tensor in inputs + outputs if tensor.numel() >= _LARGE]
         types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in large})
         layouts = sorted({layout(tensor) for tensor in large} - {"any"})
-        kind = (function.overloadpacket.__name__, "/".join(types), "+".join(layouts))
+        kind = (name, "/".join(types), "+".join(layouts))
         moved = sum(map(size_bytes, inputs + outputs))
         self.num_bytes[kind] += moved
         self.calls[kind] += 1
-        self.places.setdefault(kind, Counter())[_place()] += moved
+        place = _place()
+        self.places.setdefault(kind, Counter())[place] += moved
+        if not large:
+            self.small[place] += 1
         return result
 
     def share(self, kinds: Iterable[tuple[str, str, str]]) -> float:
@@ -154,6 +172,8 @@ def main(options: Options) -> None:
         f"batch {options.batch_size}: convolutions and products {traffic.share(multiplies):.1f} GB, "
         f"everything else {traffic.share(others):.1f} GB, of it in mixed or other layouts {traffic.share(mixed):.1f} GB"
     )
+    places = ", ".join(f"{place} {calls}" for place, calls in traffic.small.most_common(8))
+    print(f"{traffic.calls.total()} launches, of them small {traffic.small.total()}: {places}")
     others.sort(key=lambda kind: -traffic.num_bytes[kind])
     for kind in others[: options.num_kinds]:
         name, types, layouts = kind

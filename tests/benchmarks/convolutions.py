@@ -3,11 +3,11 @@
     python -m tests.benchmarks.convolutions [--batch-size 16]          # a minute or two on a GPU
     python -m tests.benchmarks.convolutions --shrink 8 --batch-size 1  # whether the forms agree, on a CPU
 
-Forms: channels last and channels first as they are; padded, with channels filled up by zeros to multiples of eight
-(`model.networks.blocks.Conv3d.padded_forward`); slices, a 3D convolution as a 2D one over single slices whose taps
-along the depth are further output channels, added up afterwards, so that few outputs fill a tensor core's tile.
-Each row: milliseconds forward, and forward and backward; TFLOP/s of what the plain form needs; the largest difference
-from the plain form as a share of its largest value. The shapes are those of the `paper` recipe.
+Forms: channels last and channels first as they are; padded, with channels filled up by zeros to multiples of eight;
+slices, a 3D convolution as a 2D one over single slices whose taps along the depth are further output channels, added up
+afterwards, so that few outputs fill a tensor core's tile. Each row: milliseconds forward, and forward and backward;
+TFLOP/s of what the plain form needs; the largest difference from the plain form as a share of its largest value. The
+shapes are those of the `paper` recipe.
 """
 
 from __future__ import annotations

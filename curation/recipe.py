@@ -66,7 +66,8 @@ class ScanOptions:
     min_overlap: float = 0.3
     """Intersection over union with the last box that continues a track."""
     max_gap_s: float = 0.65
-    """A face may be undetected for this long inside a track."""
+    """A face may be undetected for this long inside a track; at least from one sampled frame to the next (1.5 over
+    sample_fps)."""
     min_presence: float = 0.5
     """Samples with a lower face-presence probability count as undetected (analysers without one: not used)."""
     min_clip_s: float = 1.5

@@ -62,6 +62,11 @@ def overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
 
 
+def longest_gap_s(options: ScanOptions) -> float:
+    """How long a face may be unseen inside a track; never less than from one sampled frame to the next."""
+    return max(options.max_gap_s, 1.5 / options.sample_fps)
+
+
 class Tracker:
     """Joins the faces of successive sampled frames to tracks: by overlap, and by identity where it was asked for."""
 
@@ -79,7 +84,8 @@ class Tracker:
 
     def match(self, boxes: np.ndarray, time_s: float) -> list[Track | None]:
         """The track that each box (float [n, 4]) continues, None where it starts a new one."""
-        fresh = [t for t in self._active if time_s - t.samples[-1].time_s <= self._options.max_gap_s]
+        longest_s = longest_gap_s(self._options)
+        fresh = [t for t in self._active if time_s - t.samples[-1].time_s <= longest_s]
         self.finished += [t for t in self._active if t not in fresh]
         self._active = fresh
         matches: list[Track | None] = [None] * len(boxes)
@@ -162,7 +168,7 @@ def _grow(samples: list[Sample], reasons: list[str | None], options: ScanOptions
         if current is not None:
             squares = np.stack([s.square for s in samples[current.first : position + 1]])
             gap = sample.time_s - samples[position - 1].time_s
-            if gap > options.max_gap_s or not _fit_one_crop(squares, options):
+            if gap > longest_gap_s(options) or not _fit_one_crop(squares, options):
                 current = None
         if current is None:
             current = Segment(position, position)

@@ -195,6 +195,13 @@ def test_sampling_is_by_time(scanned):
     assert scanned(frames, fps=25, sample_fps=25.0)[0][0]["num_samples"] == 60
 
 
+def test_frames_may_be_sampled_further_apart_than_a_face_may_be_undetected(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(100)]
+    for sample_fps in (1.5, 1.0):
+        tracks, failures = scanned(frames, sample_fps=sample_fps, max_gap_s=0.2)
+        assert (ranges(tracks), failures) == ([(0, 100)], [])
+
+
 def test_spans_of_a_long_video_join_without_gap_or_overlap(scanned):
     frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(160)]
     frames += [picture("rocket", [(160, 120, 60, 90)], k) for k in range(60)]

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -111,7 +111,9 @@ def read_status(dataset: Dataset) -> Status:
     elif status == "lost" and beat is not None:
         stages = [_live_stage(dataset, stage, problems, beat["beat_at"], is_alive=False) for stage in beat["stages"]]
     else:
-        stages = [_past_stage(stage, problems, status) for stage in last["stages"] or []]
+        stages = [_past_stage(stage, problems) for stage in last["stages"] or []]
+        if stages and status != "succeeded":  # it went through those before
+            stages[-1] = replace(stages[-1], state="stopped")
     workers = (beat or {}).get("workers", {})
     return Status(
         dataset=str(dataset.root),
@@ -190,13 +192,13 @@ def _live_stage(
     )
 
 
-def _past_stage(stage: dict[str, Any], problems: dict[str, int], status: str) -> StageStatus:
-    """A stage of a row of the table `runs`."""
+def _past_stage(stage: dict[str, Any], problems: dict[str, int]) -> StageStatus:
+    """A stage of a row of the table `runs`, gone through."""
     planned, name = stage["num_planned"], stage["stage"]
     num_done = None if planned is None else (stage["num_done_before"] or 0) + (stage["num_done"] or 0)
     return StageStatus(
         stage=name,
-        state="done" if status == "succeeded" or num_done == planned else "stopped",
+        state="done",
         num_planned=planned,
         num_done=num_done,
         num_problems=max(problems.get(name, 0), stage["num_failed"] or 0),

@@ -193,6 +193,20 @@ def test_failed_run_says_why(dataset, capsys):
     assert "1/7" in shown
 
 
+def test_the_stage_in_which_a_run_failed_is_not_done(dataset):
+    """Nor is one whose units are all done, or that has none, as select."""
+    with suppress(ValueError), record_run(dataset, [], RECIPE) as record:
+        record.enter("index", ledger(dataset, "index").folder.name, 2, 0)
+        record.enter("select")
+        raise ValueError("the roof fell in")
+    assert [(s.stage, s.state) for s in read_status(dataset).stages] == [("index", "done"), ("select", "stopped")]
+    with suppress(ValueError), record_run(dataset, [], RECIPE) as record:
+        record.enter("select")
+        record.enter("pack", ledger(dataset, "pack").folder.name, 2, 0)
+        raise ValueError("the roof fell in")
+    assert [(s.stage, s.state) for s in read_status(dataset).stages] == [("select", "done"), ("pack", "stopped")]
+
+
 def test_crops_that_are_made_again_leave_no_commits(dataset):
     with record_run(dataset, [], RECIPE) as record:
         record.enter("recrop", "", 4, 4)

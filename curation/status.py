@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -232,10 +233,13 @@ def _last_commit_at(dataset: Dataset, beat: dict[str, Any]) -> float | None:
     folder = dataset.staging / ledger_stage
     times = [beat["last_unit_at"]] if beat["last_unit_at"] else []
     if ledger_stage and is_local(folder):
-        times += [path.stat().st_mtime for path in list_files(folder, ".json")]
-    elif ledger_stage and list_files(folder, ".json"):
-        entries = folder.fs.ls(folder.path, detail=True)
-        times += [entry["LastModified"].timestamp() for entry in entries if "LastModified" in entry]
+        for path in list_files(folder, ".json"):
+            with suppress(FileNotFoundError):  # it has gone since, into the manifests
+                times.append(path.stat().st_mtime)
+    elif ledger_stage:
+        with suppress(FileNotFoundError):
+            entries = folder.fs.ls(folder.path, detail=True)
+            times += [entry["LastModified"].timestamp() for entry in entries if "LastModified" in entry]
     return max(times, default=None)
 
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -119,10 +119,12 @@ def make_folder(path: Place) -> None:
 def list_files(folder: Place, ending: str = "", *, below: bool = False) -> dict[Place, int]:
     """Path -> size in bytes of the files in a folder, sorted; `below`: in its subfolders too. {} if there is none."""
     if is_local(folder):
-        if not folder.is_dir():
-            return {}
-        found = folder.rglob(f"*{ending}") if below else folder.glob(f"*{ending}")
-        return {path: path.stat().st_size for path in sorted(found) if path.is_file()}
+        sizes = {}
+        for path in sorted(Path(entry) for entry in _entries(folder, below=below) if entry.name.endswith(ending)):
+            with suppress(FileNotFoundError):  # it has gone since: somebody is at work there
+                if path.is_file():
+                    sizes[path] = path.stat().st_size
+        return sizes
     try:
         entries = folder.fs.find(folder.path, detail=True).values() if below else folder.fs.ls(folder.path, detail=True)
     except FileNotFoundError:
@@ -135,12 +137,21 @@ def list_files(folder: Place, ending: str = "", *, below: bool = False) -> dict[
 def list_folders(folder: Place) -> list[Place]:
     """The folders in a folder, sorted."""
     if is_local(folder):
-        return sorted(path for path in folder.glob("*/") if path.is_dir())
+        return sorted(Path(entry) for entry in _entries(folder, below=False) if entry.is_dir())
     try:
         entries = folder.fs.ls(folder.path, detail=True)
     except FileNotFoundError:
         return []
     return sorted(folder / e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+
+
+def _entries(folder: Path, *, below: bool) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, and below it; nothing where there is none, or none any more."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if below and entry.is_dir(follow_symlinks=False):
+                yield from _entries(Path(entry), below=True)
 
 
 class NewFile:
@@ -347,8 +358,7 @@ def local_file(path: Place | str) -> Iterator[Path]:
         return
     with scratch_folder() as folder:
         copy = folder / path.name
-        options = _upload_options(path)
-        path.fs.get_file(path.path, str(copy), **options)
+        path.fs.get_file(path.path, str(copy), **_upload_options(path))
         yield copy
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -96,13 +97,14 @@ def folder_size(folder: Place) -> dict[str, int]:
     num_files = size_bytes = 0
     pending = [folder] if folder.is_dir() else []
     while pending:
-        with os.scandir(pending.pop()) as entries:
+        with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:  # a run may be at work there
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(Path(entry.path))
-                else:
-                    num_files += 1
+                    continue
+                with suppress(FileNotFoundError):
                     size_bytes += entry.stat(follow_symlinks=False).st_size
+                    num_files += 1
     return {"num_files": num_files, "size_bytes": size_bytes}
 
 

@@ -19,6 +19,7 @@ from curation.runs import read_heartbeat, record_run, run_file
 from curation.status import read_status
 from curation.units import Ledger, UnitResult, commit_unit
 from manifests.schema import make_table
+from manifests.storage import list_files
 from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
 
 RECIPE = Recipe()
@@ -105,6 +106,22 @@ def test_rows_on_their_way_into_the_manifests_are_counted_once(dataset):
         after = read_status(dataset).stages[0]
         for stage in (before, after):
             assert (stage.num_done, stage.num_planned, stage.num_problems, stage.state) == (3, 3, 1, "running")
+
+
+def test_commits_that_go_while_they_are_looked_at(dataset, monkeypatch):
+    scan = ledger(dataset)
+
+    def list_then_absorb(folder, ending):
+        found = list_files(folder, ending)
+        scan.absorb()
+        return found
+
+    with record_run(dataset, [], RECIPE) as record:
+        record.enter("scan", scan.folder.name, 2, 2)
+        do(scan, record, 0, 1)
+        record.write()
+        monkeypatch.setattr(status_module, "list_files", list_then_absorb)
+        assert (read_status(dataset).stages[0].num_done, read_status(dataset).last_unit_at is None) == (2, False)
 
 
 def test_driver_is_dead_and_units_go_on(dataset, rows_of, capsys):

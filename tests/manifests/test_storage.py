@@ -166,3 +166,28 @@ def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):
         with storage.scratch_folder() as mine:
             assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive", mine.name}
     assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive"}
+
+
+def test_files_that_go_while_they_are_listed_are_left_out(tmp_path, monkeypatch):
+    """By a run that moves its commits into the manifests, while `status` looks."""
+    for name in ("a.json", "b.json", "deep/c.json", "gone/d.json"):
+        write_bytes_atomically(tmp_path / name, b"x")
+    stat = Path.stat
+
+    def look(path: Path, **options):
+        if path.name == "a.json":
+            (tmp_path / "b.json").unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", look)
+    assert names(tmp_path) == {"a.json": 1}
+    scandir = os.scandir
+
+    def scan(folder):
+        if str(folder).endswith("gone"):
+            remove_tree(Path(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert names(tmp_path, below=True) == {"a.json": 1, "deep/c.json": 1}
+    assert list_folders(tmp_path / "gone") == []

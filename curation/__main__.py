@@ -15,6 +15,7 @@ from curation.recipe import Recipe, load_recipe, recipe_of
 from curation.sandbox import FatalError
 from curation.weights import act_on_weights
 from manifests.broken_pipe import ending_quietly
+from manifests.console import make_console
 from manifests.recipes import named_on
 from manifests.storage import place, require_local
 from manifests.store import Dataset, read_table
@@ -134,7 +135,6 @@ class Rules:
 
     def main(self) -> int:
         from curation.rules import RULES
-        from curation.summary import make_console
 
         options = load_recipe(self.recipe_name).select
         table = Table("rule", "option", "value", "a clip passes when", "meaning", box=None, pad_edge=False)

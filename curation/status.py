@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.runs import RECENT_S, STALE_S, committed_units, is_command, read_heartbeat
-from curation.summary import make_console
+from manifests.console import make_console
 from manifests.storage import is_local, list_files, list_folders
 from manifests.store import Dataset, read_table
 

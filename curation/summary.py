@@ -11,6 +11,7 @@ from rich.table import Table
 
 from curation.recipe import SelectOptions
 from curation.rules import active_rules
+from manifests.console import make_console
 from manifests.storage import list_files
 from manifests.store import Dataset
 from manifests.views import connect
@@ -122,12 +123,6 @@ def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> 
             figures += [str(row[f"clips_{key}"]), _hours(row[f"hours_{key}"])]
         table.add_row(row["rule"], row["condition"], *figures)
     (console or make_console()).print(table)
-
-
-def make_console() -> Console:
-    """Standard output; a log file is taken to be wide."""
-    console = Console()
-    return console if console.is_terminal else Console(width=180)
 
 
 def _hours(hours: float) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from curation.summary import make_console
+from manifests.console import make_console
 from model.faces.weights import cache_dir, fetch_weights, verify_weights
 
 

@@ -25,10 +25,11 @@ import duckdb
 import tyro
 
 from manifests.broken_pipe import ending_quietly
+from manifests.console import make_console
 from manifests.query import check_reads_only, find_query, find_sources, is_name, named_queries, without_end
 from manifests.storage import is_local, place, require_local
 from manifests.store import Dataset
-from manifests.summary import make_console, print_summary
+from manifests.summary import print_summary
 from manifests.views import connect
 
 _COPY_OPTIONS = {

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from manifests.console import make_console
 from manifests.query import ask
 from manifests.schema import SCHEMA_VERSION
 from manifests.storage import Place, is_local, list_files
@@ -106,12 +107,6 @@ def folder_size(folder: Place) -> dict[str, int]:
                     size_bytes += entry.stat(follow_symlinks=False).st_size
                     num_files += 1
     return {"num_files": num_files, "size_bytes": size_bytes}
-
-
-def make_console() -> Console:
-    """Standard output; without a terminal it is taken to be wide."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(width=160, highlight=False, markup=False)
 
 
 def hours(value: float) -> str:

@@ -197,6 +197,18 @@ def test_after_its_end(dataset, capsys):
     assert "1 process that has finished a unit\n" in re.sub(" +\n", "\n", shown)
 
 
+def test_names_in_square_brackets_are_shown(dataset, capsys):
+    """As those of downloaded videos, and one that looks like the end of a style."""
+    with suppress(ValueError), record_run(dataset, ["/v"], RECIPE) as record:
+        record.enter("scan", ledger(dataset).folder.name, 7, 7)
+        record.count({"failures": [{"uri": "/v/Talk [dQw4w9W].mp4", "reason": "error", "message": "[h264 @ 0x5] no"}]})
+        raise ValueError("cannot open [/v/x.mp4]")
+    assert main(["status", str(dataset.root)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("/v/Talk [dQw4w9W].mp4", "[h264 @ 0x5] no", "cannot open [/v/x.mp4]"):
+        assert words in shown
+
+
 def test_failed_run_says_why(dataset, capsys):
     with suppress(ValueError), record_run(dataset, ["/v"], RECIPE) as record:
         record.enter("scan", ledger(dataset).folder.name, 7, 7)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from manifests.console import make_console
 from manifests.store import write_bytes_atomically
 from training.evaluation.catalogue import METRICS
 from training.evaluation.charts import compare_chart, sweep_chart
@@ -255,9 +256,3 @@ def print_summary(results: dict[str, Any], console: Console | None = None) -> No
                     label, _number(key, entry["result"]), _number(key, entry.get("copy_source")), _counted(entry)
                 )
         console.print(table, highlight=False)
-
-
-def make_console() -> Console:
-    """Standard output; a log file is taken to be wide."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)

@@ -11,7 +11,7 @@
 --   num_kept            of those, how many were kept
 --   num_frames          frames of the kept clips
 --   hours               length of the kept clips
---   draw_share          share of draws in its split by the clips' weights, 0 to 1; NULL: nothing kept or no weights
+--   draw_share          share of draws in its split by the clips' weights, nobody's clips too, 0 to 1; NULL: none kept or no weights
 SELECT
     identity_id,
     max(split) AS split,
@@ -22,8 +22,8 @@ SELECT
     round(coalesce(sum(duration_s) FILTER (decision = 'keep'), 0) / 3600, 6) AS hours,
     round(sum(weight) / sum(sum(weight)) OVER (PARTITION BY max(split)), 6) AS draw_share
 FROM clips
-WHERE identity_id IS NOT NULL
-GROUP BY identity_id
+GROUP BY identity_id, CASE WHEN identity_id IS NULL THEN clip_id END
 HAVING $split IS NULL OR max(split) = $split
+QUALIFY identity_id IS NOT NULL
 ORDER BY hours DESC, num_clips DESC, identity_id
 LIMIT coalesce($limit, 50)

@@ -145,6 +145,22 @@ def test_identities_and_balance(db, clips):
     assert sum(r["clip_share"] for r in answer(db, "balance")) == pytest.approx(1, abs=1e-3)
 
 
+def test_clips_without_identity_are_persons_of_their_own(with_clips):
+    """As in their weights."""
+    rows = [
+        {"clip_id": f"c{k}", "source_id": f"s{k}", "decision": "keep", "split": "train", "weight": 1.0,
+         "duration_s": 10.0, "identity_id": None if k < 4 else "a"}
+        for k in range(6)
+    ]  # fmt: skip
+    db = with_clips(rows)
+    told = ("from_clips", "num_identities", "num_clips", "draw_share")
+    assert [tuple(row[name] for name in told) for row in answer(db, "balance")] == [
+        (1, 4, 4, 0.6667),
+        (2, 1, 2, 0.3333),
+    ]
+    assert [(row["identity_id"], row["draw_share"]) for row in answer(db, "identities")] == [("a", 0.333333)]
+
+
 def test_clips_of_identity_and_their_frames(made, db, clips):
     clip = next(c for c in clips if c["decision"] == "keep")
     rows = answer(db, "clips_of_identity", identity=clip["identity_id"])

@@ -134,14 +134,15 @@ class Rules:
     """Preset or a TOML file."""
 
     def main(self) -> int:
-        from curation.rules import RULES
+        from curation.rules import RULES, active_rules
 
         options = load_recipe(self.recipe_name).select
+        conditions = dict(active_rules(options))
         table = Table("rule", "option", "value", "a clip passes when", "meaning", box=None, pad_edge=False)
         for rule in RULES:
-            value = getattr(options, rule.option)
-            shown = "off" if value is None else str(value)
-            table.add_row(rule.name, f"select.{rule.option}", shown, rule.condition.format(value=shown), rule.meaning)
+            shown = str(getattr(options, rule.option)) if rule in conditions else "off"
+            passes = conditions.get(rule, "always")
+            table.add_row(rule.name, f"select.{rule.option}", shown, passes, rule.meaning)
         make_console().print(table)
         return 0
 

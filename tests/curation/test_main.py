@@ -188,6 +188,9 @@ def test_rules_are_listed(capsys):
     for rule in RULES:
         assert rule.name in text
     assert "72.0" in text, "the preset's threshold"
+    shown = {line.split()[0]: line.split()[2:4] for line in text.splitlines()}
+    for name in ("too_long", "low_quality", "licence_not_allowed"):
+        assert shown[name] == ["off", "always"]
 
 
 def test_select_keeps_the_options_of_the_data_set(demo_copy, capsys):

@@ -30,6 +30,7 @@ from curation.recipe import Recipe
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
 from curation.worker import UnitWorker, give_up
+from manifests.recipes import require_finite
 from manifests.storage import Place
 
 _BUNDLES_AT_ONCE = 4096  # Ray holds some kilobytes of each in the driver
@@ -55,12 +56,16 @@ class ClusterOptions:
     """Ray cluster to use (auto: this machine's, or HOST:PORT); empty: RAY_ADDRESS if set, else Ray is started inside
     this process."""
     deadline_s: float = 0.0
-    """Longest time for one unit of work before it is ended; 0: 5 minutes and 20 times the video's length."""
+    """Longest time for one unit of work before it is ended; 0: 5 minutes and 20 times what it should take, which grows
+    with length and picture size (a scan of Full HD: 5 minutes and 5 times the length)."""
     kept_sources_gb: float = 20.0
     """Sources on an object store that a node keeps in its scratch during a run, so that a long video is fetched once a
     node and not once a span; 0: none. More only while its workers read more at the same moment."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
+        if self.deadline_s < 0:
+            raise ValueError(f"--deadline-s is {self.deadline_s}: expected 0 or more")
         if self.kept_sources_gb < 0:
             raise ValueError(f"--kept-sources-gb is {self.kept_sources_gb}: expected 0 or more")
         if self.workers < 0:

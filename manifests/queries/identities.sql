@@ -11,7 +11,7 @@
 --   num_kept            of those, how many were kept
 --   num_frames          frames of the kept clips
 --   hours               length of the kept clips
---   draw_share          share of draws in its split by the clips' weights, nobody's clips too, 0 to 1; NULL: none kept or no weights
+--   draw_share          share of all draws in its split by the clips' weights, 0 to 1; NULL: nothing kept or no weights
 SELECT
     identity_id,
     max(split) AS split,

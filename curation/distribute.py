@@ -26,7 +26,7 @@ from typing import Any
 from curation import leftovers
 from curation.fetching import remove_kept
 from curation.plans import Plan
-from curation.recipe import Recipe
+from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
 from curation.worker import UnitWorker, give_up
@@ -221,8 +221,13 @@ class Cluster:
         self.connect()
         plan = Plan(folder.parent / f"plan-{stage}", units, self._workers_to_plan_for)
         worker = type(stage.capitalize(), (UnitWorker,), {})  # the operator's name on the dashboard
-        options = {"stage": stage, "recipe": recipe, "folder": folder, "deadline_s": self._options.deadline_s}
-        options["kept_bytes"] = int(self._options.kept_sources_gb * 1e9)
+        options = {
+            "stage": stage,
+            "recipe": with_full_paths(recipe),
+            "folder": folder,
+            "deadline_s": self._options.deadline_s,
+            "kept_bytes": int(self._options.kept_sources_gb * 1e9),
+        }
         self._has_remote_sources |= plan.has_remote_sources
         num_gpus = self._options.gpus_per_worker if stage in ("scan", "crop") else 0
         bundles = plan.bundles()

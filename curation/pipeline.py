@@ -21,7 +21,7 @@ from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
-from curation.recipe import Recipe, load_recipe, recipe_changes, recipe_of, recipe_toml
+from curation.recipe import Recipe, load_recipe, recipe_changes, recipe_of, recipe_toml, with_full_paths
 from curation.runs import RunRecord, record_command, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
@@ -173,7 +173,7 @@ class _Job:
         """From the listed files to shards in their places."""
         if not {unit["name"] for unit in sources} <= self.ledger("index").finished_units():
             needs_gpu = self.recipe.faces.device == "cuda"
-            self.workers.check(functools.partial(check_networks, self.recipe), needs_gpu=needs_gpu)
+            self.workers.check(functools.partial(check_networks, with_full_paths(self.recipe)), needs_gpu=needs_gpu)
         refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
         listed = {unit["uri"]: unit["name"] for unit in sources}
         ledger = self.ledger("index")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from manifests import recipes
 from manifests.recipes import require_finite, require_not_negative, require_positive
-from manifests.storage import Place, place
+from manifests.storage import Place, full_path, place
 from model.faces import FacesConfig
 
 RECIPE_VERSION = 1
@@ -267,6 +267,20 @@ def _identity_of_faces(faces: FacesConfig) -> dict[str, Any]:
     """The fields of the analysers that can change a result; where weights lie and on what they run cannot."""
     values = dataclasses.asdict(faces)
     return {k: v for k, v in values.items() if k not in ("weights_dir", "root", "num_threads", "device")}
+
+
+def with_full_paths(recipe: Recipe) -> Recipe:
+    """The recipe for workers, which may run in other folders: places of networks are absolute; `~` is each node's own.
+
+    The recipe of the data set keeps them as they were given, because a stage's hash covers the quality network's name.
+    """
+
+    def full(path: str | None) -> str | None:
+        return path if not path or path.startswith(("~", "pyiqa:")) else full_path(path)
+
+    faces = dataclasses.replace(recipe.faces, root=full(recipe.faces.root), weights_dir=full(recipe.faces.weights_dir))
+    crop = dataclasses.replace(recipe.crop, quality_model=full(recipe.crop.quality_model))
+    return dataclasses.replace(recipe, faces=faces, crop=crop)
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -11,13 +11,24 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.schema import SCHEMA_VERSION, TABLES
-from manifests.storage import NewFile, Place, is_local, list_files, make_folder, map_places, open_to_read, place
+from manifests.storage import (
+    NewFile,
+    Place,
+    full_path,
+    is_local,
+    list_files,
+    make_folder,
+    map_places,
+    open_to_read,
+    place,
+)
 from manifests.storage import write_bytes_atomically as write_bytes_atomically
 
 _ROWS_AT_ONCE = 512
@@ -28,13 +39,15 @@ _VERSION_KEY = b"portrait_schema_version"
 class Dataset:
     """The folder of a data set and the names of what is in it.
 
-    root: a local path, or an fsspec URL (`s3://bucket/dataset`), which becomes a `UPath`.
+    root: a local path, which is made absolute so that workers in other folders find it, or an fsspec URL
+    (`s3://bucket/dataset`), which becomes a `UPath`.
     """
 
     root: Place
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", place(self.root))
+        root = place(self.root)
+        object.__setattr__(self, "root", Path(full_path(str(root))) if is_local(root) else root)
 
     @property
     def recipe_file(self) -> Place:

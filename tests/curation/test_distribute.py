@@ -15,10 +15,11 @@ import pytest
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
-from curation.recipe import Recipe
+from curation.recipe import CropOptions, Recipe
 from curation.sandbox import FatalError
 from curation.termination import Terminated
 from curation.worker import committed_summary, give_up
+from manifests.store import Dataset
 from model.faces import Detections, FacesConfig
 from model.faces.yunet import YuNetDetector
 
@@ -114,6 +115,24 @@ def test_a_file_that_takes_its_actor_down_is_named_and_the_job_goes_on(curate, r
     assert {names[row["source_id"]] for row in rows_of(tmp_path / "dataset", "clips")} >= {"good.png", "fine.png"}
     units = [(row["stage"], row["unit"]) for row in rows_of(tmp_path / "dataset", "units")]
     assert len(units) == len(set(units))
+
+
+def test_workers_get_places_that_mean_the_same_in_other_folders(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def run_pool(made: Cluster, bundles, worker, options, num_gpus):
+        given.append(options)
+        yield {"unit": "u"}
+
+    monkeypatch.setattr(Cluster, "connect", lambda made: None)
+    monkeypatch.setattr(Cluster, "_workers_to_plan_for", 1)
+    monkeypatch.setattr(Cluster, "_run_pool", run_pool)
+    recipe = Recipe(crop=CropOptions(quality_model="quality.onnx"))
+    folder = Dataset("dataset").staging / "crop-1"
+    assert list(Cluster(ClusterOptions()).run("crop", recipe, folder, [{"name": "u"}])) == [{"unit": "u"}]
+    assert given[0]["folder"] == tmp_path / "dataset" / "staging" / "crop-1"
+    assert given[0]["recipe"].crop.quality_model == f"{tmp_path}/quality.onnx"
 
 
 def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):

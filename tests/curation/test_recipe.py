@@ -17,6 +17,7 @@ from curation.recipe import (
     load_recipe,
     recipe_of,
     recipe_toml,
+    with_full_paths,
 )
 from model.faces import FacesConfig
 
@@ -124,6 +125,18 @@ def test_a_changed_field_changes_its_stage_and_what_follows(changed, first):
     before, after = Recipe(), dataclasses.replace(Recipe(), **changed)
     differs = [stage for stage in STAGES if before.stage_hash(stage) != after.stage_hash(stage)]
     assert differs == ([] if first is None else list(STAGES[STAGES.index(first) :]))
+
+
+def test_workers_in_other_folders_find_the_networks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faces = FacesConfig(root="packs", weights_dir="../open")
+    recipe = Recipe(faces=faces, crop=CropOptions(quality_model="quality.onnx"))
+    given = with_full_paths(recipe)
+    assert (given.faces.root, given.faces.weights_dir) == (f"{tmp_path}/packs", f"{tmp_path.parent}/open")
+    assert given.crop.quality_model == f"{tmp_path}/quality.onnx"
+    for name in ("", "pyiqa:topiq", "~/quality.onnx", "/quality.onnx"):
+        recipe = Recipe(crop=CropOptions(quality_model=name))
+        assert with_full_paths(recipe) == recipe
 
 
 def test_every_option_is_read_by_a_stage():

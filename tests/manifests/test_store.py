@@ -33,6 +33,19 @@ def test_rows_come_back_as_written(dataset):
     }
 
 
+def test_a_data_set_is_where_it_was_named(tmp_path, monkeypatch):
+    """Also for processes in other folders."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    found = Dataset("../b/./c")
+    assert found.root == tmp_path / "b" / "c" == Dataset(Path("../b/c")).root
+    assert Dataset("../link").root == tmp_path / "link", "links stay"
+    assert Dataset("~/c").root == Path.home() / "c"
+    monkeypatch.chdir(tmp_path)
+    assert found.root == tmp_path / "b" / "c"
+
+
 def test_table_without_a_file_is_empty(dataset):
     assert read_table(dataset, "frames").schema == TABLES["frames"]
     assert len(read_table(dataset, "frames")) == 0

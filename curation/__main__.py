@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from manifests.store import Dataset, read_table
 from model.termination import Terminated, sigterm_interrupts
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
+_Repeatable = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # `--source A B --source C`: none replaces another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +160,11 @@ class Forget:
 
     dataset: tyro.conf.Positional[str]
     """Folder of the data set, or its URL."""
-    source: tuple[str, ...] = ()
-    """URIs, file names or source_ids: the whole content is refused from now on, under any name."""
-    identity: tuple[str, ...] = ()
-    """identity_ids, as the table clips has them."""
+    source: _Repeatable = ()
+    """URIs, file names or source_ids, all of which must be there: the whole content is refused from now on, under any
+    name."""
+    identity: _Repeatable = ()
+    """identity_ids, as the table clips has them; likewise."""
     face: Path | None = None
     """A photograph of one person: every clip with a face like it."""
     where: str = ""
@@ -181,8 +184,8 @@ class Forget:
         from curation.forget import Request, ask_on_terminal, forget
 
         request = Request(
-            sources=self.source,
-            identities=self.identity,
+            sources=tuple(chain.from_iterable(self.source)),
+            identities=tuple(chain.from_iterable(self.identity)),
             face=self.face,
             where=self.where,
             min_similarity=self.min_similarity,

@@ -85,7 +85,8 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
     """Find what `request` names, show it, and remove it when `ask()` says so; whether anything was there.
 
     Raises:
-        ValueError: the request names nothing that can be looked for, or another command is at work.
+        ValueError: the request names nothing that can be looked for, or only in part what is there, or another command
+            is at work.
     """
     recipe = recipe_of(dataset.root)
     with (only_run_where_allowed if is_dry_run else only_run)(dataset) as was_finished:
@@ -148,7 +149,7 @@ def find(dataset: Dataset, recipe: Recipe, request: Request) -> Found:
         " WHERE c.clip_id NOT IN (SELECT clip_id FROM clips)"
     )
     if request.sources:
-        found = _whole_sources(db, [source_id for name in request.sources for source_id in find_sources(db, name)])
+        found = _find_named_sources(db, request.sources)
     elif request.where:
         found = _find_where(db, request.where)
         if not found.sources and not found.clips:
@@ -199,10 +200,32 @@ def _whole_sources(db: duckdb.DuckDBPyConnection, source_ids: list[str]) -> Foun
     )
 
 
+def _find_named_sources(db: duckdb.DuckDBPyConnection, names: tuple[str, ...]) -> Found:
+    matches = {name: find_sources(db, name) for name in names}
+    stones = db.execute("SELECT source_id, content_sha256 FROM tombstones WHERE kind = 'source'").fetchall()
+    known = {name for name, source_ids in matches.items() if source_ids} | {name for stone in stones for name in stone}
+    _require_known("source", names, known)
+    found = _whole_sources(db, [source_id for source_ids in matches.values() for source_id in source_ids])
+    if gone := [name for name, source_ids in matches.items() if not source_ids and name in known]:
+        found.notes.append(f"forgotten before: {', '.join(gone)}")
+    return found
+
+
+def _require_known(what: str, names: tuple[str, ...], known: set[str]) -> None:
+    """ValueError where some of the names are unknown: they may be misspelt, which would pass unnoticed among others.
+
+    Where all are, the command says so anyway; it may be the second one, after a removal that was killed.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown and known & set(names):
+        raise ValueError(
+            f"no {what} is called {', '.join(unknown)}: correct the name or leave it out; the others were not removed"
+        )
+
+
 def _find_identities(db: duckdb.DuckDBPyConnection, request: Request) -> Found:
     found = Found(clips=_rows(db, "clips", "identity_id", request.identities))
-    if unknown := sorted(set(request.identities) - {clip["identity_id"] for clip in found.clips}):
-        found.notes.append(f"no clip has the identity {', '.join(unknown)}")
+    _require_known("identity", request.identities, {clip["identity_id"] for clip in found.clips})
     if request.keep_face:
         embeddings = db.execute(
             "SELECT embedding FROM clips WHERE list_contains(?, identity_id) AND embedding IS NOT NULL",

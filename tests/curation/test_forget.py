@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curation import pipeline
 from curation.__main__ import main
 from curation.forget import Request, forget
 from curation.recipe import PackOptions, Recipe, SelectOptions
@@ -249,6 +250,31 @@ def test_a_photograph_of_several_people_is_no_reference(people, media, capsys):
     (several,) = media.glob("images/i10_*")
     assert main(["forget", str(people.folder), "--face", str(several)]) == 2
     assert re.search(r"shows \d+ faces, expected one", capsys.readouterr().err)
+
+
+@pytest.fixture
+def drawn(sources, tmp_path) -> Dataset:
+    """A data set of five stills, of which identities are a matter of brightness."""
+    lax = SelectOptions(min_sharpness=None, max_upscale=None, identity_similarity=0.843)
+    pipeline.run(sources, tmp_path / "drawn", Recipe(select=lax))
+    return Dataset(tmp_path / "drawn")
+
+
+def test_a_misspelt_name_among_others_removes_nothing(drawn, capsys):
+    def forgets(*arguments: str) -> int:
+        return main(["forget", str(drawn.root), *arguments, "--yes"])
+
+    clips = read_table(drawn, "clips").to_pylist()
+    for option, name in (("--source", "0.png"), ("--identity", clips[0]["identity_id"])):
+        assert forgets(option, name, option, "tpyo") == 2
+        assert f"no {option[2:]} is called tpyo: correct the name or leave it out" in capsys.readouterr().err
+        assert read_table(drawn, "clips").to_pylist() == clips
+    ids = {Path(row["uris"][0]).name: row["source_id"] for row in read_table(drawn, "sources").to_pylist()}
+    assert forgets("--source", ids["0.png"]) == 0
+    assert forgets("--source", ids["0.png"], "tpyo") == 2
+    assert forgets("--source", ids["0.png"], ids["1.png"]) == 0, "the first is known to be forgotten"
+    assert f"forgotten before: {ids['0.png']}\n" in capsys.readouterr().out
+    assert len(read_table(drawn, "clips")) == 3
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(40, marks=pytest.mark.slow)])

@@ -173,8 +173,9 @@ class Forget:
     min_similarity: float | None = None
     """With --face: the least cosine of two embeddings of one person (None: as the data set's identities)."""
     keep_face_to_refuse: bool = False
-    """With --face or --identity: keep the embedding, so that new material of the same person is refused as well.
-    Without it nothing biometric is kept, and a new or re-encoded video of the person is taken in like any other."""
+    """With --face or --identity: keep the embedding, so that new material of the same person is refused as well; what
+    there is of such material under other identities goes, too. Without it nothing biometric is kept, and a new or
+    re-encoded video of the person is taken in like any other."""
     yes: bool = False
     """Do not ask."""
     dry_run: bool = False

@@ -75,7 +75,7 @@ class Found:
     clips: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `clips`, and candidates that are not cropped yet, with their source_id."""
     similarities: dict[str, float] = field(default_factory=dict)
-    """Of clips to the photograph."""
+    """Of clips to the photograph, or to the face of an identity that is kept."""
     face: np.ndarray | None = None
     """float32 [D]: to be refused from now on."""
     notes: list[str] = field(default_factory=list)
@@ -155,7 +155,7 @@ def find(dataset: Dataset, recipe: Recipe, request: Request) -> Found:
         if not found.sources and not found.clips:
             found.notes.append(_UNSTATED)
     elif request.identities:
-        found = _find_identities(db, request)
+        found = _find_identities(db, recipe, request)
     else:
         found = _find_face(db, recipe, request)
     found.notes += _what_stays(db, found)
@@ -223,7 +223,7 @@ def _require_known(what: str, names: tuple[str, ...], known: set[str]) -> None:
         )
 
 
-def _find_identities(db: duckdb.DuckDBPyConnection, request: Request) -> Found:
+def _find_identities(db: duckdb.DuckDBPyConnection, recipe: Recipe, request: Request) -> Found:
     found = Found(clips=_rows(db, "clips", "identity_id", request.identities))
     _require_known("identity", request.identities, {clip["identity_id"] for clip in found.clips})
     if request.keep_face:
@@ -234,7 +234,34 @@ def _find_identities(db: duckdb.DuckDBPyConnection, request: Request) -> Found:
         if embeddings:
             mean = np.mean(np.array([e for (e,) in embeddings], np.float32), axis=0)
             found.face = mean / max(float(np.linalg.norm(mean)), 1e-9)
+            _add_refused(db, found, _min_similarity(recipe, request))
     return found
+
+
+def _add_refused(db: duckdb.DuckDBPyConnection, found: Found, least: float) -> None:
+    """Add to the clips of an identity all others that its kept face refuses: the mean of its clips, made a unit long,
+    may be nearer to those than the clips are."""
+    similarities = _similarities(db, found.face)
+    known = {clip["clip_id"] for clip in found.clips}
+    more = [clip_id for clip_id, value in similarities.items() if value >= least and clip_id not in known]
+    found.clips += _rows(db, "clips", "clip_id", more) + _rows(db, "uncropped", "clip_id", more)
+    found.similarities = {clip["clip_id"]: similarities[clip["clip_id"]] for clip in found.clips}
+    if more:
+        found.notes.append(
+            f"{len(more)} clips besides the identity's go too: the kept face refuses from {least:.2f} on"
+        )
+
+
+def _similarities(db: duckdb.DuckDBPyConnection, face: np.ndarray) -> dict[str, float]:
+    """Of all clips and candidates to a face (float32 [D]), the largest first."""
+    return dict(
+        db.execute(
+            "SELECT clip_id, list_inner_product(embedding, $face::FLOAT[]) AS similarity FROM"
+            " (SELECT clip_id, embedding FROM clips UNION ALL SELECT clip_id, embedding FROM uncropped)"
+            " WHERE embedding IS NOT NULL ORDER BY similarity DESC, clip_id",
+            {"face": face.tolist()},
+        ).fetchall()
+    )
 
 
 def _find_where(db: duckdb.DuckDBPyConnection, condition: str) -> Found:
@@ -262,14 +289,7 @@ def _find_face(db: duckdb.DuckDBPyConnection, recipe: Recipe, request: Request) 
     assert request.face is not None
     face = embed_photo(request.face, recipe)
     least = _min_similarity(recipe, request)
-    similarities = dict(
-        db.execute(
-            "SELECT clip_id, list_inner_product(embedding, $face::FLOAT[]) AS similarity FROM"
-            " (SELECT clip_id, embedding FROM clips UNION ALL SELECT clip_id, embedding FROM uncropped)"
-            " WHERE embedding IS NOT NULL ORDER BY similarity DESC, clip_id",
-            {"face": face.tolist()},
-        ).fetchall()
-    )
+    similarities = _similarities(db, face)
     mine = {clip_id: value for clip_id, value in similarities.items() if value >= least}
     clips = _rows(db, "clips", "clip_id", mine) + _rows(db, "uncropped", "clip_id", mine)
     found = Found(

@@ -22,7 +22,7 @@ import pytest
 from curation import pipeline
 from curation.__main__ import main
 from curation.forget import Request, forget
-from curation.recipe import PackOptions, Recipe, SelectOptions
+from curation.recipe import PackOptions, Recipe, SelectOptions, recipe_of
 from curation.runs import run_file
 from curation.verify import verify
 from manifests.schema import TABLES, make_table
@@ -275,6 +275,24 @@ def test_a_misspelt_name_among_others_removes_nothing(drawn, capsys):
     assert forgets("--source", ids["0.png"], ids["1.png"]) == 0, "the first is known to be forgotten"
     assert f"forgotten before: {ids['0.png']}\n" in capsys.readouterr().out
     assert len(read_table(drawn, "clips")) == 3
+
+
+def test_all_clips_that_a_kept_face_refuses_go_with_its_identity(drawn, sources, capsys):
+    """Two clips are one person; a third is not alike enough to both, but to their mean, which is the kept face."""
+    uris = {row["source_id"]: row["uris"][0] for row in read_table(drawn, "sources").to_pylist()}
+    clips = {Path(uris[row["source_id"]]).name: row for row in read_table(drawn, "clips").to_pylist()}
+    person = clips["0.png"]["identity_id"]
+    assert [name for name, clip in sorted(clips.items()) if clip["identity_id"] == person] == ["0.png", "1.png"]
+    command = ["forget", str(drawn.root), "--identity", person, "--keep-face-to-refuse", "--yes"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert all(clips[name]["clip_id"] in shown for name in ("0.png", "1.png", "2.png"))
+    assert "1 clips besides the identity's go too" in shown
+    for _ in range(2):
+        left = {row["clip_id"] for row in read_table(drawn, "clips").to_pylist()}
+        assert left == {clips[name]["clip_id"] for name in ("3.png", "4.png")}
+        assert list(verify(drawn)) == []
+        pipeline.run(sources, drawn.root, recipe_of(drawn.root))
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(40, marks=pytest.mark.slow)])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.index import IndexStage
-from curation.recipe import Recipe
+from curation.index import IndexStage, list_inputs
+from curation.recipe import IndexOptions, Recipe
 from model.stills import read_still
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -108,7 +108,8 @@ def test_damaged_picture_is_an_error(tmp_path, two_colours):
 
 
 def index_still(path: Path) -> dict:
-    return IndexStage(Recipe(), path.parent).process({"uri": str(path), "columns": {}}).rows["sources"][0]
+    (unit,) = list_inputs([str(path)], IndexOptions())
+    return IndexStage(Recipe(), path.parent).process(unit).rows["sources"][0]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])

@@ -46,7 +46,7 @@ def content_of(root: str | Path) -> dict[str, object]:
     for name in set(TABLES) - {"runs"}:
         rows = read_table(dataset, name).to_pylist()
         for row in rows:
-            for column in ("wall_s", "worker", "uri", "uris", "unit"):
+            for column in ("wall_s", "worker", "uri", "uris", "places", "unit"):
                 row.pop(column, None)
             for column in ("detail", "message"):
                 row[column] = re.sub(r"\S+/(?=\w+\.\w)", "", row.get(column) or "")

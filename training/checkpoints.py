@@ -29,6 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.optim import Optimizer
 
 from manifests.store import write_bytes_atomically
 from training.recipe import Recipe, flatten
@@ -85,8 +86,17 @@ def load_stage_tensors(stage: Stage, tensors: dict[str, Tensor], where: Path) ->
                 index, _, field = key.partition(".")
                 state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            _lay_out_like_parameters(optimizer)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{where} does not hold this stage's networks: {' '.join(str(error).split())}") from error
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give moments the memory format of their parameters, in place: files keep none, and fused kernels assume it."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

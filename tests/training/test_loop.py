@@ -73,6 +73,19 @@ def test_resume_after_sigkill_is_exact(
     assert not different
 
 
+def test_resume_in_channels_last_is_exact(dataset: Path, quick_recipe: Path, tmp_path: Path) -> None:
+    """8 steps in one go and in two, in the memory format of the presets; `--num-images` alone ends the first early."""
+    ends = {"straight": (32,), "resumed": (16, 32)}
+    for name, lengths in ends.items():
+        for num_images in lengths:
+            arguments = ["base", "--recipe", quick_recipe, "--data", dataset, "--output", tmp_path / name]
+            arguments += ["--num-images", num_images, "--compute.channels-last"]
+            assert main([*map(str, arguments)]) == 0
+    expected, got = (read_tensors(tmp_path / name / "checkpoints" / "images-0000000032") for name in ends)
+    assert expected.keys() == got.keys()
+    assert not [name for name, value in expected.items() if not torch.equal(value, got[name])]
+
+
 def test_position_is_kept_on_two_ranks(
     straight: Path, dataset: Path, quick_recipe: Path, run_training: Run, tmp_path: Path
 ) -> None:

@@ -87,8 +87,9 @@ def train(
 ) -> int:
     """Train until `recipe.num_images`, from the newest checkpoint in `output` if there is one. Returns the exit status.
 
-    SIGTERM and SIGINT end the run after the current step, with a checkpoint. init: what the stage's weights are from,
-    to be noted. ValueError for what the user can mend, NonFiniteError for a run that diverged.
+    SIGTERM and SIGINT end the run after the current step, with a checkpoint at once: pictures and validation that are
+    due then are left out. init: what the stage's weights are from, to be noted. ValueError for what the user can mend,
+    NonFiniteError for a run that diverged.
     """
     with stop_request() as request:  # from here on: what reads and imports below would swallow an interrupt
         per_rank = batch_per_rank(recipe.batch_size, process)
@@ -111,10 +112,13 @@ def train(
                 if diverged:
                     folder.finish()
                     raise NonFiniteError(save_batch(batch, losses, output, process, folder.newest_name()))
+                if interrupted:
+                    break
                 is_best = look(stage, recipe, state, dataset, output, process, reporter)
                 if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
                     folder.save(stage, recipe, state, is_best=is_best)
                 folder.poll()
+                (interrupted,) = process.any(request.made)  # meanwhile
             saved = state.images == 0 or folder.save_last(stage, recipe, state)
             reporter.last(state.images, interrupted=interrupted, saved=saved)
         (failed,) = process.any(not saved)

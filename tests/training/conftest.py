@@ -108,9 +108,12 @@ def _training_command(*arguments: object, ranks: int = 1) -> list[str]:
 
 @pytest.fixture(scope="session")
 def training_process() -> Callable[..., subprocess.Popen]:
-    """Starts `python -m training ARGUMENTS` in the repository: `training_process("base", ..., ranks=2)`."""
+    """Starts `python -m training ARGUMENTS` in the repository: `training_process("base", ..., ranks=2)`.
 
-    def start(*arguments: object, ranks: int = 1) -> subprocess.Popen:
+    own_group: in a group of processes of its own, all of which a signal can reach, as Ctrl-C in a terminal does.
+    """
+
+    def start(*arguments: object, ranks: int = 1, own_group: bool = False) -> subprocess.Popen:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.Popen(
             _training_command(*arguments, ranks=ranks),
@@ -119,6 +122,7 @@ def training_process() -> Callable[..., subprocess.Popen]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=own_group,
         )
 
     return start

@@ -121,6 +121,27 @@ def test_a_signal_saves_and_ends_well(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_run_leaves_it_its_workers(
+    dataset: Path, quick_recipe: Path, training_process: Callable, tmp_path: Path, number: int
+) -> None:
+    """As Ctrl-C in a terminal and torchrun send it. It comes while held-out pairs are looked at, which is most of the
+    time here, so that the run meets its workers again after it."""
+    output = tmp_path / "run"
+    arguments = ["base", "--recipe", quick_recipe, "--data", dataset, "--output", output, "--num-images", 8000]
+    arguments += ["--data.num-workers", 1, "--data.prefetch-batches", 1, "--reports.log-every-images", 4]
+    arguments += ["--reports.validate-every-images", 4, "--reports.num-validation", 40]
+    process = training_process(*arguments, own_group=True)
+    wait_for(lambda: (output / "metrics.jsonl").exists() and len(records(output)) > 1, process)
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 0), said
+    assert "stopped as asked; the same command continues" in said
+    assert "Traceback" not in said
+    name = CheckpointFolder(output, keep_last=3, writes=False).newest_name()
+    assert read_run(output / "checkpoints" / name)["state"]["images"] == max(records(output)) < 8000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step(
     dataset: Path, quick_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, number: int
 ) -> None:

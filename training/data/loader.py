@@ -6,9 +6,12 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +28,7 @@ from training.data.streaming import StreamReader
 
 _log = logging.getLogger(__name__)
 HELD_OUT = "held_out"
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +125,8 @@ class BatchLoader:
 
 def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
     """The batches. A worker's ValueError, which comes with its traceback as text, becomes its own message again."""
-    iterator = iter(batches)
+    with _stop_signals_held():
+        iterator = iter(batches)
     while True:
         try:
             batch = next(iterator)
@@ -218,7 +223,7 @@ def _data_loader(dataset: Any, config: DataConfig, **options: Any) -> DataLoader
         options |= {
             "multiprocessing_context": context,
             "prefetch_factor": config.prefetch_batches,
-            "worker_init_fn": _end_with_parent,
+            "worker_init_fn": _end_by_parent_alone,
         }
     return DataLoader(
         dataset,
@@ -229,18 +234,35 @@ def _data_loader(dataset: Any, config: DataConfig, **options: Any) -> DataLoader
     )
 
 
-def _end_with_parent(worker: int) -> None:
-    """End this worker once the training process is gone, even killed.
+@contextmanager
+def _stop_signals_held() -> Iterator[None]:
+    """Processes started within never hear SIGINT and SIGTERM. A terminal's Ctrl-C and torchrun's end reach the whole
+    group of processes, but they are for the training process to obey, which may need a few batches more."""
+    resource_tracker.ensure_running()  # deaf by itself; to start it later would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_by_parent_alone(worker: int) -> None:
+    """End this worker when the training process asks for it by SIGTERM, or is gone, even killed.
 
     PyTorch's own guard looks at the fork server, which waits for its workers in turn.
     """
     parent = multiprocessing.parent_process()
 
-    def wait() -> None:
+    def wait_for_signal() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    def wait_for_end() -> None:
         parent.join()
         os._exit(1)
 
-    if parent is not None:  # None: forked, and PyTorch's guard works
+    for wait in (wait_for_signal, wait_for_end):
         threading.Thread(target=wait, daemon=True).start()
 
 

@@ -236,6 +236,40 @@ def test_workers_end_with_a_training_process_that_is_killed(coded_dataset, index
         time.sleep(0.1)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("worker_start", ["forkserver", "spawn", "fork"])
+def test_workers_obey_the_training_process_alone(coded_dataset, index_folder, tmp_path, worker_start: str):
+    """A signal to the whole group leaves them and the fork server at work; the training process can end them."""
+    program = f"""if __name__ == "__main__":
+    import multiprocessing, os, signal, subprocess
+    from training.data import DataConfig, make_loader
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    config = DataConfig(num_workers=1, min_gap_s=0.2, index_folder={index_folder!r}, worker_start={worker_start!r})
+    batches = iter(make_loader({str(coded_dataset)!r}, config=config, batch_size=2, seed=1))
+    next(batches)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        subprocess.run(["kill", f"-{{number:d}}", "--", f"-{{os.getpgrp()}}"])
+        for _ in range(12):
+            next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(20)
+    print(worker.exitcode)
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def processes_with(mark: dict[str, str]) -> list[str]:
     """Processes whose environment has it; those that have ended and wait for their parent have none."""
     wanted = "=".join(*mark.items()).encode()

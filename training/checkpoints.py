@@ -2,11 +2,11 @@
 
     OUTPUT/checkpoints/images-0000120000/   model-00001-of-00001.safetensors  networks, averages, optimisers
                                             run.json                          images, step, recipe, best figure
-    OUTPUT/checkpoints/latest, best         names of folders
+    OUTPUT/checkpoints/best                 name of a folder; the latest is the last by name
 
 `torch.distributed.checkpoint` writes safetensors (its own format keeps an index in a pickle). All state is the same on
 all ranks, so the first rank writes it, in a thread, from a copy. A folder gets its name only when it is complete and on
-the disk; `latest` is replaced after that, and older folders are removed last.
+the disk; `best` is replaced after that, and older folders are removed last.
 """
 
 from __future__ import annotations
@@ -116,8 +116,7 @@ def read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, T
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     except (Exception, CheckpointException) as error:  # DCP's is no Exception
         raise ValueError(
-            f"{folder} cannot be read ({_cause(error)}): remove this folder and the file `latest` "
-            "beside it to go on from an earlier checkpoint"
+            f"{folder} cannot be read ({_cause(error)}): remove this folder to go on from an earlier checkpoint"
         ) from error
     shapes = json.loads((folder / "run.json").read_text())["scalars"]
     return {name: value.reshape(()) if name in shapes else value for name, value in tensors.items()}
@@ -151,7 +150,7 @@ class CheckpointFolder:
         self.keep_last = keep_last
         self.writes = writes
         self.inputs = dict(inputs or {})
-        self._pending: tuple[Future, str, bool] | None = None
+        self._pending: tuple[Future | None, str, bool] | None = None
         if writes:
             for partial in self.root.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -161,17 +160,13 @@ class CheckpointFolder:
         return sorted(path.parent.name for path in self.root.glob("images-*/run.json"))
 
     def newest_name(self) -> str | None:
-        """The one to resume from: what `latest` names, or the newest folder if the pointer is gone."""
-        names = self.names()
-        return self._pointer("latest") or (names[-1] if names else None)
+        """The one to resume from."""
+        return max(self.names(), default=None)
 
     def best_name(self) -> str | None:
         """The best by validation; None if nothing was validated."""
-        return self._pointer("best")
-
-    def _pointer(self, which: str) -> str | None:
         with contextlib.suppress(OSError):
-            name = (self.root / which).read_text().strip()
+            name = (self.root / "best").read_text().strip()
             if (self.root / name / "run.json").is_file():
                 return name
         return None
@@ -214,15 +209,17 @@ class CheckpointFolder:
             given = f"--init {init} is not read" if init else "--init was not given, and is not needed"
             print(f"note: {given}: this run began from {old or 'random weights'}", file=sys.stderr)
 
-    def save(self, stage: Stage, recipe: Recipe, state: RunState, *, is_best: bool = False) -> None:
+    def save(self, stage: Stage, recipe: Recipe, state: RunState) -> None:
         """Start to write a checkpoint; one that is still being written is waited for first."""
         if not self.writes:
             return
         self.finish()
         name = f"images-{state.images:010d}"
-        target = self.root / name
-        if target.exists():  # the run ends where the last checkpoint was
-            return
+        is_there = (self.root / name).exists()  # the run ends where the last checkpoint was
+        future = None if is_there else self._write(name, stage, recipe, state)
+        self._pending = (future, name, state.images == state.best_images)
+
+    def _write(self, name: str, stage: Stage, recipe: Recipe, state: RunState) -> Future:
         tensors = stage_tensors(stage)
         scalars = [key for key, value in tensors.items() if value.dim() == 0]
         run = {
@@ -242,15 +239,16 @@ class CheckpointFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with _quiet_dcp():
-                future = dcp.async_save(tensors, storage_writer=_AtomicWriter(temporary, target, run), no_dist=True)
+                writer = _AtomicWriter(temporary, self.root / name, run)
+                return dcp.async_save(tensors, storage_writer=writer, no_dist=True)
         except OSError as error:
-            future = Future()
-            future.set_exception(error)
-        self._pending = (future, name, is_best)
+            failed: Future = Future()
+            failed.set_exception(error)
+            return failed
 
     def poll(self) -> None:
         """Take note of a checkpoint whose writing has ended, without waiting."""
-        if self._pending is not None and self._pending[0].done():
+        if self._pending is not None and (self._pending[0] is None or self._pending[0].done()):
             self.finish()
 
     def finish(self) -> bool:
@@ -259,8 +257,8 @@ class CheckpointFolder:
             return True
         (future, name, is_best), self._pending = self._pending, None
         try:
-            future.result()
-            write_bytes_atomically(self.root / "latest", name.encode())
+            if future is not None:
+                future.result()
             if is_best:
                 write_bytes_atomically(self.root / "best", name.encode())
         except (Exception, CheckpointException) as error:  # DCP's is no Exception
@@ -285,7 +283,7 @@ class CheckpointFolder:
         return self.finish()
 
     def _remove_old(self) -> None:
-        kept = {*self.names()[-self.keep_last :], self.best_name(), self.newest_name()}
+        kept = {*self.names()[-self.keep_last :], self.best_name()}
         for name in self.names():
             if name not in kept:
                 # Renamed first, so that a kill in the middle leaves no folder that looks complete.

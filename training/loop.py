@@ -116,7 +116,7 @@ def train(
                     break
                 is_best = look(stage, recipe, state, dataset, output, process, reporter)
                 if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
-                    folder.save(stage, recipe, state, is_best=is_best)
+                    folder.save(stage, recipe, state)
                 folder.poll()
                 (interrupted,) = process.any(request.made)  # meanwhile
             saved = state.images == 0 or folder.save_last(stage, recipe, state)

@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch import nn
 
+import training.checkpoints
 from training.base import BaseRecipe
 from training.base_model import use_channels_last
 from training.checkpoints import CheckpointFolder, RunState, read_tensors, stage_tensors
 from training.ema import Ema
+from training.export import checkpoint_folder
 from training.loop import Stage, make_adam, take_step
 from training.losses import GradientBalancer
 
@@ -52,7 +54,8 @@ class SmallStage(Stage):
 
 
 def save(folder: CheckpointFolder, stage: Stage, images: int, *, is_best: bool = False) -> bool:
-    folder.save(stage, RECIPE, RunState(images=images, step=images // 8), is_best=is_best)
+    best_images = images if is_best else -1
+    folder.save(stage, RECIPE, RunState(images=images, step=images // 8, best_images=best_images))
     return folder.finish()
 
 
@@ -131,10 +134,10 @@ def test_the_copy_is_of_the_moment_of_saving(tmp_path: Path) -> None:
 
 def test_no_file_is_a_pickle(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
-    save(folder, SmallStage(), 8)
+    save(folder, SmallStage(), 8, is_best=True)
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json", ""}
-    assert (tmp_path / "checkpoints" / "latest").read_text() == "images-0000000008"
+    assert (tmp_path / "checkpoints" / "best").read_text() == "images-0000000008"
 
 
 def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
@@ -184,12 +187,26 @@ for images in range(start, start + 1000):
         start = images + 1
 
 
-def test_a_pointer_that_is_gone_is_no_loss(tmp_path: Path) -> None:
+def test_a_pointer_that_could_not_be_written_is_written_later(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The folder is complete, and then the disk is full: the run resumes from it, and its pointer comes at the end."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
-    save(folder, SmallStage(), 8)
-    save(folder, SmallStage(), 16)
-    (folder.root / "latest").unlink()
-    assert folder.newest_name() == "images-0000000016"
+    assert save(folder, SmallStage(), 8, is_best=True)
+    (folder.root / "latest").write_text("images-0000000008")  # of an earlier version, which nothing reads
+    state = RunState(images=16, step=2, best_images=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.checkpoints, "write_bytes_atomically", full)
+        folder.save(SmallStage(), RECIPE, state)
+        assert not folder.finish()
+    assert (folder.newest_name(), folder.best_name()) == ("images-0000000016", "images-0000000008")
+    assert checkpoint_folder(tmp_path, "latest").name == "images-0000000016"
+    again = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    assert again.restore(SmallStage(), RECIPE) == state
+    assert again.save_last(SmallStage(), RECIPE, state)
+    assert again.best_name() == "images-0000000016"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
@@ -244,7 +261,7 @@ def test_another_recipe_or_stage_is_refused(tmp_path: Path) -> None:
 
 def test_the_best_figure_counts_for_its_own_recipe_alone(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
-    folder.save(SmallStage(), RECIPE, RunState(images=8, best_value=0.5, best_images=8), is_best=True)
+    folder.save(SmallStage(), RECIPE, RunState(images=8, best_value=0.5, best_images=8))
     assert folder.finish()
     assert folder.restore(SmallStage(), RECIPE).best_value == 0.5
     other = dataclasses.replace(RECIPE, losses=dataclasses.replace(RECIPE.losses, guidance=7.0))

@@ -52,10 +52,10 @@ def test_resume_after_sigkill_is_exact(
     """10 steps, SIGKILL, and the same command again: losses and all weights and optimiser states, bit for bit."""
     arguments = ("base", "--recipe", quick_recipe, "--data", dataset, "--output", tmp_path / "run")
     process = training_process(*arguments)
-    wait_for((tmp_path / "run" / "checkpoints" / "latest").exists, process)
+    folder = CheckpointFolder(tmp_path / "run", keep_last=3, writes=False)
+    wait_for(folder.newest_name, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    folder = CheckpointFolder(tmp_path / "run", keep_last=3, writes=False)
     assert folder.newest_name() == "images-0000000040"
     said = run_training(*arguments)
     assert "resuming from" in said

@@ -77,6 +77,12 @@ class BaseStage(Stage):
     ) -> None:
         """portrait: weights to start from; random ones by the recipe's seed otherwise."""
         self.recipe, self.process = recipe, process
+        per_rank = recipe.batch_size // process.world_size
+        if process.world_size > 1 and recipe.edited_every and per_rank % recipe.edited_every:
+            raise ValueError(
+                f"every {recipe.edited_every}th source is edited, but each of {process.world_size} ranks takes "
+                f"{per_rank} pairs: choose --batch-size or --edited-every so that they divide evenly"
+            )
         self.criterion = BaseCriterion(
             recipe.losses,
             device=process.device,
@@ -162,9 +168,7 @@ class BaseStage(Stage):
         if not self.recipe.edited_every:
             return None
         landmarks = batch.source.landmarks[:: self.recipe.edited_every]
-        num, rank = len(landmarks), self.process.rank
-        drawn = torch.rand(num * self.process.world_size, 2, generator=generator, device=generator.device)
-        return edit_landmarks(landmarks, drawn[rank * num : (rank + 1) * num])
+        return edit_landmarks(landmarks, self.process.draw(len(landmarks), 2, generator=generator))
 
     def _offsets(self, batch: PreparedBatch, edited: Tensor) -> Tensor:
         landmarks = batch.source.landmarks[:: self.recipe.edited_every]
@@ -185,9 +189,8 @@ class BaseStage(Stage):
         """For `BaseModel.forward`: landmarks at the guided key points in `told_share` of the pairs, NaN elsewhere."""
         if not self.recipe.told_share:
             return None
-        num, rank = len(batch), self.process.rank
-        drawn = torch.rand(num * self.process.world_size, generator=generator, device=generator.device)
-        is_told = (drawn[rank * num : (rank + 1) * num] < self.recipe.told_share)[:, None, None]
+        num = len(batch)
+        is_told = (self.process.draw(num, generator=generator) < self.recipe.told_share)[:, None, None]
         slots, count = self.conventions.slots, self.recipe.model.num_keypoints
         places = []
         for frames in (batch.source, batch.driving):

@@ -62,6 +62,7 @@ class CorrectionStage(Stage):
 
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process, *, keep_network: bool = False) -> None:
         """keep_network: go on from the portrait's own small network; otherwise it starts at no correction."""
+        self.process = process
         self.base = FrozenBase(portrait, recipe, process)
         trained = getattr(portrait, self.network).requires_grad_(True)
         if not keep_network:

@@ -61,7 +61,7 @@ class LandmarkStage(Stage):
     def __init__(self, recipe: LandmarksRecipe, process: Process) -> None:
         torch.manual_seed(recipe.seed)
         network = LandmarkNetwork(recipe.landmarks).to(process.device)
-        self.options = recipe.options
+        self.options, self.process = recipe.options, process
         self.modules = {"landmarks": network}
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self.max_gradient_norm = recipe.optimizer.max_gradient_norm
@@ -72,7 +72,9 @@ class LandmarkStage(Stage):
     def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
         images = torch.cat([batch.source.target, batch.driving.target])
         labels = torch.cat([batch.source.landmarks, batch.driving.landmarks])
-        images, labels = vary(images, labels, self.options, generator)
+        drawn = self.process.draw(len(batch), 2, 5, generator=generator).transpose(0, 1).flatten(0, 1)
+        blur_size = torch.rand((), generator=generator, device=generator.device).item()
+        images, labels = vary(images, labels, self.options, drawn, blur_size)
         terms = {name: values.nan_to_num().mean() for name, values in errors(self._replica(images), labels).items()}
         total = self.options.position * terms["position"] + self.options.openness * (terms["eyes"] + terms["lip"])
         total.backward()
@@ -103,16 +105,16 @@ def errors(found: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def vary(
-    images: Tensor, landmarks: Tensor, options: LandmarkOptions, generator: torch.Generator
+    images: Tensor, landmarks: Tensor, options: LandmarkOptions, drawn: Tensor, blur_size: float
 ) -> tuple[Tensor, Tensor]:
-    """Turned, scaled, moved and blurred pictures [B, 3, H, W] and the landmarks [B, 68, 2] that follow them."""
-    count, size = len(images), images.shape[-1]
+    """Turned, scaled, moved and blurred pictures [B, 3, H, W] and the landmarks [B, 68, 2] that follow them.
 
-    def drawn(*shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator, device=images.device) * 2 - 1
-
-    angle, zoom = drawn() * math.radians(options.rotation_deg), 1 + drawn() * options.scale
-    cos, sin, shift = zoom * angle.cos(), zoom * angle.sin(), drawn(2) * options.shift
+    drawn: [B, 5] in [0, 1). blur_size: in [0, 1), for a quarter to three quarters of the size before they grow again.
+    """
+    size = images.shape[-1]
+    varied = 2 * drawn - 1
+    angle, zoom = varied[:, 0] * math.radians(options.rotation_deg), 1 + varied[:, 1] * options.scale
+    cos, sin, shift = zoom * angle.cos(), zoom * angle.sin(), varied[:, 2:4] * options.shift
     # Output position -> input position, as grid_sample wants it; points go the other way.
     matrix = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
     grid = functional.affine_grid(
@@ -120,10 +122,10 @@ def vary(
     )
     moved = functional.grid_sample(images, grid, align_corners=False)
     points = torch.linalg.solve(matrix, (landmarks - shift[:, None]).transpose(1, 2)).transpose(1, 2)
-    small_size = max(8, round(size * (0.25 + 0.5 * torch.rand((), generator=generator, device=images.device).item())))
+    small_size = max(8, round(size * (0.25 + 0.5 * blur_size)))
     small = functional.interpolate(moved, size=(small_size, small_size), mode="bilinear", antialias=True)
     blurred = functional.interpolate(small, size=(size, size), mode="bilinear")
-    is_blurred = (drawn() + 1) / 2 < options.blur
+    is_blurred = drawn[:, 4] < options.blur
     return torch.where(is_blurred[:, None, None, None], blurred, moved), points
 
 

@@ -82,16 +82,18 @@ class RetargetingStage(CorrectionStage):
         self.landmarks = landmarks.to(process.device).eval().requires_grad_(False)
 
     def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        drawn = torch.rand(len(batch), 1, generator=generator, device=generator.device)
-        near = vary_places(batch.source.landmarks, generator)
-        terms, known, _ = self._retarget(batch.source, drawn * self.max_condition, self.training_networks, near)
+        asked = self.process.draw(len(batch), 1, generator=generator) * self.max_condition
+        near = vary_places(batch.source.landmarks, self.process.draw(len(batch), 4, generator=generator))
+        terms, known, _ = self._retarget(batch.source, asked, self.training_networks, near)
         means = {name: mean_over_known(values, known) for name, values in terms.items()}
         return self._weighted(means), means
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        """Asked openness spread evenly over the batch, so that the figures of two moments can be compared."""
-        spread = (torch.arange(len(batch), device=batch.source.image.device) + 0.5)[:, None] / len(batch)
-        terms, known, _ = self._retarget(batch.source, spread * self.max_condition, self.averaged_networks)
+        """Asked openness spread evenly over the batch of all ranks, so that figures of two moments can be compared."""
+        rank, num = self.process.rank, len(batch)
+        places = torch.arange(rank * num, (rank + 1) * num, device=batch.source.image.device)
+        asked = self.max_condition * (places + 0.5)[:, None] / (self.process.world_size * num)
+        terms, known, _ = self._retarget(batch.source, asked, self.averaged_networks)
         terms["loss"] = self._weighted(terms)
         unknown = torch.full_like(terms["loss"], torch.nan)
         return {name: torch.where(known, values, unknown) for name, values in terms.items()}
@@ -136,18 +138,15 @@ class RetargetingStage(CorrectionStage):
         return terms, known, changed
 
 
-def vary_places(landmarks: Tensor, generator: torch.Generator) -> Tensor:
+def vary_places(landmarks: Tensor, drawn: Tensor) -> Tensor:
     """Landmarks [B, 68, 2] turned by up to 10 degrees, scaled by up to a tenth, shifted by up to a tenth of their size.
 
-    As places of crops: what is only seen as an open mouth in one crop must not satisfy R.
+    As places of crops: what is only seen as an open mouth in one crop must not satisfy R. drawn: [B, 4] in [0, 1).
     """
-
-    def drawn(num: int) -> Tensor:
-        return torch.rand(len(landmarks), num, generator=generator, device=generator.device) * 2 - 1
-
+    turn, zoom, shift = (2 * drawn - 1).split((1, 1, 2), dim=1)
     center = landmarks.mean(dim=1, keepdim=True)
     size = (landmarks.amax(dim=1) - landmarks.amin(dim=1)).amax(dim=1)[:, None]
-    angle, zoom = drawn(1) * math.radians(10), 1 + 0.1 * drawn(1)
+    angle, zoom = math.radians(10) * turn, 1 + 0.1 * zoom
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    turn = torch.stack([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)], dim=1)
-    return (landmarks - center) @ turn + center + (0.1 * drawn(2) * size)[:, None]
+    matrix = torch.stack([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)], dim=1)
+    return (landmarks - center) @ matrix + center + (0.1 * shift * size)[:, None]

@@ -301,6 +301,16 @@ def test_full_size_step_on_one_pair() -> None:
     assert not zero, f"parameters that nothing reaches: {zero}"
 
 
+def test_sources_that_ranks_cannot_edit_evenly_are_refused(recipe: BaseRecipe) -> None:
+    """Which sources are edited must not depend on the number of ranks."""
+    recipe = dataclasses.replace(recipe, batch_size=8, edited_every=4)
+    BaseStage(recipe, Process())
+    with pytest.raises(
+        ValueError, match=r"every 4th source is edited, but each of 4 ranks takes 2 pairs: choose --batch-size"
+    ):
+        BaseStage(recipe, Process(world_size=4))
+
+
 def test_w_is_told_places_but_m_is_judged_by_its_own(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     """Told pairs render with the landmarks at the guided key points; losses on key points do not see them."""
     untold, told = (BaseStage(dataclasses.replace(recipe, told_share=share), Process()) for share in (0.0, 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -118,6 +119,35 @@ def test_stitching_quietens_the_shoulders(portrait, batch) -> None:
     assert figures["shoulder_unstitched"].min() > 0
 
 
+def of_rank(batch: PreparedBatch, rank: int) -> PreparedBatch:
+    """One of the two pairs."""
+    sides = (
+        PreparedFrames(**{f.name: getattr(frames, f.name)[rank : rank + 1] for f in dataclasses.fields(frames)})
+        for frames in (batch.source, batch.driving)
+    )
+    return PreparedBatch(source=next(sides), driving=next(sides), is_still=batch.is_still[rank : rank + 1])
+
+
+@pytest.mark.parametrize("name", ["eyes", "lip"])
+def test_two_ranks_ask_what_one_would(name: str, portrait, batch) -> None:
+    """In training and in validation, each rank of its own pairs."""
+    torch.manual_seed(0)
+    stage = make_stage(name, portrait)
+    torch.nn.init.normal_(stage.modules[stage.network].mlp[-1].weight, std=0.1)
+    seeds = [torch.Generator().manual_seed(3) for _ in range(3)]
+    _, joined = stage.losses(batch, seeds[0])
+    figures = stage.validate(batch)
+    parts, of_ranks = [], []
+    for rank in range(2):
+        stage.process = Process(rank=rank, world_size=2)
+        parts.append(stage.losses(of_rank(batch, rank), seeds[1 + rank])[1])
+        of_ranks.append(stage.validate(of_rank(batch, rank)))
+    for term in ("outside", "condition", "offset"):
+        mean, all_figures = (parts[0][term] + parts[1][term]) / 2, torch.cat([part[term] for part in of_ranks])
+        torch.testing.assert_close(mean, joined[term], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(all_figures, figures[term], rtol=1e-3, atol=1e-5)
+
+
 def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
     batch.source.lip[1] = torch.nan
     stage = make_stage("lip", portrait)
@@ -132,7 +162,7 @@ def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
 
 def test_places_vary_a_little_and_keep_their_shape(batch) -> None:
     landmarks = batch.source.landmarks
-    varied = vary_places(landmarks, torch.Generator().manual_seed(0))
+    varied = vary_places(landmarks, torch.rand(2, 4, generator=torch.Generator().manual_seed(0)))
     size = (landmarks.amax(dim=1) - landmarks.amin(dim=1)).amax(dim=1)
     assert (varied.mean(dim=1) - landmarks.mean(dim=1)).abs().max() <= 0.1 * size.max()
     assert not torch.allclose(varied[0], varied[1])

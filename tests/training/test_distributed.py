@@ -98,6 +98,12 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.distributed.is_initialized()
 
 
+def test_ranks_draw_their_rows_of_what_one_would() -> None:
+    joined = Process().draw(6, 2, generator=torch.Generator().manual_seed(1))
+    parts = [Process(rank=r, world_size=3).draw(2, 2, generator=torch.Generator().manual_seed(1)) for r in range(3)]
+    assert torch.equal(torch.cat(parts), joined)
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert batch_per_rank(12, Process(world_size=4)) == 3
     with pytest.raises(

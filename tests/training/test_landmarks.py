@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -40,11 +41,40 @@ def test_varied_pictures_and_points_agree() -> None:
     images = torch.exp(-((x - points[..., :1]) ** 2 + (y - points[..., 1:]) ** 2) / 0.004)[:, None].expand(
         -1, 3, -1, -1
     )
-    moved, expected = vary(images, points, LandmarkOptions(), torch.Generator().manual_seed(1))
+    moved, expected = vary(images, points, LandmarkOptions(), torch.rand(6, 5), 0.5)
     weight = moved[:, 0] / moved[:, 0].sum(dim=(1, 2), keepdim=True)
     found = torch.stack([(weight * x).sum(dim=(1, 2)), (weight * y).sum(dim=(1, 2))], dim=1)
     torch.testing.assert_close(found, expected[:, 0], atol=2e-3, rtol=0)
     assert (expected - points).abs().max() > 0.05
+
+
+def test_two_ranks_vary_as_one_would(make_face68) -> None:
+    """The mean of the losses of two halves is the loss of the whole, with the same turns, shifts and blur."""
+    face = torch.from_numpy(make_face68((0.0, 0.0), 1.0)).float()
+    recipe = LandmarksRecipe(landmarks=LandmarkConfig(image_size=64, channels=(8,), heatmap_size=32))
+    pictures, points = torch.rand(2, 4, 3, 64, 64), face + 0.1 * torch.rand(2, 4, 1, 2)
+
+    def loss(process: Process, rows: slice) -> float:
+        stage = LandmarkStage(recipe, Process())
+        stage.process = process
+        source, driving = (
+            PreparedFrames(
+                image=pictures[side, rows],
+                target=pictures[side, rows],
+                landmarks=points[side, rows],
+                pose=torch.zeros(4, 3)[rows],
+                eyes=torch.zeros(4, 2)[rows],
+                lip=torch.zeros(4, 1)[rows],
+            )
+            for side in range(2)
+        )
+        batch = PreparedBatch(source=source, driving=driving, is_still=torch.zeros(4, dtype=torch.bool)[rows])
+        generator = torch.Generator().manual_seed(5)
+        return stage.training_step(batch, Progress(images=0, step=0, batch_size=4), generator)["loss"].item()
+
+    halves = [loss(Process(rank=rank, world_size=2), slice(2 * rank, 2 * rank + 2)) for rank in range(2)]
+    assert sum(halves) / 2 == pytest.approx(loss(Process(), slice(0, 4)), rel=1e-5)
+    assert halves[0] != pytest.approx(halves[1], rel=1e-3)
 
 
 def test_errors_by_hand(make_face68) -> None:

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from model.keypoints import Motion
 from model.networks import LivePortrait
+from model.networks.retargeting import make_retarget_eye, make_retarget_lip, make_stitching
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.ema import Ema
 from training.loop import Progress, Stage, make_adam, take_step
 from training.recipe import Recipe
+
+_MAKE = {"stitching": make_stitching, "retarget_eye": make_retarget_eye, "retarget_lip": make_retarget_lip}
 
 
 class FrozenBase:
@@ -61,12 +64,16 @@ class CorrectionStage(Stage):
     """How many of its last inputs are openness."""
 
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process, *, keep_network: bool = False) -> None:
-        """keep_network: go on from the portrait's own small network; otherwise it starts at no correction."""
+        """keep_network: go on from the portrait's own small network; otherwise a new one by the recipe's seed takes its
+        place, and starts at no correction."""
         self.process = process
+        if not keep_network:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                setattr(portrait, self.network, _MAKE[self.network](portrait.config))
+            getattr(portrait, self.network).start_at_zero(self.num_conditions)
         self.base = FrozenBase(portrait, recipe, process)
         trained = getattr(portrait, self.network).requires_grad_(True)
-        if not keep_network:
-            trained.start_at_zero(self.num_conditions)
         self.modules = {self.network: trained}
         self.max_gradient_norm = recipe.optimizer.max_gradient_norm
         self.optimizers = {"networks": make_adam(trained, recipe.optimizer.learning_rate, recipe.optimizer.betas)}

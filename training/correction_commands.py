@@ -51,7 +51,7 @@ class _Correction(RunOptions):
     init: Path
     """The base model: a run of `training base`, an export, or the released files."""
     keep_network: bool = False
-    """Go on from the small network that --init holds; otherwise it starts at no correction."""
+    """Go on from the small network that --init holds; otherwise a new one starts at no correction."""
 
     def on_base(self, recipe: Recipe) -> tuple[LivePortrait, Recipe]:
         """The base model, and the recipe with its sizes. The first time, it is copied into the run.

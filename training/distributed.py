@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -82,12 +82,19 @@ class Process:
         dist.all_reduce(tensor)
         return dict(zip(values, (tensor / self.world_size).tolist(), strict=True))
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, by rank, on all of them."""
+        if self.world_size == 1:
+            return [value]
+        gathered = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
     def sum(self, values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
         """Sums of (value, count) pairs over ranks; ranks may know different names."""
         if self.world_size == 1:
             return dict(values)
-        gathered: list[dict[str, tuple[float, int]]] = [{} for _ in range(self.world_size)]
-        dist.all_gather_object(gathered, dict(values))
+        gathered = self.gather(dict(values))
         names = {name: None for part in gathered for name in part}  # in the order of rank 0
         return {
             name: (sum(p.get(name, (0.0, 0))[0] for p in gathered), sum(p.get(name, (0.0, 0))[1] for p in gathered))

@@ -96,6 +96,7 @@ def train(
         inputs = {"data": dataset, "init": str(init or "")}
         folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main, inputs=inputs)
         state = folder.restore(stage, recipe, allow_other_recipe=allow_other_recipe)
+        require_one_start(state, output, process)
         loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
         if process.is_main and state.images < recipe.num_images:
             write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
@@ -123,6 +124,17 @@ def train(
             reporter.last(state.images, interrupted=interrupted, saved=saved)
         (failed,) = process.any(not saved)
         return 1 if failed else 130 if interrupted and request.by == signal.SIGINT else 0
+
+
+def require_one_start(state: RunState, output: Path, process: Process) -> None:
+    """ValueError on all ranks where they did not resume from the same place: they would train on apart."""
+    found = process.gather(state.images)
+    if len(set(found)) > 1:
+        places = ", ".join(f"rank {rank} at {images:,}" for rank, images in enumerate(found[:8]))
+        raise ValueError(
+            f"ranks found different checkpoints in --output {output} ({places} images): it must be one folder that all "
+            "nodes see"
+        )
 
 
 def open_loader(

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from training.checkpoints import CheckpointFolder, read_run, read_tensors
 from training.loop import due, open_loader, stop_request, take_step
 
 Run = Callable[..., str]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(output: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
@@ -101,6 +104,32 @@ def test_position_is_kept_on_two_ranks(
         for name in ("loss", "pixel", "head_pose", "guidance", "equivariance"):
             assert got[images][name] == pytest.approx(expected[images][name], rel=relative), (images, name)
     assert read_run(checkpoints / "images-0000000048")["state"]["step"] == 12
+
+
+def test_ranks_that_see_different_folders_do_not_train(
+    straight: Path, dataset: Path, quick_recipe: Path, tmp_path: Path
+) -> None:
+    """As two nodes with disks of their own, of which the first has the checkpoints."""
+    (tmp_path / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "0" / "checkpoints" / "images-0000000040").symlink_to(straight / "checkpoints" / "images-0000000040")
+    arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", f"{tmp_path}/RANK"]
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import os
+from training.__main__ import main
+from training.distributed import leave
+leave(main([argument.replace("RANK", os.environ["RANK"]) for argument in {arguments}]))
+""")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, str(program)], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert (
+        f"error: ranks found different checkpoints in --output {tmp_path}/0 (rank 0 at 40, rank 1 at 0" in done.stderr
+    )
+    assert not (tmp_path / "1" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Annotated
 
 import tyro
 
+from manifests.recipes import from_values
+from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage
 from training.checkpoints import CheckpointFolder, read_run
@@ -18,9 +21,10 @@ from training.data import make_loader, prepare
 from training.distributed import Process
 from training.export import checkpoint_folder, is_run, load_portrait, network_states
 from training.motion import MotionStage
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 from training.running import RunOptions, run_stage
 
+_log = logging.getLogger(__name__)
 INIT_FRAMES = 64
 """Pairs on which the conventions of given weights are measured."""
 
@@ -37,7 +41,7 @@ class Base(RunOptions):
     """Folder of the run; made if it is missing, continued if it holds checkpoints."""
     init: Path | None = None
     """Weights to start from: a run (also of `training motion`, for M alone), the released files, or an export;
-    otherwise from scratch."""
+    otherwise from scratch. The sizes of the networks come with them. A run that has begun does not read them again."""
     allow_random_features: bool = False
     """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "paper"
@@ -50,15 +54,20 @@ class Base(RunOptions):
     def main(self) -> int:
         recipe, portrait = self.recipe, None
         if self.init is not None:
-            portrait = load_start(self.init, recipe)
-            recipe = dataclasses.replace(recipe, model=portrait.config)
+            newest = CheckpointFolder(self.output, keep_last=1, writes=False).newest_name()
+            if newest is not None:  # the run has begun: all of it comes from there
+                folder = self.output / "checkpoints" / newest
+                config = from_values(ModelConfig, read_run(folder)["model"], f"{folder}: model")
+                recipe = with_sizes_of(self, config, f"the run in {self.output}")
+            else:
+                portrait = load_start(self.init, recipe)
+                recipe = with_sizes_of(self, portrait.config, f"--init {self.init}")
         return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait))
 
     def make_stage(self, recipe: BaseRecipe, process: Process, portrait: LivePortrait | None) -> BaseStage:
-        """The stage; given weights are looked at first, unless the run has begun."""
+        """The stage; weights that it starts from are looked at first."""
         stage = BaseStage(recipe, process, portrait=portrait, allow_random_features=self.allow_random_features)
-        begun = CheckpointFolder(self.output, keep_last=1, writes=False).newest_name() is not None
-        if portrait is not None and not begun:
+        if portrait is not None:
             batch_size = min(8, recipe.batch_size)
             image_size = recipe.model.image_size
             loader = make_loader(
@@ -71,6 +80,25 @@ class Base(RunOptions):
                 if process.is_main:
                     print(f"{self.init}: {note}", file=sys.stderr)
         return stage
+
+
+def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recipe:
+    """The recipe with the networks' sizes of given weights; a line tells where its own sizes were others.
+
+    where: whose weights these are, for messages. ValueError where the command line asks for other sizes.
+    """
+    recipe: Recipe = options.recipe
+    preset = load_recipe(options.RECIPE, options.STAGE, options.recipe_name).model
+    others = [f.name for f in dataclasses.fields(config) if getattr(recipe.model, f.name) != getattr(config, f.name)]
+    for name in others:
+        if (asked := getattr(recipe.model, name)) != getattr(preset, name):
+            raise ValueError(
+                f"--model.{name.replace('_', '-')} is {asked}, but {where} has {getattr(config, name)}: the sizes of "
+                "the networks come with the weights, leave the option out"
+            )
+    if told := [name for name in others if getattr(preset, name) != getattr(ModelConfig(), name)]:
+        _log.warning("note: %s sets the networks' sizes, not the recipe (%s)", where, ", ".join(told))
+    return dataclasses.replace(recipe, model=config)
 
 
 def load_start(path: Path, recipe: Recipe | None = None, *, option: str = "--init") -> LivePortrait:

@@ -11,7 +11,7 @@ import tyro
 
 from manifests.recipes import from_values
 from model.networks import LivePortrait
-from training.base_command import load_start
+from training.base_command import load_start, with_sizes_of
 from training.checkpoints import read_run, read_tensors
 from training.distributed import Process
 from training.export import BASE_WEIGHTS, checkpoint_folder, is_run
@@ -53,14 +53,14 @@ class _Correction(RunOptions):
     keep_network: bool = False
     """Go on from the small network that --init holds; otherwise a new one starts at no correction."""
 
-    def on_base(self, recipe: Recipe) -> tuple[LivePortrait, Recipe]:
+    def on_base(self) -> tuple[LivePortrait, Recipe]:
         """The base model, and the recipe with its sizes. The first time, it is copied into the run.
 
         A run that has begun takes its own copy: --init may have been trained further since.
         """
         own = self.output / BASE_WEIGHTS
         portrait = load_start(own if own.is_dir() else self.init)
-        return portrait, dataclasses.replace(recipe, model=portrait.config)
+        return portrait, with_sizes_of(self, portrait.config, f"--init {self.init}")
 
     def keep_base(self, portrait: LivePortrait, process: Process) -> None:
         """Copy the base model into the run, so that the run is complete by itself."""
@@ -89,7 +89,7 @@ class Stitching(_Correction):
     RECIPE = StitchingRecipe
 
     def main(self) -> int:
-        portrait, recipe = self.on_base(self.recipe)
+        portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> StitchingStage:
             self.keep_base(portrait, process)
@@ -128,7 +128,7 @@ class Retargeting(_Correction):
             landmarks = MeshLandmarks(weights_dir=self.weights_dir)
         else:
             landmarks = load_landmarks(Path(self.landmarks))
-        portrait, recipe = self.on_base(self.recipe)
+        portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> RetargetingStage:
             self.keep_base(portrait, process)

@@ -84,6 +84,27 @@ def test_exported_weights_inspect_and_start_a_finetuning(
     assert 0 < difference <= 1.1e-3  # one step of Adam at 1e-3
 
 
+def test_weights_to_start_from_set_the_sizes_and_are_read_once(
+    run: Path, quick_recipe: Path, dataset: Path, tmp_path: Path, capsys
+) -> None:
+    """A run that has begun needs them no more; sizes that they do not have are refused, then and later."""
+    weights = tmp_path / "weights"
+    assert main(["export", str(run), "--output", str(weights)]) == 0
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(quick_recipe.read_text().replace("base_channels = 4\nmax", "base_channels = 8\nmax", 1))
+    arguments = ["base", "--recipe", str(recipe), "--data", str(dataset), "--output", str(tmp_path / "tuned")]
+    arguments += ["--init", str(weights)]
+    assert main([*arguments, "--num-images", "4", "--model.num-middle-blocks", "2"]) == 2
+    assert f"--model.num-middle-blocks is 2, but --init {weights} has 1: the sizes" in capsys.readouterr().err
+    assert main([*arguments, "--num-images", "4"]) == 0
+    weights.rename(tmp_path / "elsewhere")
+    assert main([*arguments, "--num-images", "8"]) == 0
+    assert "4 images" in capsys.readouterr().err  # resumed
+    assert load_portrait(tmp_path / "tuned").config.base_channels == 4
+    assert main([*arguments, "--num-images", "12", "--model.base-channels", "16"]) == 2
+    assert f"--model.base-channels is 16, but the run in {tmp_path / 'tuned'} has 4" in capsys.readouterr().err
+
+
 def test_full_size_export_has_exactly_the_released_keys(reference: Path, tmp_path: Path) -> None:
     """Names and shapes of the files that the export writes at the published size against the released ones."""
     import json

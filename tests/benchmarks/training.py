@@ -199,7 +199,6 @@ def main(options: Options) -> None:
     recipe = load_recipe(BaseRecipe, "base", options.recipe)
     with start_process(options.device) as process:
         if process.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
             print(f"{torch.cuda.get_device_name(process.device)}, torch {torch.__version__}")
         else:

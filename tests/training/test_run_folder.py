@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.__main__ import main
 from training.checkpoints import CheckpointFolder, read_run
@@ -68,6 +69,15 @@ def test_stage_two_into_the_run_of_its_base(arguments: list[str], run: Path, cap
     assert main(["stitching", "--recipe", "tiny", *arguments[3:], str(run), "--init", str(run)]) == 2
     assert "is a run of another stage: use another folder" in capsys.readouterr().err
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_for_convolutions_alone(arguments: list[str], tf32: bool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    option = "--compute.tf32" if tf32 else "--compute.no-tf32"
+    assert main([*arguments, str(tmp_path / "run"), "--dry-run", option]) == 0
+    assert torch.backends.cudnn.allow_tf32 == tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_one_command_at_a_time(arguments: list[str], tmp_path: Path, capsys) -> None:

@@ -62,7 +62,7 @@ class Evaluate:
     device: str = "auto"
     """cpu, cuda, or auto for cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the networks; float32 compares best between machines."""
+    """Number format of the networks; float32, on CUDA without TF32, compares best between machines."""
     num_strips: int = 8
     """Clips that the page shows in pictures, from the best to the worst."""
     faces: FacesConfig = field(default_factory=FacesConfig)
@@ -183,6 +183,7 @@ def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = options.dtype != "float32"
     portrait = load_portrait(options.weights)
     engine = InferenceEngine(portrait, device=device, dtype=options.dtype)
     return engine, about_weights(options.weights, portrait)

@@ -10,12 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from model.animation.progress import ignore
 from model.faces import FacesConfig
 from training.__main__ import main
 from training.evaluation.catalogue import METRICS
-from training.evaluation.evaluate import Evaluate, evaluate
+from training.evaluation.evaluate import Evaluate, _load_engine, evaluate
 from training.evaluation.fingerprint import weights_hash
 from training.evaluation.results import to_json
 from training.evaluation.selection import select_clips
@@ -107,6 +108,13 @@ def test_the_same_figures_in_other_batches(evaluation, options: Evaluate) -> Non
     assert again["sections"]["self"]["aggregate"]["jitter_driving"] == before["jitter_driving"]
     same, _ = evaluate(dataclasses.replace(options, parts=("self",), metrics=("l1", "jitter"), batch_size=3), ignore)
     assert to_json(same) == to_json(again)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("bfloat16", True)])
+def test_float32_is_whole(options: Evaluate, monkeypatch, dtype: str, allowed: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    _load_engine(dataclasses.replace(options, dtype=dtype))
+    assert torch.backends.cudnn.allow_tf32 == allowed
 
 
 def test_without_an_analyser_pictures_are_still_compared(options: Evaluate, tmp_path: Path, monkeypatch) -> None:

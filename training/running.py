@@ -54,7 +54,7 @@ def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process
                 "compute.precision is bfloat16, but on the CPU PyTorch's bfloat16 convolutions are slow and corrupt "
                 "memory in the backward pass (2.13): use --compute.precision float32, or a GPU"
             )
-        # Products of matrices stay whole: key-point algebra, grids and M's heads are kept from bfloat16 for their digits.
+        # Products of matrices stay whole: key-point algebra, grids and M's heads are float32 for their digits.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = recipe.compute.tf32
         torch.backends.cudnn.benchmark = process.device.type == "cuda"

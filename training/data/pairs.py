@@ -172,6 +172,9 @@ class PairOrder:
             if len(np.unique(index.identity[drivers])) < 2:
                 raise ValueError(f"pairs of two persons need two; all {len(drivers)} clips show the same one")
         self._drivers = _Stream(drivers, index.weight[drivers], seed, 2)
+        self.may_drive = np.zeros(len(index), bool)
+        """Which clips drive other persons: videos, and stills only where videos show fewer than two."""
+        self.may_drive[drivers] = True
 
     def pair_of_clip(self, clip: int, *keys: int) -> Pair:
         """A pair of frames of this clip by `keys`; for streams, where the clip comes first. Its index is 0."""
@@ -211,11 +214,14 @@ class PairOrder:
 
     def _complete(self, index: int, clip: int, keys: tuple[int, ...]) -> Pair:
         if self.cross_identity:
-            other = self._other_person(clip, keys)
-            frames = self._frames.choose_one(clip, *keys, 0), self._frames.choose_one(other, *keys, 1)
-            return Pair(index, clip, frames[0], other, frames[1], False)
+            return Pair(index, clip, self._frames.choose_one(clip, *keys, 0), *self.other_driver(clip, *keys), False)
         source, driving = self._frames.choose(clip, *keys)
         return Pair(index, clip, source, clip, driving, bool(self.index.is_still[clip]))
+
+    def other_driver(self, clip: int, *keys: int) -> tuple[int, int]:
+        """Clip and frame of somebody else, by `keys`."""
+        other = self._other_person(clip, keys)
+        return other, self._frames.choose_one(other, *keys, 1)
 
     def _other_person(self, clip: int, keys: tuple[int, ...]) -> int:
         """A clip of somebody else: drawn by weight; after many misses, the next one in the index."""

@@ -3,7 +3,8 @@
 Every worker of every rank is one stream. In each pass the shards are dealt to the streams in a new order (streams share
 a shard's clips where there are fewer shards than streams). The index says beforehand which pairs a shard will give:
 a clip of weight 1 gives `stream_pairs_per_clip` of them on average, and stills as many as their share asks (on average;
-exact only with `pread`). Frames that no pair needs pass by unread.
+exact only with `pread`). Frames that no pair needs pass by unread. Where another person is to drive, the driving frame
+is that of another pair in the buffer or just gone, not a draw of its own by weight as with `pread`.
 
 A stream is a function of (seed, rank, number of ranks, worker, number of workers). With these unchanged, and unless
 damage was met, resume is exact: whole segments of 8 shards are skipped by arithmetic, and the pairs of the one segment
@@ -28,12 +29,12 @@ from training.data.batch import Batch
 from training.data.clips import OnDamage
 from training.data.draws import draw_below, shuffled, uniform_of_each
 from training.data.pairs import Pair, PairOrder
-from training.data.reading import DamagedSampleError, PictureMemory, RawFrame, make_batch
+from training.data.reading import DamagedSampleError, FrameReader, PictureMemory, RawFrame, make_batch
 from training.data.storage import DatasetStorage
 
 _log = logging.getLogger(__name__)
 _SHARDS_OF_SEGMENT = 8
-_NUM_RECENT = 64  # pairs whose driving frames may serve another person's source
+_NUM_RECENT = 64  # pairs of videos whose driving frames may serve another person's source
 _MAX_EMPTY_PASSES = 20
 _ORDER, _NUM_PAIRS, _BUFFER, _OTHER = 21, 22, 23, 24  # purposes of draws
 
@@ -82,6 +83,7 @@ class StreamReader(IterableDataset):
         self._storage = storage
         self._order = order
         self._index = order.index
+        self._reader = FrameReader(storage, order.index)
         self._damaged_clips = damaged_clips
         self._batch_size = batch_size
         self._rank, self._world_size = rank, world_size
@@ -189,21 +191,33 @@ class StreamReader(IterableDataset):
             raw = buffer.pop()
             if not self._order.cross_identity:
                 yield raw
-            elif (other := self._other_person(raw, [*buffer, *recent], *key, number)) is not None:
-                yield other
-            recent.append(raw)
+            else:
+                try:
+                    yield self._with_other_person(raw, [*buffer, *recent], *key, number)
+                except DamagedSampleError as error:
+                    self._skip(str(error), skipped)
+            if self._order.may_drive[raw.pair.driving_clip]:
+                recent.append(raw)
 
-    def _other_person(self, raw: _RawPair, others: list[_RawPair], *keys: int) -> _RawPair | None:
-        """The pair with a driving frame of somebody else among `others`; None where there is nobody else."""
-        identity = self._index.identity
+    def _with_other_person(self, raw: _RawPair, others: list[_RawPair], *keys: int) -> _RawPair:
+        """The pair with a driving frame of somebody else: of one of `others`, or read by offset where none serves.
+
+        So every pair is given, and resume knows how many there were. Raises DamagedSampleError.
+        """
+        identity, may_drive = self._index.identity, self._order.may_drive
         start = draw_below(max(1, len(others)), *keys, _OTHER)
         for place in range(len(others)):
             other = others[(start + place) % len(others)]
-            if identity[other.pair.driving_clip] != identity[raw.pair.source_clip]:
-                clip, frame = other.pair.driving_clip, other.pair.driving_frame
-                pair = replace(raw.pair, driving_clip=clip, driving_frame=frame, is_still=False)
-                return _RawPair(pair, raw.source, other.driving)
-        return None
+            clip, frame, driving = other.pair.driving_clip, other.pair.driving_frame, other.driving
+            if may_drive[clip] and identity[clip] != identity[raw.pair.source_clip]:
+                break
+        else:
+            clip, frame = self._order.other_driver(raw.pair.source_clip, *keys, _OTHER)
+            (driving,) = self._reader.read([(clip, frame)])
+            if isinstance(driving, DamagedSampleError):
+                raise driving
+        pair = replace(raw.pair, driving_clip=clip, driving_frame=frame, is_still=False)
+        return _RawPair(pair, raw.source, driving)
 
     def _shard_pairs(
         self, epoch: int, rows: np.ndarray, num_pairs: np.ndarray, skipped: list[str]

@@ -92,6 +92,31 @@ def test_ranks_read_different_pairs_of_all_clips(stream, world_size: int):
     assert len({clip for batches in per_rank for batch in batches for clip in batch.source.clip_ids}) == 18
 
 
+@pytest.mark.parametrize("shuffle_buffer", [1, 16])
+def test_pairs_of_two_persons_are_all_given_and_resume_exactly(coded_dataset, config, shuffle_buffer: int):
+    """Stills do not drive while there are videos. With hardly a buffer, drivers are read by offset."""
+    options = config(reader="webdataset", shuffle_buffer=shuffle_buffer, stream_pairs_per_clip=4.0)
+
+    def load(num: int, position: int = 0) -> list:
+        loader = make_loader(
+            str(coded_dataset), config=options, batch_size=4, seed=5, position=position, cross_identity=True
+        )
+        return list(itertools.islice(loader, num))
+
+    straight = load(54)  # three passes of 72 pairs
+    counts = Counter(clip for batch in straight for clip in batch.source.clip_ids)
+    assert set(counts.values()) == {12}
+    stills = {f"c{number:02d}_0" for number in range(2, 18, 3)}
+    assert not stills & {clip for batch in straight for clip in batch.driving.clip_ids}
+    for batch in straight:
+        assert all(a != b for a, b in zip(batch.source.identities, batch.driving.identities, strict=True))
+    for num_before in (5, 17, 18, 41):
+        (resumed,) = load(1, position=4 * num_before)
+        assert names(resumed) == names(straight[num_before])
+        assert resumed.driving.clip_ids == straight[num_before].driving.clip_ids
+        np.testing.assert_array_equal(resumed.driving.images, straight[num_before].driving.images)
+
+
 def test_cross_identity_takes_the_driver_from_the_buffer(coded_dataset, config, assert_pictures_match):
     loader = make_loader(
         str(coded_dataset), config=config(reader="webdataset"), batch_size=6, seed=5, cross_identity=True

@@ -133,8 +133,11 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.auto
     return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
 
 
-def apply_compute_options(model: BaseModel, options: ComputeOptions) -> None:
-    """Compilation and recomputation, in place; keys of the state dict stay as they are."""
+def apply_compute_options(model: BaseModel | LivePortrait, options: ComputeOptions) -> None:
+    """Compilation and recomputation, in place; keys of the state dict stay as they are.
+
+    The memory format comes before, by `use_channels_last`: copies of the model take it over, but must stay plain.
+    """
     if options.compile:
         compile_blocks(model)
     recompute_blocks(model.generator, options.recompute)

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.keypoints import Motion
 from model.networks import LivePortrait
 from model.networks.retargeting import make_retarget_eye, make_retarget_lip, make_stitching
+from training.base_model import apply_compute_options, use_channels_last
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.ema import Ema
@@ -30,6 +31,9 @@ class FrozenBase:
 
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process) -> None:
         self.portrait = portrait.to(process.device).eval().requires_grad_(False)
+        if recipe.compute.channels_last:
+            use_channels_last(self.portrait)
+        apply_compute_options(self.portrait, recipe.compute)
         self._device, self._reduced = process.device, recipe.compute.precision == "bfloat16"
 
     def _autocast(self) -> AbstractContextManager:

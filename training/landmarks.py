@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from manifests.recipes import require_no_negative
 from model.keypoints import open_ratios_68
+from training.base_model import use_channels_last
 from training.data import PreparedBatch
 from training.distributed import Process
 from training.ema import Ema
@@ -61,7 +62,11 @@ class LandmarkStage(Stage):
     def __init__(self, recipe: LandmarksRecipe, process: Process) -> None:
         torch.manual_seed(recipe.seed)
         network = LandmarkNetwork(recipe.landmarks).to(process.device)
+        recipe.compute.refuse("compile", "recompute", stage=self.name)
+        if recipe.compute.channels_last:
+            use_channels_last(network)
         self.options, self.process = recipe.options, process
+        self._reduced = recipe.compute.precision == "bfloat16"
         self.modules = {"landmarks": network}
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self.max_gradient_norm = recipe.optimizer.max_gradient_norm
@@ -75,20 +80,25 @@ class LandmarkStage(Stage):
         drawn = self.process.draw(len(batch), 2, 5, generator=generator).transpose(0, 1).flatten(0, 1)
         blur_size = torch.rand((), generator=generator, device=generator.device).item()
         images, labels = vary(images, labels, self.options, drawn, blur_size)
-        terms = {name: values.nan_to_num().mean() for name, values in errors(self._replica(images), labels).items()}
+        terms = {name: v.nan_to_num().mean() for name, v in errors(self._find(self._replica, images), labels).items()}
         total = self.options.position * terms["position"] + self.options.openness * (terms["eyes"] + terms["lip"])
         total.backward()
         norm = take_step(self.optimizers["networks"], self.max_gradient_norm)
         return {"loss": total, **terms, "gradient_norm": norm}
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        return errors(self._averaged()(batch.driving.target), batch.driving.landmarks)
+        return errors(self._find(self._averaged, batch.driving.target), batch.driving.landmarks)
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        found = self._averaged()(batch.driving.target)
         frames = batch.driving
+        found = self._find(self._averaged, frames.target)
         return {"labels": dotted(frames.target, frames.landmarks), "found": dotted(frames.target, found)}
 
+    def _find(self, network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self._reduced):
+            return network(images)
+
+    @property
     def _averaged(self) -> LandmarkNetwork:
         return (self.ema.modules if self.ema else self.modules)["landmarks"]
 

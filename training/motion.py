@@ -45,6 +45,7 @@ class MotionStage(Stage):
         network.requires_grad_(True)
         self.conventions = Conventions().to(process.device)
         self.modules = {"motion": network, "conventions": self.conventions}
+        recipe.compute.refuse("recompute", stage=self.name)
         if recipe.compute.channels_last:
             use_channels_last(network)
         if recipe.optimizer.ema_half_life_images:

@@ -85,6 +85,12 @@ class ComputeOptions:
     tf32: bool = True
     """Tensor cores for float32 convolutions on CUDA, with 10 bits of mantissa; products of matrices keep all 23."""
 
+    def refuse(self, *names: str, stage: str) -> None:
+        """ValueError where an option is asked for that the stage does not take."""
+        for name in names:
+            if value := getattr(self, name):
+                raise ValueError(f"compute.{name} is {value}, which the stage {stage} does not take: leave it out")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportOptions:

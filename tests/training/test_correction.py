@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -11,12 +12,13 @@ import torch
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from model.networks.retargeting import CONDITION_GAIN, make_retarget_eye, make_retarget_lip
+from training.base_model import COMPILED_BLOCKS
 from training.correction import masked_mean, mean_over_known
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.loop import Progress
 from training.networks.landmarks import LandmarkNetwork
-from training.recipe import OptimizerOptions
+from training.recipe import ComputeOptions, OptimizerOptions
 from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage, vary_places
 from training.stitching import StitchingLosses, StitchingRecipe, StitchingStage
 
@@ -55,12 +57,13 @@ def portrait() -> LivePortrait:
     return portrait
 
 
-def make_stage(name: str, portrait: LivePortrait, *, keep_network: bool = False):
+def make_stage(name: str, portrait: LivePortrait, *, keep_network: bool = False, **options):
     if name == "stitching":
         losses = StitchingLosses(shoulder=10.0, offset=0.01)
-        recipe = StitchingRecipe(model=TINY, optimizer=OPTIMIZER, losses=losses)
+        recipe = StitchingRecipe(model=TINY, optimizer=OPTIMIZER, losses=losses, **options)
         return StitchingStage(portrait, recipe, Process(), keep_network=keep_network)
-    recipe = RetargetingRecipe(model=TINY, optimizer=OPTIMIZER, losses=RetargetingLosses(offset=0.01))
+    recipe = RetargetingRecipe(model=TINY, optimizer=OPTIMIZER, losses=RetargetingLosses(offset=0.01), **options)
+    torch.manual_seed(0)
     landmarks = LandmarkNetwork()
     return RetargetingStage(portrait, recipe, Process(), part=name, landmarks=landmarks, keep_network=keep_network)
 
@@ -136,6 +139,22 @@ def test_stitching_quietens_the_shoulders(portrait, batch) -> None:
     figures = stage.validate(batch)
     assert (figures["shoulder"] < 0.5 * figures["shoulder_unstitched"]).all()
     assert figures["shoulder_unstitched"].min() > 0
+
+
+def test_the_frozen_base_computes_as_asked(portrait, batch) -> None:
+    """Options of compute reach it; its memory format and what it computes again change rounding only."""
+    plain = make_stage("lip", copy.deepcopy(portrait))
+    compute = ComputeOptions(channels_last=True, recompute=("up_1",))
+    other = make_stage("lip", portrait, compute=compute)
+    assert portrait.generator.fc.weight.is_contiguous(memory_format=torch.channels_last)
+    assert "forward" in vars(portrait.generator.up_1)
+    for name, value in plain.losses(batch, torch.Generator().manual_seed(0))[1].items():
+        got = other.losses(batch, torch.Generator().manual_seed(0))[1][name]
+        torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-5)
+    compiled = make_stage("stitching", portrait, compute=ComputeOptions(compile=True)).base.portrait
+    assert all("forward" in vars(m) for m in compiled.modules() if isinstance(m, COMPILED_BLOCKS))
+    with pytest.raises(ValueError, match="G has no block 'up_7'"):
+        make_stage("stitching", portrait, compute=ComputeOptions(recompute=("up_7",)))
 
 
 def of_rank(batch: PreparedBatch, rank: int) -> PreparedBatch:

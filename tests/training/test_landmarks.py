@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -11,7 +13,7 @@ from training.distributed import Process
 from training.landmarks import LandmarkOptions, LandmarksRecipe, LandmarkStage, dotted, errors, vary
 from training.loop import Progress
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork, centres_of_mass
-from training.recipe import OptimizerOptions
+from training.recipe import ComputeOptions, OptimizerOptions
 
 
 def test_centre_of_mass_of_a_peak_is_its_pixel() -> None:
@@ -92,6 +94,35 @@ def test_dots_land_on_their_pixels() -> None:
     points[0, 0] = torch.tensor([-1 + 2 * 2.5 / 8, -1 + 2 * 4.5 / 8])
     drawn = dotted(torch.zeros(1, 3, 8, 8), points)
     assert drawn.nonzero().tolist() == [[0, 1, 4, 2]]
+
+
+def test_it_computes_as_asked() -> None:
+    """In channels-last and bfloat16; what it does not take is refused."""
+    landmarks = LandmarkConfig(image_size=64, channels=(8,), heatmap_size=32)
+
+    def make(**options: Any) -> LandmarkStage:
+        return LandmarkStage(LandmarksRecipe(landmarks=landmarks, compute=ComputeOptions(**options)), Process())
+
+    stage, formats, kinds = make(channels_last=True, precision="bfloat16"), [], []
+    for network in (stage.modules["landmarks"], stage.ema.modules["landmarks"]):
+        formats.append(network.down[0][0][0].weight.is_contiguous(memory_format=torch.channels_last))
+        network.head.register_forward_hook(lambda _, inputs, output: kinds.append(output.dtype))
+    assert formats == [True, True]
+    frames = PreparedFrames(
+        image=torch.rand(2, 3, 64, 64),
+        target=torch.rand(2, 3, 64, 64),
+        landmarks=torch.zeros(2, 68, 2),
+        pose=torch.zeros(2, 3),
+        eyes=torch.zeros(2, 2),
+        lip=torch.zeros(2, 1),
+    )
+    batch = PreparedBatch(source=frames, driving=frames, is_still=torch.zeros(2, dtype=torch.bool))
+    with torch.no_grad():
+        assert stage.validate(batch)["position"].dtype == torch.float32
+    assert kinds == [torch.bfloat16]
+    for name, value in (("compile", True), ("recompute", ("up_1",))):
+        with pytest.raises(ValueError, match=f"compute.{name} is .* which the stage landmarks does not take"):
+            make(**{name: value})
 
 
 def test_it_learns(make_face68) -> None:

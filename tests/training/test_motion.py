@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.config import ModelConfig
 from model.keypoints import Motion
 from training.__main__ import main
 from training.base_losses import Conventions
 from training.data import PreparedFrames
+from training.distributed import Process
 from training.export import checkpoint_folder, load_portrait, network_states
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
-from training.motion import errors
+from training.motion import MotionRecipe, MotionStage, errors
+from training.recipe import ComputeOptions
 
 QUICK = (
     *("--recipe", "tiny", "--batch-size", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
@@ -53,6 +57,15 @@ def test_errors_by_hand(frames: PreparedFrames) -> None:
     assert told["pose_error_deg"][1].isnan()
     assert told["mouth_error"].tolist() == [0, 0]
     assert told["eye_error"][0] > 0  # a corner of an eye has moved
+
+
+def test_its_average_is_laid_out_alike_and_what_it_does_not_take_is_refused() -> None:
+    recipe = MotionRecipe(model=ModelConfig.tiny(32), compute=ComputeOptions(channels_last=True))
+    stage = MotionStage(recipe, Process())
+    for module in (stage.modules["motion"], stage.ema.modules["motion"]):
+        assert module.detector.downsample_layers[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"compute.recompute is \('up_1',\), which the stage motion does not take"):
+        MotionStage(dataclasses.replace(recipe, compute=ComputeOptions(recompute=("up_1",))), Process())
 
 
 def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, capsys) -> None:

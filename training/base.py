@@ -229,7 +229,8 @@ class BaseStage(Stage):
             return
         on_picture = {name: term for name, term in terms.items() if name in PICTURE_TERMS}
         others = {name: term for name, term in terms.items() if name not in PICTURE_TERMS}
-        gradient, _ = self.balancer.gradient(on_picture, image)
+        # Where discriminators alone judge the picture, nothing does until they have warmed up.
+        gradient = self.balancer.gradient(on_picture, image)[0] if on_picture else torch.zeros_like(image)
         if others:
             torch.autograd.backward([image, weighted_sum(self.recipe.losses, others)], [gradient, None])
         else:

@@ -37,7 +37,6 @@ class Reporter:
         self._num_skipped = 0
         self._line_images = first_image
         self._line_time = self._start = time.perf_counter()
-        self._start_paused_s = 0.0
         self._board: Any = None
         if process.is_main:
             from torch.utils.tensorboard import SummaryWriter

@@ -105,7 +105,7 @@ class ReportOptions:
     num_pictures: int = 8
     """Rows of the grid."""
     num_validation: int = 256
-    """Pairs, over all ranks, that validation looks at."""
+    """Pairs, over all ranks, that count in validation."""
 
     def __post_init__(self) -> None:
         require_positive(self, "log_every_images", "num_pictures", "num_validation")

@@ -33,8 +33,11 @@ def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) ->
     if batches is None:
         return {}
     with torch.no_grad():
-        for batch in itertools.islice(batches, num_batches):
+        for number, batch in enumerate(itertools.islice(batches, num_batches)):
+            # Of the last batch, the pairs that are too many do not count.
+            wanted = recipe.reports.num_validation - number * recipe.batch_size - process.rank * batch_size
             for name, values in stage.validate(batch).items():
+                values = values[: max(0, wanted)]
                 known = values[values.isfinite()].double()
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = (total + known.sum().item(), count + len(known))

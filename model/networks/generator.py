@@ -36,10 +36,11 @@ class SpectralConv2d(nn.Module):
 
     @torch.no_grad()
     def power_iteration(self) -> None:
-        """One step towards the largest singular vectors, in place."""
+        """One step towards the largest singular vectors, in place; float32 even under autocast."""
         matrix = self.weight_orig.flatten(1)
-        self.weight_v.copy_(functional.normalize(matrix.T @ self.weight_u, dim=0, eps=SIGMA_EPS))
-        self.weight_u.copy_(functional.normalize(matrix @ self.weight_v, dim=0, eps=SIGMA_EPS))
+        with without_autocast(matrix.device):
+            self.weight_v.copy_(functional.normalize(matrix.T @ self.weight_u, dim=0, eps=SIGMA_EPS))
+            self.weight_u.copy_(functional.normalize(matrix @ self.weight_v, dim=0, eps=SIGMA_EPS))
 
     def normalized_weight(self) -> Tensor:
         """weight_orig / (u^T W v), float32 even under autocast."""

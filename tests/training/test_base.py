@@ -213,6 +213,18 @@ def test_balancer_gives_each_loss_its_share(recipe: BaseRecipe, batch: PreparedB
     assert torch.allclose(gradients[0], gradients[1], rtol=0, atol=1e-4 * largest)  # they are rounded differently
 
 
+def test_the_balancer_waits_for_discriminators_that_alone_judge(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    """During their warm-up M learns from its labels, and G stays."""
+    recipe = with_losses(recipe, balancer=True, pixel=0.0, discriminator_warmup_images=100)
+    stage = BaseStage(recipe, Process())
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    told = step(stage, batch, Progress(images=0, step=0, batch_size=2))
+    assert not {"pixel", "adversarial", "feature_matching"} & set(told)
+    after = stage.model.state_dict()
+    assert torch.equal(after["generator.fc.weight"], before["generator.fc.weight"])
+    assert not torch.equal(after["motion.detector.fc_pitch.weight"], before["motion.detector.fc_pitch.weight"])
+
+
 def test_conventions_of_given_weights() -> None:
     """Weights that count pitch the other way: that sign changes, the others stay."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from model.inference import InferenceEngine
 from model.keypoints import Motion
 from model.networks import LivePortrait
 from model.networks.blocks import Conv3d
+from model.networks.generator import SpectralConv2d
 
 REFERENCE_NAMES = {
     "appearance": "appearance_feature_extractor",
@@ -211,3 +213,14 @@ def test_convolution_of_shallow_volumes_is_the_3d_one(depth: int, kernel_size: i
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
     gradients = torch.autograd.grad((found * weights).sum(), [x, conv.weight, conv.bias])
     torch.testing.assert_close(gradients, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_spectral_norm_is_found_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    plain = SpectralConv2d(16, 16, 3)
+    reduced = copy.deepcopy(plain)
+    plain.power_iteration()
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced.power_iteration()
+    assert torch.equal(plain.weight_u, reduced.weight_u)
+    assert torch.equal(plain.weight_v, reduced.weight_v)

@@ -1,0 +1,54 @@
+"""Validation counts the pairs that were asked for, on any number of ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+
+import training.validation
+from training.base import BaseRecipe
+from training.distributed import Process
+from training.recipe import ReportOptions
+from training.validation import validate
+
+RECIPE = BaseRecipe(batch_size=4, reports=ReportOptions(num_validation=7))
+
+
+class OneOf(Process):
+    """A rank without others to hear from."""
+
+    def sum(self, values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+        return dict(values)
+
+
+class Places:
+    """A stage whose figure is the place of each pair among those of all ranks; of place 1 it knows none."""
+
+    def validate(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"place": torch.where(batch == 1, torch.nan, batch.double())}
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "counted"),
+    [(0, 1, [0, 2, 3, 4, 5, 6]), (0, 2, [0, 4, 5]), (1, 2, [2, 3, 6]), (3, 4, [3])],
+)
+def test_as_many_pairs_as_asked_count(monkeypatch, rank: int, world_size: int, counted: list[int]) -> None:
+    share = RECIPE.batch_size // world_size
+
+    def batches(*_: object, **__: object) -> Iterator[torch.Tensor]:
+        starts = (RECIPE.batch_size * number + rank * share for number in itertools.count())
+        return (torch.arange(start, start + share) for start in starts)
+
+    monkeypatch.setattr(training.validation, "held_out_batches", batches)
+    process = OneOf(rank=rank, world_size=world_size)
+    assert validate(Places(), RECIPE, dataset="", process=process) == {"place": sum(counted) / len(counted)}
+
+
+def test_a_rank_may_have_none_of_the_last_pairs(monkeypatch) -> None:
+    recipe = dataclasses.replace(RECIPE, reports=ReportOptions(num_validation=2))
+    monkeypatch.setattr(training.validation, "held_out_batches", lambda *_, **__: iter([torch.tensor([2, 3])]))
+    assert validate(Places(), recipe, dataset="", process=OneOf(rank=1, world_size=2)) == {}

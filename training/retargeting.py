@@ -118,8 +118,8 @@ class RetargetingStage(CorrectionStage):
         near: where the landmark network is told that faces are; the frames' landmarks if not given.
         """
         is_eyes = self.part == "eyes"
-        current = frames.eyes if is_eyes else frames.lip
-        known = current.isfinite().all(dim=1) & frames.landmarks.isfinite().all(dim=(1, 2))
+        known = frames.landmarks.isfinite().all(dim=(1, 2))
+        current = open_ratios_68(frames.landmarks)[0 if is_eyes else 1]  # as in use, where no label is at hand
         x_s = self.base.motion(frames).keypoints()
         offset = (retarget_eye if is_eyes else retarget_lip)(networks, x_s, current.nan_to_num(), asked)
         volume = self.base.appearance(frames)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.keypoints import open_ratios_68
 from model.networks import LivePortrait
 from model.networks.retargeting import CONDITION_GAIN, make_retarget_eye, make_retarget_lip
 from training.base_model import COMPILED_BLOCKS
@@ -130,6 +131,17 @@ def test_a_network_starts_anew_or_goes_on(name: str, network: str, portrait) -> 
             assert torch.equal(value, wanted[key]), key
 
 
+@pytest.mark.parametrize(("name", "network"), [("eyes", "retarget_eye"), ("lip", "retarget_lip")])
+def test_openness_of_the_source_is_measured_as_in_use(name: str, network: str, portrait, batch) -> None:
+    stage = make_stage(name, portrait)
+    heard: list[torch.Tensor] = []
+    stage.modules[network].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    stage.losses(batch, torch.Generator().manual_seed(0))
+    measured = open_ratios_68(batch.source.landmarks)[0 if name == "eyes" else 1]
+    assert measured.min() > 0
+    assert torch.equal(heard[0][:, 63:-1], measured)
+
+
 def test_stitching_quietens_the_shoulders(portrait, batch) -> None:
     stage = make_stage("stitching", portrait)
     generator = torch.Generator().manual_seed(0)
@@ -187,9 +199,11 @@ def test_two_ranks_ask_what_one_would(name: str, portrait, batch) -> None:
 
 
 def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
-    batch.source.lip[1] = torch.nan
+    batch.source.landmarks[1] = torch.nan
     stage = make_stage("lip", portrait)
-    _, told = stage.losses(batch, torch.Generator().manual_seed(0))
+    total, told = stage.losses(batch, torch.Generator().manual_seed(0))
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in stage.modules["retarget_lip"].parameters())
     terms, known, _ = stage._retarget(
         batch.source, torch.rand(2, 1, generator=torch.Generator().manual_seed(0)) * 0.8, stage.training_networks
     )

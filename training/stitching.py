@@ -1,7 +1,7 @@
 """python -m training stitching: S learns to keep the source's shoulders where they are (LivePortrait, section 3.3).
 
-L_st = |(I_st - I_recon) * (1 - M_st)| + w |delta_st|, with I_recon = G(W(f_s; x_s, x_s)) and driving key points of
-another person.
+L_st = |(I_st - I_recon) * (1 - M_st)| + w |x_st - x_d|, with I_recon = G(W(f_s; x_s, x_s)), driving key points x_d of
+another person, and x_st what S makes of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class StitchingLosses:
     shoulder: float = 10.0
     """Change of the shoulders: mean over their pixels."""
     offset: float = 1.0
-    """Size of the correction: mean over its 3K + 2 numbers. Without it, S would simply undo the motion."""
+    """Size of the correction: by how much key points move, offsets and common shift together, mean over 3K numbers. The
+    paper takes the L1 norm of the network's 3K + 2 numbers, in which a common shift costs almost nothing. Without this
+    term, S would simply undo the motion."""
 
     def __post_init__(self) -> None:
         require_no_negative(self)

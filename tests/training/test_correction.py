@@ -198,6 +198,17 @@ def test_two_ranks_ask_what_one_would(name: str, portrait, batch) -> None:
         torch.testing.assert_close(all_figures, figures[term], rtol=1e-3, atol=1e-5)
 
 
+def test_the_offset_of_stitching_is_how_far_key_points_move(portrait, batch) -> None:
+    """A shift of all that the offsets undo is no correction; one that they do not undo counts for every key point."""
+    stage = make_stage("stitching", portrait)
+    bias = stage.modules["stitching"].mlp[-1].bias
+    with torch.no_grad():
+        bias[63] = 0.3
+        assert stage.losses(batch, torch.Generator())[1]["offset"].item() == pytest.approx(0.1, rel=1e-4)
+        bias[0:63:3] = -0.3
+        assert stage.losses(batch, torch.Generator())[1]["offset"].item() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
     batch.source.landmarks[1] = torch.nan
     stage = make_stage("lip", portrait)

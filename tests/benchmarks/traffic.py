@@ -139,8 +139,6 @@ def fake_batch(num: int, side: int) -> PreparedBatch:
             target=torch.empty(num, 3, 2 * side, 2 * side),
             landmarks=torch.empty(num, 68, 2),
             pose=torch.empty(num, 3),
-            eyes=torch.empty(num, 2),
-            lip=torch.empty(num, 1),
         )
 
     return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(num, dtype=torch.bool))

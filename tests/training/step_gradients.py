@@ -33,8 +33,6 @@ def make_batch(num: int, size: int) -> PreparedBatch:
             target=target,
             landmarks=torch.rand(num, 68, 2, generator=generator) - 0.5,
             pose=20 * torch.randn(num, 3, generator=generator),
-            eyes=torch.rand(num, 2, generator=generator),
-            lip=torch.rand(num, 1, generator=generator),
         )
 
     return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(num, dtype=torch.bool))

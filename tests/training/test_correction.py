@@ -40,8 +40,6 @@ def batch(make_face68) -> PreparedBatch:
             target=target,
             landmarks=face.expand(2, 68, 2).clone(),
             pose=torch.zeros(2, 3),
-            eyes=torch.full((2, 2), 0.3),
-            lip=torch.full((2, 1), 0.1),
         )
 
     return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(2, dtype=torch.bool))

@@ -65,8 +65,6 @@ def test_two_ranks_vary_as_one_would(make_face68) -> None:
                 target=pictures[side, rows],
                 landmarks=points[side, rows],
                 pose=torch.zeros(4, 3)[rows],
-                eyes=torch.zeros(4, 2)[rows],
-                lip=torch.zeros(4, 1)[rows],
             )
             for side in range(2)
         )
@@ -113,8 +111,6 @@ def test_it_computes_as_asked() -> None:
         target=torch.rand(2, 3, 64, 64),
         landmarks=torch.zeros(2, 68, 2),
         pose=torch.zeros(2, 3),
-        eyes=torch.zeros(2, 2),
-        lip=torch.zeros(2, 1),
     )
     batch = PreparedBatch(source=frames, driving=frames, is_still=torch.zeros(2, dtype=torch.bool))
     with torch.no_grad():
@@ -140,10 +136,7 @@ def test_it_learns(make_face68) -> None:
         landmarks = face + places
         target = dotted(torch.zeros(4, 3, 64, 64), landmarks)
         target = functional.avg_pool2d(target, 3, stride=1, padding=1).clamp(max=1)
-        unused = torch.zeros(4, 3)
-        return PreparedFrames(
-            image=target, target=target, landmarks=landmarks, pose=unused, eyes=unused[:, :2], lip=unused[:, :1]
-        )
+        return PreparedFrames(image=target, target=target, landmarks=landmarks, pose=torch.zeros(4, 3))
 
     def batch() -> PreparedBatch:
         return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(4, dtype=torch.bool))

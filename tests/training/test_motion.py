@@ -37,8 +37,6 @@ def frames(make_face68) -> PreparedFrames:
         target=torch.zeros(2, 3, 64, 64),
         landmarks=landmarks,
         pose=torch.tensor([[1.0, 2.0, 3.0], [torch.nan, 0.0, 0.0]]),
-        eyes=torch.zeros(2, 2),
-        lip=torch.zeros(2, 1),
     )
 
 

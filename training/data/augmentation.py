@@ -106,8 +106,6 @@ def _prepare_frames(frames: Frames, image_size: int) -> PreparedFrames:
         target=target,
         landmarks=(frames.landmarks + 0.5) * (2 / side) - 1,
         pose=frames.pose.clone(),
-        eyes=frames.eyes.clone(),
-        lip=frames.lip.clone(),
     )
 
 
@@ -122,7 +120,7 @@ def _resize(images: Tensor, side: int) -> Tensor:
 
 
 def _flip(frames: PreparedFrames, is_flipped: Tensor) -> None:
-    """Mirror the rows where `is_flipped` (bool [B] on the CPU): yaw and roll change their sign, eyes their place."""
+    """Mirror the rows where `is_flipped` (bool [B] on the CPU): yaw and roll change their sign."""
     flip = is_flipped.to(frames.target.device, non_blocking=True)
     frames.target = torch.where(flip[:, None, None, None], frames.target.flip(-1), frames.target)
     x, y = frames.landmarks[:, FLIPPED_POINTS.to(flip.device, non_blocking=True)].unbind(-1)
@@ -130,7 +128,6 @@ def _flip(frames: PreparedFrames, is_flipped: Tensor) -> None:
     frames.landmarks = torch.where(flip[:, None, None], mirrored, frames.landmarks)
     turned = torch.cat([frames.pose[:, :1], -frames.pose[:, 1:]], 1)
     frames.pose = torch.where(flip[:, None], turned, frames.pose)
-    frames.eyes = torch.where(flip[:, None], frames.eyes.flip(-1), frames.eyes)
 
 
 def _move(

@@ -1,7 +1,7 @@
 """What the loader hands over, pairs of frames as uint8 with their labels, and what the networks see of them.
 
 Shapes: B pairs, S side of a model's input in pixels. Poses are (pitch, yaw, roll) in degrees as the manifests define
-them; unknown angles and openness are NaN, which losses mask.
+them; unknown angles are NaN, which losses mask.
 """
 
 from __future__ import annotations
@@ -47,10 +47,6 @@ class Frames(_Movable):
     """float32 [B, 68, 2]: iBUG points x, y in crop pixels, integers at pixel centres."""
     pose: Tensor
     """float32 [B, 3]: pitch, yaw, roll in degrees."""
-    eyes: Tensor
-    """float32 [B, 2]: openness of the subject's right and left eye."""
-    lip: Tensor
-    """float32 [B, 1]: openness of the lips."""
     clip_ids: list[str]
     frames: list[int]
     """Index of each frame in its clip."""
@@ -94,10 +90,6 @@ class PreparedFrames(_Movable):
     """[B, 68, 2] in [-1, 1], x right, y down; -1 and 1 are the outer edges of the picture (align_corners=False)."""
     pose: Tensor
     """[B, 3]: pitch, yaw, roll in degrees."""
-    eyes: Tensor
-    """[B, 2]."""
-    lip: Tensor
-    """[B, 1]."""
 
 
 @dataclass(kw_only=True, slots=True)

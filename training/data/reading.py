@@ -122,7 +122,7 @@ class FrameBuffer:
         side = side_px >> halvings
         self.images = torch.empty((batch_size, side, side, 3), dtype=torch.uint8) if images is None else images
         self._pixels = self.images.numpy()
-        self._labels = np.full((batch_size, 136 + 3 + 2 + 1), np.nan, np.float32)
+        self._labels = np.full((batch_size, 136 + 3), np.nan, np.float32)
         self._names = [("", 0, "")] * batch_size
 
     def fill(self, row: int, raw: RawFrame) -> None:
@@ -156,8 +156,6 @@ class FrameBuffer:
             images=self.images.permute(0, 3, 1, 2),
             landmarks=labels[:, :136].reshape(-1, 68, 2),
             pose=labels[:, 136:139].contiguous(),
-            eyes=labels[:, 139:141].contiguous(),
-            lip=labels[:, 141:142].contiguous(),
             clip_ids=list(clip_ids),
             frames=list(frames),
             identities=list(identities),
@@ -165,7 +163,7 @@ class FrameBuffer:
 
 
 def read_label(raw: RawFrame) -> np.ndarray:
-    """float32 [142]: 68 points x, y, then pitch, yaw, roll, right eye, left eye, lip. Raises DamagedSampleError."""
+    """float32 [139]: 68 points x, y, then pitch, yaw, roll. Raises DamagedSampleError."""
     try:
         label: dict[str, Any] = orjson.loads(raw.label)
         found = label["clip_id"], label["frame"]
@@ -173,11 +171,10 @@ def read_label(raw: RawFrame) -> np.ndarray:
         if len(points) != 68:
             raise ValueError(f"{len(points)} landmarks, expected 68")
         rest = [label["pitch_deg"], label["yaw_deg"], label["roll_deg"]]
-        rest += [label["eye_openness_right"], label["eye_openness_left"], label["lip_openness"]]
         flat = itertools.chain.from_iterable(points)
         values = np.array([*flat, *rest], np.float32)
-        if values.shape != (142,):
-            raise ValueError(f"{len(values) - 6} coordinates, expected 136")
+        if values.shape != (139,):
+            raise ValueError(f"{len(values) - 3} coordinates, expected 136")
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedSampleError(f"{raw.name}: the label cannot be read: {type(error).__name__}: {error}") from error
     if found != (raw.clip_id, raw.frame):

@@ -46,8 +46,6 @@ def batch() -> Batch:
             images=torch.stack([gaussian_dots(three, SIDE_PX) for three in points]),
             landmarks=landmarks,
             pose=torch.randn(num, 3, generator=generator) * 10,
-            eyes=torch.rand(num, 2, generator=generator),
-            lip=torch.rand(num, 1, generator=generator),
             clip_ids=["a"] * num,
             frames=[0] * num,
             identities=["p"] * num,
@@ -99,15 +97,13 @@ def test_nothing_asked_changes_nothing(batch: Batch):
     torch.testing.assert_close(varied.driving.landmarks, plain.driving.landmarks)
 
 
-def test_a_flip_mirrors_pixels_points_angles_and_eyes(batch: Batch):
+def test_a_flip_mirrors_pixels_points_and_angles(batch: Batch):
     plain = prepare(batch, image_size=64)
     flipped = augment(batch, config=dataclasses.replace(NOTHING, flip=1.0), image_size=64, seed=3)
     torch.testing.assert_close(flipped.source.target, plain.source.target.flip(-1), rtol=0, atol=1e-5)
     assert_dots_are_at_landmarks(flipped, [MIRRORED, MIRRORED])
     for one, other in ((flipped.source, plain.source), (flipped.driving, plain.driving)):
         assert torch.equal(one.pose, other.pose * torch.tensor([1.0, -1.0, -1.0]))
-        assert torch.equal(one.eyes, other.eyes[:, [1, 0]])
-        assert torch.equal(one.lip, other.lip)
 
 
 def test_mirrored_point_numbers_are_an_involution_that_keeps_the_middle():

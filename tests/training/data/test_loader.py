@@ -27,7 +27,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
     for side in ("source", "driving"):
         a, b = getattr(one, side), getattr(other, side)
         assert (a.clip_ids, a.frames, a.identities) == (b.clip_ids, b.frames, b.identities)
-        for name in ("images", "landmarks", "pose", "eyes", "lip"):
+        for name in ("images", "landmarks", "pose"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     assert one.is_still.tolist() == other.is_still.tolist()
     assert one.indices.tolist() == other.indices.tolist()

@@ -28,7 +28,7 @@ from manifests.views import connect
 from model.faces import load_analyser, same_person_similarity
 from model.stills import read_still
 
-_OF_SOURCES = ("source_id", "content_sha256", "uris", "licence", "attribution", "consent", "provenance")
+_OF_SOURCES = ("source_id", "content_sha256", "uris", "reason", "licence", "attribution", "consent", "provenance")
 _UNSTATED = 'licence, attribution and consent are NULL where no source list states them: --where "licence IS NULL"'
 _PLACE = ("start_s", "end_s", "crop_center_x_px", "crop_center_y_px", "crop_size_px")
 _OF_CLIPS = (

@@ -135,7 +135,8 @@ def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Con
     kept = [clip for clip in found.clips if clip.get("decision") == "keep"]
     table = Table(title="To be removed", title_justify="left", show_header=False, box=None, pad_edge=False)
     for source in found.sources:
-        table.add_row("source", f"{', '.join(source['uris'])} (licence {source['licence'] or 'not stated'})")
+        was = ", of what was there before" * (source["reason"] == "replaced")
+        table.add_row("source", f"{', '.join(source['uris'])} (licence {source['licence'] or 'not stated'}{was})")
     hours = sum(clip.get("duration_s") or 0.0 for clip in kept) / 3600
     frames = sum(clip.get("num_frames") or 0 for clip in found.clips)
     table.add_row("clips", f"{len(kept)} kept, {_hours(hours)}; {len(found.clips) - len(kept)} others; {frames} frames")

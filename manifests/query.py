@@ -85,27 +85,32 @@ def ask(db: duckdb.DuckDBPyConnection, name: str, **parameters: object) -> duckd
     return db.sql(query.text, params=query.bind(parameters))
 
 
+_PRESENT_FIRST = "ORDER BY coalesce(reason, '') = 'replaced', source_id"
+
+
 def find_sources(db: duckdb.DuckDBPyConnection, name: str) -> list[str]:
     """source_ids of the sources that are called so: by source_id, content, place, or the name of the file.
 
+    Of a place where a file was replaced there are several; what is there now comes first.
+
     Raises:
-        ValueError: several files have that name.
+        ValueError: files in several places have that name.
     """
     place = str(Path(name).expanduser().absolute())
     matches = db.execute(
         "SELECT source_id, uris[1] FROM sources WHERE $name IN (source_id, content_sha256)"
-        " OR list_has_any(uris, [$name, $place, $shortened])",
+        f" OR list_has_any(uris, [$name, $place, $shortened]) {_PRESENT_FIRST}",
         {"name": name, "place": place, "shortened": full_path(os.path.expanduser(name))},
     ).fetchall()
     if not matches and "/" not in name:
         matches = db.execute(
             "SELECT source_id, uris[1] FROM sources"
-            " WHERE list_contains(list_transform(uris, lambda uri: split_part(uri, '/', -1)), ?)",
+            f" WHERE list_contains(list_transform(uris, lambda uri: split_part(uri, '/', -1)), ?) {_PRESENT_FIRST}",
             [name],
         ).fetchall()
-        if len(matches) > 1:
-            places = ", ".join(uri for _, uri in matches)
-            raise ValueError(f"{name} names {len(matches)} sources: {places}; give one URI or source_id")
+        places = {uri: None for _, uri in matches}
+        if len(places) > 1:
+            raise ValueError(f"{name} names {len(places)} sources: {', '.join(places)}; give one URI or source_id")
     return [source_id for source_id, _ in matches]
 
 

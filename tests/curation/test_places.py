@@ -19,7 +19,9 @@ from curation.index import IndexStage, list_inputs
 from curation.places import SourceGone, find_source, merge_sources, of_unit
 from curation.recipe import CropOptions, IndexOptions, Recipe, ScanOptions, SelectOptions, recipe_toml
 from curation.units import Ledger, commit_unit
+from manifests.query import find_sources
 from manifests.store import Dataset, read_table, write_bytes_atomically
+from manifests.views import connect
 
 LAX = SelectOptions(
     **dict.fromkeys(("min_motion", "min_sharpness", "max_upscale", "min_face_px", "min_face_p05_px")), val_share=0.0,
@@ -184,6 +186,25 @@ def test_forgotten_content_does_not_come_back_under_another_name(world: World) -
     world.run(other.parent, recipe=BY_CROP)
     assert bright not in world.exposures()
     assert max(world.exposures().values()) < 20
+
+
+def test_name_of_a_file_that_was_replaced(world: World, capsys: pytest.CaptureFixture) -> None:
+    """It finds what is there now first; to forget it is to forget what was there, too."""
+    for first in (60, 90, 120):
+        path = picture(world.root / f"in{first}" / f"{first}.png", first)
+        world.dataset = world.root / f"dataset{first}"
+        world.run(path.parent)
+        picture(path, 200)
+        world.run(path.parent)
+        for name in (str(path), path.name):
+            found = find_sources(connect(world.dataset), name)
+            assert (len(found), found[0]) == (2, world.source(path)["source_id"])
+    capsys.readouterr()
+    forgetting.forget(Dataset(world.dataset), forgetting.Request(sources=(path.name,)))
+    said = capsys.readouterr().out
+    assert f"{path} (licence not stated)" in said
+    assert f"{path} (licence not stated, of what was there before)" in said
+    assert not world.rows("sources")
 
 
 def test_corrections_of_a_list(world: World) -> None:

@@ -62,7 +62,8 @@ class Stage:
         """Forward, backward and `take_step` of every optimiser. Returns scalars to tell: losses, gradient norms.
 
         generator: on the device, seeded for this step alike on all ranks; the only source of random numbers. What is
-        drawn for the pairs of all ranks, of which this one takes its rows, does not depend on the number of ranks.
+        drawn for the pairs of all ranks, of which this one takes its rows (`Process.draw`), does not depend on the
+        number of ranks.
         """
         raise NotImplementedError
 

@@ -234,7 +234,6 @@ class IndexStage:
             return result
         place = {name: unit[name] for name in ("uri", "size_bytes", "changed", "columns")} | {"unit": unit["name"]}
         row |= {"source_id": digest[:16], "content_sha256": digest, "uris": [unit["uri"]], "places": [place]}
-        result.rows["sources"] = [row]
         return result
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import earlier, index, pack, places, tombstones
+from curation import decisions, index, pack, places, tombstones
 from curation.address import require_cluster
 from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
@@ -207,7 +207,7 @@ class _Job:
         """
         ledger = self.ledger(stage)
         tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
-        keep = functools.partial(earlier.keep_decisions, self.dataset) if "clips" in tables else None
+        keep = functools.partial(decisions.keep_decisions, self.dataset) if "clips" in tables else None
         if ledger.forget_other_recipes(tables, keep):
             print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
         ledger.reopen(ledger.failed_units(self._retried))

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import earlier, pack, tombstones
+from curation import decisions, pack, tombstones
 from curation.places import merge_sources
 from curation.recipe import Recipe, recipe_of
 from curation.runs import run_file
@@ -175,7 +175,7 @@ def _remove_staged(dataset: Dataset, removal: Removal) -> None:
             remove_file(path)
     for folder in (folder for stage in stages for folder in list_folders(stage)):
         remove_empty_folder(folder)
-    earlier.drop_decisions(dataset, removal.clips, sorted(whole))
+    decisions.drop_decisions(dataset, removal.clips, sorted(whole))
 
 
 def _rewrite_tables(dataset: Dataset, removal: Removal, folder: Place) -> None:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.balance import BALANCE_COLUMNS, sampling_weights
+from curation.decisions import COLUMNS, kept_decisions
 from curation.duplicates import Copy, Quality, choose_best, find_copies
-from curation.earlier import COLUMNS, kept_decisions
 from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql

@@ -14,7 +14,7 @@ from PIL import Image
 
 from curation import forget as forgetting
 from curation import pipeline, scan
-from curation.earlier import kept_decisions
+from curation.decisions import kept_decisions
 from curation.index import IndexStage, list_inputs
 from curation.places import SourceGone, find_source, merge_sources, of_unit
 from curation.recipe import CropOptions, IndexOptions, Recipe, ScanOptions, SelectOptions, recipe_toml

@@ -120,11 +120,10 @@ def wing_guidance_loss(
     keypoints: float [B, K, 3]. landmarks: float [B, 68, 2] in [-1, 1]; points with a NaN add zero.
 
     slots: which key point each of GUIDANCE_LANDMARKS is tied to; on a GPU as int64 tensor there, because numbers wait
-    for it. For training from scratch RELEASED_SLOTS is the
-    sensible choice and the default: it costs nothing, and `region="eyes"`, the face edits and third-party tools, all
-    of which name key points by the released order, keep their meaning. FIRST_SLOTS gives that up. When fine-tuning
-    released weights, use `match_slots` on their own key points, so that the loss does not pull them into another
-    order.
+    for it. For training from scratch RELEASED_SLOTS is the sensible choice and the default: it costs nothing, and
+    `region="eyes"`, the face edits and third-party tools, all of which name key points by the released order, keep
+    their meaning. FIRST_SLOTS gives that up. When fine-tuning released weights, use `match_slots` on their own key
+    points, so that the loss does not pull them into another order.
     """
     wanted, points = guidance_points(landmarks).float(), guided_points(keypoints, slots).float()
     if points.shape != wanted.shape:

@@ -22,7 +22,7 @@ from curation.duplicates import Copy, Quality, choose_best, find_copies
 from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
-from curation.splits import Shares, group_clips, groups_of_splits, linked
+from curation.splits import Shares, by_use, group_clips, groups_of_splits, linked
 from manifests.schema import CLIP_DECISIONS, CLIP_PLACES, CLIPS
 from manifests.store import Dataset, iterate_tables, read_table, replace_table
 
@@ -68,14 +68,19 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
 def _earlier_decisions(clips: pa.Table, earlier: pa.Table, shares: Shares) -> dict[str, dict[str, str]]:
     """Identity and split group of each clip, as the last selection left them.
 
-    earlier: what was decided about clips that have been cropped again since.
+    earlier: what was decided about clips that have been cropped again since. A clip that is not among them, because
+    other options have cut its source elsewhere, belongs to the group of its source.
 
     Data sets from before split groups were written have splits; there a group is what the clips were linked by.
     """
     rows = clips.select(COLUMNS).to_pylist()
     decided = {row["clip_id"]: row for row in earlier.to_pylist()}
     rows = [row if row["identity_id"] or row["split_group"] else decided.get(row["clip_id"], row) for row in rows]
-    groups = {r["clip_id"]: r["split_group"] for r in rows if r["split_group"] is not None}
+    in_groups = [row for row in decided.values() if row["split_group"] is not None]
+    in_groups.sort(key=lambda row: (-by_use(shares.split_of(row["split_group"])), row["split_group"]))
+    of_source = {row["source_id"]: row["split_group"] for row in in_groups}
+    groups = {r["clip_id"]: r["split_group"] or of_source.get(r["source_id"]) for r in rows}
+    groups = {clip_id: group for clip_id, group in groups.items() if group is not None}
     if not groups:
         old = [r for r in rows if r["split"] is not None]
         keys = [_keys(r["source_id"], r["identity_id"]) for r in old]

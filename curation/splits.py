@@ -18,7 +18,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_BY_USE = ("train", "val", "test")
+
+def by_use(split: str) -> int:
+    """Place of a split: the smaller, the more likely a model has been fitted to it."""
+    return ("train", "val", "test").index(split)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ def group_clips(
     groups = {}
     for first, clips in _members(clip_ids, keys).items():
         counts = Counter(previous[clip] for clip in clips if clip in previous)
-        ranked = [(_BY_USE.index(shares.split_of(old)), -count, old) for old, count in counts.items()]
+        ranked = [(by_use(shares.split_of(old)), -count, old) for old, count in counts.items()]
         groups |= dict.fromkeys(clips, min(ranked)[2] if ranked else _name_group(first))
     return groups
 

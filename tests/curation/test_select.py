@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from curation.decisions import keep_decisions
 from curation.identities import name_identity
 from curation.recipe import Recipe, SelectOptions
 from curation.select import decide, rule_costs, select
@@ -89,6 +90,22 @@ def test_selecting_again_changes_nothing(dataset):
     first = read_table(dataset, "clips")
     select(dataset, Recipe(), 0.4)
     assert read_table(dataset, "clips") == first
+
+
+def test_splits_stay_when_sources_are_cut_elsewhere(tmp_path):
+    """Other options of scan give clips other ids; what was for testing must not be trained on."""
+    made, recipe = Dataset(tmp_path), Recipe(select=replace(SelectOptions(), val_share=0.3, test_share=0.3))
+
+    def splits(name: str) -> list[str]:
+        rows = [GOOD | {"clip_id": f"{name}{k:02}", "source_id": f"s{k:02}", "embedding": None} for k in range(30)]
+        replace_table(made, "clips", make_table("clips", rows))
+        select(made, recipe, 0.5)
+        return read_table(made, "clips", ["split"])["split"].to_pylist()
+
+    first = splits("a")
+    keep_decisions(made)
+    assert splits("b") == first
+    assert set(first) == {"train", "val", "test"}
 
 
 def test_no_clips_at_all(tmp_path):

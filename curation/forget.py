@@ -76,8 +76,8 @@ class Found:
     """Rows of `clips`, and candidates that are not cropped yet, with their source_id."""
     similarities: dict[str, float] = field(default_factory=dict)
     """Of clips to the photograph, or to the face of an identity that is kept."""
-    face: np.ndarray | None = None
-    """float32 [D]: to be refused from now on."""
+    faces: list[np.ndarray] = field(default_factory=list)
+    """float32 [D] each: to be refused from now on."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -93,7 +93,7 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
         if was_finished is not None:
             settle(dataset, recipe)
         found = find(dataset, recipe, request)
-        if not found.sources and not found.clips and found.face is None:
+        if not found.sources and not found.clips and not found.faces:
             for note in found.notes:
                 print(note)
             print("nothing more to forget" if was_finished else "nothing in the data set matches")
@@ -120,9 +120,9 @@ def plan_removal(dataset: Dataset, recipe: Recipe, request: Request, found: Foun
     )
     stones = [tombstones.source_tombstone(row) for row in found.sources]
     stones += [tombstones.clip_tombstone(clip, contents.get(clip["source_id"])) for clip in found.clips]
-    if found.face is not None:
-        similarity = _min_similarity(recipe, request)
-        stones.append(tombstones.face_tombstone(found.face, _analyser_name(dataset, recipe), similarity))
+    if found.faces:
+        similarity, analyser = _min_similarity(recipe, request), _analyser_name(dataset, recipe)
+        stones += [tombstones.face_tombstone(face, analyser, similarity) for face in found.faces]
     name = sha256("\n".join(sorted(row["tombstone_id"] for row in stones)).encode()).hexdigest()[:16]
     marks = {
         "request": name,
@@ -227,28 +227,34 @@ def _find_identities(db: duckdb.DuckDBPyConnection, recipe: Recipe, request: Req
     found = Found(clips=_rows(db, "clips", "identity_id", request.identities))
     _require_known("identity", request.identities, {clip["identity_id"] for clip in found.clips})
     if request.keep_face:
-        embeddings = db.execute(
-            "SELECT embedding FROM clips WHERE list_contains(?, identity_id) AND embedding IS NOT NULL",
-            [list(request.identities)],
-        ).fetchall()
-        if embeddings:
-            mean = np.mean(np.array([e for (e,) in embeddings], np.float32), axis=0)
-            found.face = mean / max(float(np.linalg.norm(mean)), 1e-9)
+        found.faces = [face for name in request.identities if (face := _mean_face(db, name)) is not None]
+        if found.faces:
             _add_refused(db, found, _min_similarity(recipe, request))
     return found
 
 
+def _mean_face(db: duckdb.DuckDBPyConnection, identity: str) -> np.ndarray | None:
+    """float32 [D], unit length: of all clips of an identity; None where no embedding is known."""
+    query = "SELECT embedding FROM clips WHERE identity_id = ? AND embedding IS NOT NULL"
+    embeddings = [row for (row,) in db.execute(query, [identity]).fetchall()]
+    if not embeddings:
+        return None
+    mean = np.mean(np.array(embeddings, np.float32), axis=0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-9)
+
+
 def _add_refused(db: duckdb.DuckDBPyConnection, found: Found, least: float) -> None:
-    """Add to the clips of an identity all others that its kept face refuses: the mean of its clips, made a unit long,
-    may be nearer to those than the clips are."""
-    similarities = _similarities(db, found.face)
+    """Add to the clips of identities all others that a kept face refuses: the mean of an identity's clips, made a unit
+    long, may be nearer to those than the clips are."""
+    of_faces = [_similarities(db, face) for face in found.faces]
+    similarities = {clip_id: max(one[clip_id] for one in of_faces) for clip_id in of_faces[0]}
     known = {clip["clip_id"] for clip in found.clips}
     more = [clip_id for clip_id, value in similarities.items() if value >= least and clip_id not in known]
     found.clips += _rows(db, "clips", "clip_id", more) + _rows(db, "uncropped", "clip_id", more)
     found.similarities = {clip["clip_id"]: similarities[clip["clip_id"]] for clip in found.clips}
     if more:
         found.notes.append(
-            f"{len(more)} clips besides the identity's go too: the kept face refuses from {least:.2f} on"
+            f"{len(more)} clips besides those of the identities go too: a kept face refuses from {least:.2f} on"
         )
 
 
@@ -295,7 +301,7 @@ def _find_face(db: duckdb.DuckDBPyConnection, recipe: Recipe, request: Request) 
     found = Found(
         clips=sorted(clips, key=lambda clip: (-mine[clip["clip_id"]], clip["clip_id"])),
         similarities=mine,
-        face=face if request.keep_face else None,
+        faces=[face] if request.keep_face else [],
     )
     nearest = max((value for value in similarities.values() if value < least), default=None)
     if nearest is not None:

@@ -154,8 +154,9 @@ def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Con
         table.add_row("", f"{len(removal.discarded)} {text}: {_few(removal.discarded)}")
     if dataset.report.exists():
         table.add_row("reports", f"{dataset.report}/ goes as a whole; `review` and `card` make it again")
-    if found.face is not None:
-        table.add_row("to be kept", "the embedding of this face, in the tombstones, to refuse new material of it")
+    if found.faces:
+        faces = "this face" if len(found.faces) == 1 else f"these {len(found.faces)} faces"
+        table.add_row("to be kept", f"the embedding of {faces}, in the tombstones, to refuse new material")
     console.print(table, highlight=False)
     _print_clips(found, console)
     for note in found.notes:

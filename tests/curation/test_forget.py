@@ -287,12 +287,23 @@ def test_all_clips_that_a_kept_face_refuses_go_with_its_identity(drawn, sources,
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert all(clips[name]["clip_id"] in shown for name in ("0.png", "1.png", "2.png"))
-    assert "1 clips besides the identity's go too" in shown
+    assert "1 clips besides those of the identities go too" in shown
     for _ in range(2):
         left = {row["clip_id"] for row in read_table(drawn, "clips").to_pylist()}
         assert left == {clips[name]["clip_id"] for name in ("3.png", "4.png")}
         assert list(verify(drawn)) == []
         pipeline.run(sources, drawn.root, recipe_of(drawn.root))
+
+
+def test_of_several_persons_each_face_is_kept(people):
+    wanted = sorted({people.clips(name)[0]["identity_id"] for name in ("i10", "i13")})
+    assert len(wanted) == 2
+    assert forget(people.dataset, Request(identities=tuple(wanted), keep_face=True))
+    kept = [row["embedding"] for row in people.rows("tombstones") if row["kind"] == "face"]
+    assert len(kept) == 2
+    assert abs(float(np.dot(*kept))) < 0.5, "two faces, not their mean twice"
+    assert not set(wanted) & {row["identity_id"] for row in people.rows("clips")}
+    assert list(verify(people.dataset)) == []
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(40, marks=pytest.mark.slow)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ import tyro
 from manifests.recipes import from_values
 from model.networks import LivePortrait
 from training.base_command import load_start, with_sizes_of
-from training.checkpoints import read_run, read_tensors
+from training.checkpoints import CheckpointFolder, read_run, read_tensors
 from training.distributed import Process
 from training.export import BASE_WEIGHTS, checkpoint_folder, is_run
 from training.landmarks import LandmarksRecipe, LandmarkStage
@@ -58,18 +59,24 @@ class _Correction(RunOptions):
 
         A run that has begun takes its own copy: --init may have been trained further since.
         """
-        own = self.output / BASE_WEIGHTS
-        portrait = load_start(own if own.is_dir() else self.init)
+        portrait = load_start(self.output / BASE_WEIGHTS if self._has_begun() else self.init)
         return portrait, with_sizes_of(self, portrait.config, f"--init {self.init}")
 
     def keep_base(self, portrait: LivePortrait, process: Process) -> None:
         """Copy the base model into the run, so that the run is complete by itself."""
-        if process.is_main and not self.dry_run and not (self.output / BASE_WEIGHTS).is_dir():
-            if is_run(self.output):
-                raise ValueError(f"--output {self.output} is a run of another stage: use another folder")
-            temporary = self.output / f".{BASE_WEIGHTS}"
+        if process.is_main and not self.dry_run and not self._has_begun():
+            own, temporary = self.output / BASE_WEIGHTS, self.output / f".{BASE_WEIGHTS}"
             portrait.save(temporary)
-            temporary.rename(self.output / BASE_WEIGHTS)
+            if own.exists():  # of a start that came to nothing, maybe with another --init
+                shutil.rmtree(own)
+            temporary.rename(own)
+
+    def _has_begun(self) -> bool:
+        """Whether there is something to go on from. ValueError where it is of another stage."""
+        begun = CheckpointFolder(self.output, keep_last=1, writes=False).newest_name() is not None
+        if begun and not (self.output / BASE_WEIGHTS).is_dir():
+            raise ValueError(f"--output {self.output} is a run of another stage: use another folder")
+        return begun
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,11 +73,17 @@ def test_stitching_needs_two_persons(base: Path, dataset: Path, tmp_path: Path, 
     assert "two persons" in error
 
 
-def test_stitching_on_real_people(base: Path, media_dataset: Path, tmp_path: Path) -> None:
-    arguments = ["stitching", *QUICK, "--num-images", "4", "--data", str(media_dataset), "--init", str(base)]
-    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
-    trained = load_portrait(tmp_path / "run")
+def test_stitching_on_real_people(base: Path, dataset: Path, media_dataset: Path, tmp_path: Path) -> None:
+    """Also after a start that came to nothing: its base model is not the one of this run."""
+    other = tmp_path / "other"
+    LivePortrait.untrained(1, ModelConfig.tiny()).save(other)
+    command = ["stitching", *QUICK, "--num-images", "4", "--output", str(tmp_path / "run")]
+    assert main([*command, "--data", str(dataset), "--init", str(other)]) == 2
+    assert main([*command, "--data", str(media_dataset), "--init", str(base)]) == 0
+    trained, start = load_portrait(tmp_path / "run"), LivePortrait.from_pretrained(base)
     assert trained.stitching.mlp[-1].weight.any()
+    expected = start.appearance.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in trained.appearance.state_dict().items())
 
 
 @pytest.mark.parametrize(

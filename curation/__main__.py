@@ -91,11 +91,12 @@ class Select:
         from curation.pipeline import require_reselectable, reselect
         from curation.select import rule_costs
         from curation.summary import print_costs, print_summary
+        from model.faces import same_person_similarity
 
         dataset = Dataset(self.output)
         if self.dry_run:
             require_reselectable(dataset, self.recipe)
-            print_costs(rule_costs(dataset, self.recipe.select))
+            print_costs(rule_costs(dataset, self.recipe, same_person_similarity(self.recipe.faces)))
             return 0
         reselect(dataset, self.recipe)
         print_summary(dataset, self.recipe.select)

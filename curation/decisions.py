@@ -2,7 +2,6 @@
 
 Other options of scan or crop make all clips anew. The ids of most stay, and so must their persons and splits: what was
 for testing must not be trained on. It is kept in `staging/decisions.parquet`, also for clips that come back later.
-Clips with other ids go where the others of their source went.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.tombstones import STRETCH
 from manifests.storage import Place, remove_file
 from manifests.store import Dataset, read_parquet, read_table, write_parquet
 
-COLUMNS = ["clip_id", "source_id", "identity_id", "split", "split_group"]
+COLUMNS = ["clip_id", "source_id", "identity_id", "split", "split_group", *STRETCH]
 
 
 def _file(dataset: Dataset) -> Place:

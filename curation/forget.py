@@ -18,7 +18,7 @@ import pyarrow as pa
 from curation import tombstones
 from curation.lock import only_run, only_run_where_allowed
 from curation.recipe import Recipe, recipe_of
-from curation.removal import Removal, plan_shards_without, remove, settle
+from curation.removal import Removal, inherited_groups, plan_shards_without, remove, settle
 from curation.runs import record_command
 from curation.summary import print_removal
 from manifests.query import find_sources
@@ -135,6 +135,7 @@ def plan_removal(dataset: Dataset, recipe: Recipe, request: Request, found: Foun
         sources=[{"source_id": row["source_id"], "uris": row["uris"]} for row in found.sources],
         clips=clip_ids,
         tombstones=[row | marks for row in stones],
+        split_groups=inherited_groups(dataset, set(clip_ids)),
         **plan_shards_without(dataset, recipe, set(clip_ids)),
     )
 

@@ -59,6 +59,9 @@ class Removal:
     """Shards that an interrupted run left half-replaced; nobody can say what is in them, the next run makes them."""
     tombstones: list[dict[str, Any]] = field(default_factory=list)
     """Rows that keep all this from coming back."""
+    split_groups: dict[str, str] = field(default_factory=dict)
+    """Of clips that stay, were never kept and show a person or footage of clips that go: should such a clip come to
+    be kept, it belongs where those were, because a model may have been fitted to them."""
 
 
 def journal_file(dataset: Dataset) -> Place:
@@ -109,6 +112,23 @@ def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) ->
             removed.append(name)
     discarded = sorted((set(shards) | on_disk | set(held)) - whole)
     return {"rewritten": rewritten, "removed": removed, "discarded": discarded}
+
+
+def inherited_groups(dataset: Dataset, clip_ids: set[str]) -> dict[str, str]:
+    """`split_groups` of a removal of these clips; train before val before test where there are several."""
+    db = connect(dataset.root)
+    db.register("gone", pa.table({"clip_id": pa.array(sorted(clip_ids), pa.string())}))
+    query = """
+        WITH old AS (SELECT * FROM clips SEMI JOIN gone USING (clip_id) WHERE split_group IS NOT NULL),
+        new AS (SELECT * FROM clips ANTI JOIN gone USING (clip_id) WHERE split_group IS NULL),
+        linked AS (
+            SELECT new.clip_id, old.split, old.split_group FROM new JOIN old USING (identity_id)
+            UNION ALL SELECT new.clip_id, old.split, old.split_group FROM new JOIN old USING (source_id)
+            UNION ALL SELECT new.clip_id, old.split, old.split_group FROM new JOIN old ON new.duplicate_of = old.clip_id
+        )
+        SELECT clip_id, arg_min(split_group, (coalesce(list_position(['train', 'val', 'test'], split), 4), split_group))
+        FROM linked GROUP BY clip_id ORDER BY clip_id"""
+    return dict(db.execute(query).fetchall())
 
 
 def remove(dataset: Dataset, removal: Removal) -> None:
@@ -260,9 +280,11 @@ def _strip_runs(table: pa.Table, removal: Removal) -> pa.Table:
 
 
 def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal: Removal) -> pa.Table:
-    """With the places in the new shards, none in discarded ones, and no clip said to be a copy of one that is gone."""
+    """With the places in the new shards, none in discarded ones, no clip said to be a copy of one that is gone, and the
+    groups of clips that inherit one."""
     moved = [shard["shard"] for shard in removal.rewritten]
     is_changed = pc.is_in(table["shard"], pa.array(moved + removal.discarded, pa.string()))
+    is_changed = pc.or_(is_changed, pc.is_in(table["clip_id"], pa.array(list(removal.split_groups), pa.string())))
     if "duplicate_of" in table.column_names:
         is_copy = pc.is_in(table["duplicate_of"], pa.array(removal.clips, pa.string()))
         is_changed = pc.or_(is_changed, is_copy)
@@ -276,6 +298,8 @@ def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal:
             row |= dict.fromkeys(_PLACES)
         if row.get("duplicate_of") in set(removal.clips):
             row["duplicate_of"] = None
+        if row["clip_id"] in removal.split_groups:
+            row["split_group"] = removal.split_groups[row["clip_id"]]
     others = table.filter(pc.invert(is_changed))
     return pa.concat_tables([others, make_table("clips", rows)]).sort_by("clip_id")
 

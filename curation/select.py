@@ -22,7 +22,8 @@ from curation.duplicates import Copy, Quality, choose_best, find_copies
 from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
-from curation.splits import Shares, by_use, group_clips, groups_of_splits, linked
+from curation.splits import Shares, group_clips, groups_of_splits, linked
+from curation.tombstones import same_stretch
 from manifests.schema import CLIP_DECISIONS, CLIP_PLACES, CLIPS
 from manifests.store import Dataset, iterate_tables, read_table, replace_table
 
@@ -39,11 +40,14 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
     clips = _read_clips(dataset)
     ids, options = clips["clip_id"].to_pylist(), recipe.select
     shares = Shares(seed=recipe.seed, val_share=options.val_share, test_share=options.test_share)
-    previous = _earlier_decisions(clips, kept_decisions(dataset), shares)
+    earlier = kept_decisions(dataset)
+    identities, groups = _earlier_decisions(clips, earlier, shares)
+    gone = earlier.filter(pc.invert(pc.is_in(earlier["clip_id"], clips["clip_id"].combine_chunks()))).to_pylist()
+    identities |= _identities_of_cut_anew(clips, gone, identities)
     clips = _with_columns(clips, {"duplicate_of": [None] * len(ids)})
     similarity = same_person_similarity if options.identity_similarity is None else options.identity_similarity
 
-    identities = _identities(dataset, previous["identity_id"], similarity)
+    identities = _identities(dataset, identities, similarity)
     copies = _copies(dataset, identities)
     passing = [not rules for rules in _failed_rules(clips, options)]
     qualities = _qualities(dataset, clips.filter(pa.array(passing, pa.bool_())), copies)
@@ -52,7 +56,8 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
     failed = _failed_rules(clips, options)
 
     kept = [not rules for rules in failed]
-    groups = _split_groups(clips, kept, identities, copies, previous["split_group"], shares)
+    groups |= {row["clip_id"]: row["split_group"] for row in gone if row["split_group"] is not None}
+    groups = _split_groups(clips, gone, kept, identities, copies, groups, shares)
     splits = [shares.split_of(groups[i]) if keep else None for i, keep in zip(ids, kept, strict=True)]
     columns = {
         "decision": ["keep" if keep else "reject" for keep in kept],
@@ -65,28 +70,38 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
     return _with_columns(clips, columns).select(["clip_id", *_DECIDED])
 
 
-def _earlier_decisions(clips: pa.Table, earlier: pa.Table, shares: Shares) -> dict[str, dict[str, str]]:
-    """Identity and split group of each clip, as the last selection left them.
+def _earlier_decisions(clips: pa.Table, earlier: pa.Table, shares: Shares) -> tuple[dict[str, str], dict[str, str]]:
+    """Identity and split group of each clip that had one, as the last selection left them.
 
-    earlier: what was decided about clips that have been cropped again since. A clip that is not among them, because
-    other options have cut its source elsewhere, belongs to the group of its source.
+    earlier: what was decided about clips that have been cropped again since.
 
     Data sets from before split groups were written have splits; there a group is what the clips were linked by.
     """
     rows = clips.select(COLUMNS).to_pylist()
     decided = {row["clip_id"]: row for row in earlier.to_pylist()}
     rows = [row if row["identity_id"] or row["split_group"] else decided.get(row["clip_id"], row) for row in rows]
-    in_groups = [row for row in decided.values() if row["split_group"] is not None]
-    in_groups.sort(key=lambda row: (-by_use(shares.split_of(row["split_group"])), row["split_group"]))
-    of_source = {row["source_id"]: row["split_group"] for row in in_groups}
-    groups = {r["clip_id"]: r["split_group"] or of_source.get(r["source_id"]) for r in rows}
-    groups = {clip_id: group for clip_id, group in groups.items() if group is not None}
+    groups = {r["clip_id"]: r["split_group"] for r in rows if r["split_group"] is not None}
     if not groups:
         old = [r for r in rows if r["split"] is not None]
         keys = [_keys(r["source_id"], r["identity_id"]) for r in old]
         groups = groups_of_splits([r["clip_id"] for r in old], keys, [r["split"] for r in old], shares)
-    identities = {r["clip_id"]: r["identity_id"] for r in rows if r["identity_id"] is not None}
-    return {"identity_id": identities, "split_group": groups}
+    return {r["clip_id"]: r["identity_id"] for r in rows if r["identity_id"] is not None}, groups
+
+
+def _identities_of_cut_anew(clips: pa.Table, gone: list[dict[str, Any]], named: dict[str, str]) -> dict[str, str]:
+    """Identity of those clips without one in which the face of a clip that is `gone` was: other options have cut its
+    source elsewhere, which has given the clip another id."""
+    of_source: dict[str, list[dict[str, Any]]] = {}
+    for row in gone:
+        if row["identity_id"] is not None and row["start_s"] is not None:
+            of_source.setdefault(row["source_id"], []).append(row)
+    clips = clips.filter(pc.is_in(clips["source_id"], pa.array(list(of_source), pa.string()))).select(COLUMNS)
+    found = {}
+    for clip in clips.to_pylist():
+        same = (row["identity_id"] for row in of_source[clip["source_id"]] if same_stretch(clip, row))
+        if clip["clip_id"] not in named and (identity := next(same, None)) is not None:
+            found[clip["clip_id"]] = identity
+    return found
 
 
 def _keys(source_id: str, *others: str | None) -> tuple[str, ...]:
@@ -162,22 +177,30 @@ def _qualities(dataset: Dataset, clips: pa.Table, copies: list[Copy]) -> dict[st
 
 def _split_groups(
     clips: pa.Table,
+    gone: list[dict[str, Any]],
     kept: list[bool],
     identities: dict[str, str],
     copies: list[Copy],
     previous: dict[str, str],
     shares: Shares,
 ) -> dict[str, str]:
-    """Split group of each kept clip, and of each rejected one the group that it was in, should it come back."""
+    """Split group of each kept clip, and of each other one the group that it was in, should it come back.
+
+    Clips that were kept once link others, too, also those that are `gone`: a model may have been fitted to them.
+    """
     ids, sources = clips["clip_id"].to_pylist(), clips["source_id"].to_pylist()
     met: dict[str, list[str]] = {}
     for copy in copies:
         for clip_id in (copy.one, copy.other):
             met.setdefault(clip_id, []).append(f"{copy.one} {copy.other}")
     footage = linked(sorted(met), [tuple(met[i]) for i in sorted(met)])  # also over copies that are not kept
-    mine = [k for k, keep in enumerate(kept) if keep]
-    keys = [_keys(sources[k], identities.get(ids[k]), footage.get(ids[k])) for k in mine]
-    return previous | group_clips([ids[k] for k in mine], keys, previous, shares)
+    keys = {
+        clip_id: _keys(source, identities.get(clip_id), footage.get(clip_id))
+        for clip_id, source, keep in zip(ids, sources, kept, strict=True)
+        if keep or clip_id in previous
+    }
+    keys |= {row["clip_id"]: _keys(row["source_id"], row["identity_id"]) for row in gone if row["clip_id"] in previous}
+    return group_clips(list(keys), list(keys.values()), previous, shares)
 
 
 def _weights(
@@ -236,14 +259,20 @@ def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> N
         )
 
 
-def rule_costs(dataset: Dataset, options: SelectOptions) -> list[dict[str, object]]:
-    """What each rule costs: clips and hours it rejects alone, only it rejects, and takes away in the rules' order."""
+def rule_costs(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> list[dict[str, object]]:
+    """What each rule would cost: clips and hours it rejects alone, only it rejects, and takes away in the rules' order.
+
+    Copies are those that would be found, of which the best that passes the other rules is kept. Nothing is written.
+    """
     db = duckdb.connect()
-    db.register("clips", _read_clips(dataset))
-    db.execute(f"CREATE TEMP TABLE judged AS SELECT duration_s, {failed_rules_sql(options)} AS failed FROM clips")
-    rows = []
-    for position, (rule, condition) in enumerate(active_rules(options)):
-        before = [r.name for r, _ in active_rules(options)[:position]]
+    db.register("decided", decide(dataset, recipe, same_person_similarity).select(["clip_id", "failed_rules"]))
+    db.register("clips", read_table(dataset, "clips", ["clip_id", "duration_s"]))
+    db.execute(
+        "CREATE TEMP TABLE judged AS SELECT duration_s, failed_rules AS failed FROM clips JOIN decided USING (clip_id)"
+    )
+    rows, active = [], active_rules(recipe.select)
+    for position, (rule, condition) in enumerate(active):
+        before = [r.name for r, _ in active[:position]]
         alone, alone_s, only, only_s, order, order_s = db.execute(
             """SELECT count(*) FILTER (list_contains(failed, $rule)),
                    coalesce(sum(duration_s) FILTER (list_contains(failed, $rule)), 0),

@@ -1,8 +1,8 @@
 """Train, validation and test splits that share no person, no source and no footage, and that stay when data is added.
 
-Kept clips that share a key (identity, source, footage) are linked; linked clips form a group. A group's split is a
-hash of the seed and of the group's name, so groups are spread evenly, and the shares of a recipe can be changed while
-most groups stay where they are.
+Clips that share a key (identity, source, footage) are linked, if they are kept or were kept once; linked clips form a
+group. A group's split is a hash of the seed and of the group's name, so groups are spread evenly, and the shares of a
+recipe can be changed while most groups stay where they are.
 
 A group is named after its first clip when it comes up and keeps that name as it grows: new sources never move the
 clips of a group. Only when something new links two groups they must become one, in one split. It is then the one whose
@@ -18,10 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
-def by_use(split: str) -> int:
-    """Place of a split: the smaller, the more likely a model has been fitted to it."""
-    return ("train", "val", "test").index(split)
+_BY_USE = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +45,7 @@ def group_clips(
     groups = {}
     for first, clips in _members(clip_ids, keys).items():
         counts = Counter(previous[clip] for clip in clips if clip in previous)
-        ranked = [(by_use(shares.split_of(old)), -count, old) for old, count in counts.items()]
+        ranked = [(_BY_USE.index(shares.split_of(old)), -count, old) for old, count in counts.items()]
         groups |= dict.fromkeys(clips, min(ranked)[2] if ranked else _name_group(first))
     return groups
 

@@ -22,6 +22,8 @@ _SAME_PLACE = 0.45
 """Two squares show the same face when their centres are closer than this share of the larger side: a face strays up to
 scan.reach (0.2) from the centre of each, and another person's face is outside the square altogether."""
 _SQUARE = ("crop_center_x_px", "crop_center_y_px", "crop_size_px")
+STRETCH = ("start_s", "end_s", *_SQUARE)
+"""Columns of `clips` that tell where in a source a clip is."""
 
 
 def source_tombstone(source: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def source_tombstone(source: dict[str, Any]) -> dict[str, Any]:
 def clip_tombstone(clip: dict[str, Any], content_sha256: str | None) -> dict[str, Any]:
     """Refuses one face in a stretch of a source. clip: its row of `clips`, or a candidate with its source_id."""
     row = {"kind": "clip", "content_sha256": content_sha256}
-    row |= {name: clip[name] for name in ("source_id", "clip_id", "start_s", "end_s", *_SQUARE)}
+    row |= {name: clip[name] for name in ("source_id", "clip_id", *STRETCH)}
     if clip.get("split") is not None:
         row |= {"split": clip["split"], "planned_bytes": planned_bytes(clip)}
     return _named(row)
@@ -74,7 +76,7 @@ class Refusals:
 
         Its bounds may differ a little, because the recipe has changed: overlap in time and place decides.
         """
-        if any(_same_time(candidate, row) and _same_place(candidate, row) for row in self._stretches):
+        if any(same_stretch(candidate, row) for row in self._stretches):
             return True
         embedding = candidate["embedding"]
         return embedding is not None and any(
@@ -85,7 +87,7 @@ class Refusals:
 
 def refusals_of(tombstones: list[dict[str, Any]]) -> dict[str | None, list[dict[str, Any]]]:
     """By source_id the tombstones that its scan must know, plain enough for JSON; None: those of faces."""
-    columns = ("kind", "start_s", "end_s", *_SQUARE, "embedding", "analyser", "min_similarity")
+    columns = ("kind", *STRETCH, "embedding", "analyser", "min_similarity")
     found: dict[str | None, list[dict[str, Any]]] = {None: []}
     for row in tombstones:
         if row["kind"] != "source":
@@ -104,6 +106,11 @@ def strip_tracks(rows: list[dict[str, Any]], is_gone: Callable[[dict[str, Any]],
             reasons = sorted({*(row["reasons"] or []), "forgotten"})
             kept.append(row | {"candidates": left, "num_clips": len(left), "reasons": reasons})
     return kept
+
+
+def same_stretch(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two clips of one source, as `STRETCH` tells, show the same face."""
+    return _same_time(one, other) and _same_place(one, other)
 
 
 def _same_time(one: dict[str, Any], other: dict[str, Any]) -> bool:

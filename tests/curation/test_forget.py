@@ -295,6 +295,20 @@ def test_all_clips_that_a_kept_face_refuses_go_with_its_identity(drawn, sources,
         pipeline.run(sources, drawn.root, recipe_of(drawn.root))
 
 
+def test_clip_that_was_never_kept_inherits_where_its_person_was(drawn):
+    rows = {row["clip_id"]: row for row in read_table(drawn, "clips").to_pylist()}
+    sources = {row["source_id"]: row["uris"][0] for row in read_table(drawn, "sources").to_pylist()}
+    names = {Path(sources[row["source_id"]]).name: clip_id for clip_id, row in rows.items()}
+    kept, copy = rows[names["0.png"]], rows[names["1.png"]]
+    assert kept["identity_id"] == copy["identity_id"]
+    copy |= {"decision": "reject", "failed_rules": ["duplicate"], "split": None, "split_group": None}
+    replace_table(drawn, "clips", make_table("clips", list(rows.values())))
+    assert forget(drawn, Request(sources=(kept["source_id"],)))
+    left = {row["clip_id"]: row["split_group"] for row in read_table(drawn, "clips").to_pylist()}
+    assert left == {i: kept["split_group"] if i == copy["clip_id"] else rows[i]["split_group"] for i in left}
+    assert len(left) == len(rows) - 1
+
+
 def test_of_several_persons_each_face_is_kept(people):
     wanted = sorted({people.clips(name)[0]["identity_id"] for name in ("i10", "i13")})
     assert len(wanted) == 2

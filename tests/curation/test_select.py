@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -77,7 +78,7 @@ def test_corrected_licence_reaches_the_clips(dataset):
     assert dict(clips["a"]["provenance"]) == {"show": "x"}
     assert clips["a"]["decision"] == "keep"
     assert clips["d"]["failed_rules"] == ["no_licence"]
-    assert {c["rule"]: c["clips_alone"] for c in rule_costs(dataset, options)}["no_licence"] == 3
+    assert {c["rule"]: c["clips_alone"] for c in rule_costs(dataset, Recipe(select=options), 0.4)}["no_licence"] == 3
 
 
 def test_similarity_of_a_person_is_an_option(dataset):
@@ -92,20 +93,57 @@ def test_selecting_again_changes_nothing(dataset):
     assert read_table(dataset, "clips") == first
 
 
-def test_splits_stay_when_sources_are_cut_elsewhere(tmp_path):
+SHARES = replace(SelectOptions(), val_share=0.3, test_share=0.3)
+
+
+def people(name: str, **of_all: object) -> list[dict[str, object]]:
+    """Twenty clips, each of another person in a source of its own."""
+    embeddings = np.eye(20)
+    return [
+        GOOD | {"clip_id": f"{name}{k:02}", "source_id": f"s{k:02}", "embedding": embeddings[k]} | of_all
+        for k in range(len(embeddings))
+    ]
+
+
+def decided(made: Dataset, rows: list[dict[str, object]], column: str, options: SelectOptions = SHARES) -> list:
+    """A column of what select says about `rows`, in the order of the clips' ids."""
+    replace_table(made, "clips", make_table("clips", rows).sort_by("clip_id"))
+    select(made, Recipe(select=options), 0.5)
+    return read_table(made, "clips", [column])[column].to_pylist()
+
+
+def test_persons_and_splits_stay_when_sources_are_cut_elsewhere(tmp_path):
     """Other options of scan give clips other ids; what was for testing must not be trained on."""
-    made, recipe = Dataset(tmp_path), Recipe(select=replace(SelectOptions(), val_share=0.3, test_share=0.3))
-
-    def splits(name: str) -> list[str]:
-        rows = [GOOD | {"clip_id": f"{name}{k:02}", "source_id": f"s{k:02}", "embedding": None} for k in range(30)]
-        replace_table(made, "clips", make_table("clips", rows))
-        select(made, recipe, 0.5)
-        return read_table(made, "clips", ["split"])["split"].to_pylist()
-
-    first = splits("a")
+    made = Dataset(tmp_path)
+    place = {"crop_center_x_px": 300.0, "crop_center_y_px": 200.0, "crop_size_px": 400.0}
+    splits = decided(made, people("a", start_s=0.0, end_s=4.0, **place), "split")
+    names = read_table(made, "clips", ["identity_id"])["identity_id"].to_pylist()
     keep_decisions(made)
-    assert splits("b") == first
-    assert set(first) == {"train", "val", "test"}
+    assert decided(made, people("b", start_s=0.2, end_s=3.0, **place), "split") == splits
+    assert read_table(made, "clips", ["identity_id"])["identity_id"].to_pylist() == names
+    assert set(splits) == {"train", "val", "test"}
+    keep_decisions(made)
+    elsewhere = decided(made, people("c", start_s=5.0, end_s=8.0, **place), "identity_id")
+    assert not set(elsewhere) & set(names), "nobody says that it is the same person"
+    assert read_table(made, "clips", ["split"])["split"].to_pylist() == splits, "but it is the same source"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_clips_that_come_to_be_kept_follow_those_that_were(tmp_path, gone):
+    """The first clip of each person is kept, then the second one only; in between all may have been cropped again."""
+    made = Dataset(tmp_path)
+    first, second = people("a"), people("b", source_id="other")
+    for k, row in enumerate(second):
+        row["source_id"] = f"t{k:02}"
+    tilted, upright = {"pitch_abs_p95_deg": 60.0}, {"pitch_abs_p95_deg": 5.0}
+    splits = decided(made, [row | upright for row in first] + [row | tilted for row in second], "split")[:20]
+    assert set(splits) == {"train", "val", "test"}
+    rows = read_table(made, "clips").to_pylist()
+    if gone:
+        keep_decisions(made)
+        rows = rows[20:]
+    rows = [row | (tilted if row["clip_id"] < "b" else upright) for row in rows]
+    assert decided(made, rows, "split")[-20:] == splits
 
 
 def test_no_clips_at_all(tmp_path):
@@ -115,8 +153,25 @@ def test_no_clips_at_all(tmp_path):
     assert len(read_table(dataset, "clips")) == 0
 
 
+def test_costs_are_those_of_the_copies_that_would_be_found(dataset):
+    """Of two copies the better one fails another rule, so the other one is kept: no clip is lost as a copy."""
+    hashes = np.random.default_rng(0).integers(1 << 63, size=60, dtype=np.uint64)
+    copy = GOOD | {"embedding": [1.0, 0.0], "face_hashes": hashes}
+    rows = [copy | {"clip_id": "a", "source_id": "s0"}, copy | {"clip_id": "b", "source_id": "s1"}]
+    rows[0] |= {"face_height_median_px": 400.0, "pitch_abs_p95_deg": 16.0}
+    replace_table(dataset, "clips", make_table("clips", rows))
+
+    def lost(options: SelectOptions) -> tuple[int, int]:
+        costs = {row["rule"]: row for row in rule_costs(dataset, Recipe(select=options), 0.4)}
+        return costs["duplicate"]["clips_only"], sum(row["clips_in_order"] for row in costs.values())
+
+    assert lost(SelectOptions()) == (1, 1), "also before anything was selected"
+    select(dataset, Recipe(), 0.4)
+    assert lost(replace(SelectOptions(), max_pitch_deg=10.0)) == (0, 1)
+
+
 def test_costs_alone_only_and_in_order(dataset):
-    costs = {row["rule"]: row for row in rule_costs(dataset, SelectOptions())}
+    costs = {row["rule"]: row for row in rule_costs(dataset, Recipe(), 0.4)}
     assert set(costs) == {r for r in costs if r not in ("too_long", "low_quality")}, "rules that are off cost nothing"
     yaw, blurred = costs["yaw"], costs["blurred"]
     assert (yaw["clips_alone"], yaw["clips_only"], yaw["clips_in_order"]) == (2, 1, 2)
@@ -124,7 +179,7 @@ def test_costs_alone_only_and_in_order(dataset):
     assert (blurred["clips_alone"], blurred["clips_only"], blurred["clips_in_order"]) == (1, 0, 0)
     assert sum(row["clips_in_order"] for row in costs.values()) == 2, "as many as are rejected"
     tight = replace(SelectOptions(), max_pitch_deg=1.0)
-    assert {row["rule"]: row for row in rule_costs(dataset, tight)}["pitch"]["clips_alone"] == 4
+    assert {row["rule"]: row for row in rule_costs(dataset, Recipe(select=tight), 0.4)}["pitch"]["clips_alone"] == 4
 
 
 def shown(draw) -> str:
@@ -175,6 +230,6 @@ def test_summary_warns_of_an_empty_train_split(dataset):
 
 
 def test_table_of_costs(dataset):
-    text = shown(lambda console: print_costs(rule_costs(dataset, SelectOptions()), console))
+    text = shown(lambda console: print_costs(rule_costs(dataset, Recipe(), 0.4), console))
     yaw = next(line.split() for line in text.splitlines() if line.startswith("yaw"))
     assert yaw[-9:] == ["2", "2.00", "h", "1", "1.00", "h", "2", "2.00", "h"]

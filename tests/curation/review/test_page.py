@@ -20,7 +20,6 @@ from curation.__main__ import main
 from curation.recipe import SelectOptions, load_recipe, recipe_of
 from curation.review import build
 from curation.rules import RULES, failed_rules_sql
-from curation.select import rule_costs
 from manifests.store import Dataset, read_table, replace_table
 
 HOSTILE = """/x/<img src=x onerror=alert(1)>"'&amp;.mp4"""
@@ -38,8 +37,13 @@ def _survivors(db: duckdb.DuckDBPyConnection, options: SelectOptions) -> tuple[i
     return db.execute(f"SELECT count(*), coalesce(sum(duration_s), 0) / 3600 FROM clips WHERE {passed}").fetchone()
 
 
-def _costs(dataset: Dataset, options: SelectOptions) -> dict[str, tuple[int, int]]:
-    return {row["rule"]: (row["clips_alone"], row["clips_only"]) for row in rule_costs(dataset, options)}
+def _costs(db: duckdb.DuckDBPyConnection, options: SelectOptions, rule: str) -> tuple[int, int]:
+    """Clips that a rule rejects, and those that only it does; copies are those of the last select, as the page says."""
+    return db.execute(
+        "SELECT count(*) FILTER (list_contains(failed, $rule)), count(*) FILTER (failed = [$rule])"
+        f" FROM (SELECT {failed_rules_sql(options)} AS failed FROM clips)",
+        {"rule": rule},
+    ).fetchone()
 
 
 def _shown_costs(page: Any, rule: str) -> tuple[int, int]:
@@ -86,7 +90,7 @@ def test_sliders_count_what_select_would_keep(measured: Path, tmp_path: Path, vi
             expected = _survivors(db, changed)[0]
             assert seen.count("#survivors") == expected, (rule.name, threshold)
             counts.add(expected)
-        assert _shown_costs(page, rule.name) == _costs(dataset, changed)[rule.name]
+        assert _shown_costs(page, rule.name) == _costs(db, changed, rule.name)
         page.uncheck(f"input[type=checkbox][data-rule={rule.name}]")
         assert seen.count("#survivors") == _survivors(db, replace(options, **{rule.option: None}))[0]
         if page.is_enabled("#reset-thresholds"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import chain
@@ -39,11 +40,14 @@ class Run:
     output: str
     """Folder of the data set, or its URL (s3://bucket/dataset); made if it is missing."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
-    """Preset (default, liveportrait, lenient) or a TOML file; further options override it."""
+    """Preset (default, liveportrait, lenient) or a TOML file, DATASET/recipe.toml for the one in force; further options
+    override it."""
     keep_staging: bool = False
     """Keep the cropped pictures of all candidates, rejected ones too."""
     retry_failed: bool = False
     """Do what crashed, took too long or ended in an error again; what could not be read is tried by every run."""
+    allow_looser_rights: bool = False
+    """Let in clips that the data set's recipe.toml keeps out for their licence or for want of consent."""
     cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
@@ -60,6 +64,7 @@ class Run:
             cluster_options=self.cluster,
             keep_staging=self.keep_staging,
             retry_failed=self.retry_failed,
+            allow_looser_rights=self.allow_looser_rights,
         )
         dataset = Dataset(self.output)
         if outcome.change:
@@ -100,7 +105,10 @@ class Select:
             return 0
         reselect(dataset, self.recipe)
         print_summary(dataset, self.recipe.select)
-        print("run brings the shards up to date: the same `run` command as before, with the same thresholds")
+        print(
+            "run brings the shards up to date, cutting clips that are in none from their sources again: the same `run`"
+            f" command as before, with --recipe {shlex.quote(str(dataset.recipe_file))} for these thresholds"
+        )
         return 0
 
 

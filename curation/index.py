@@ -39,7 +39,8 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
 
     `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
     with a column `uri` (relative to the list; `~` is the home folder) and any further columns. Data sets that are met
-    in a search are left out, which is said on standard error: what they hold are results.
+    in a search are left out, which is said on standard error: what they hold are results. So is what is hidden below a
+    folder (`.Trash`, `.thumbnails`, `._copy.mp4`).
 
     Raises:
         ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`, or a file is
@@ -47,13 +48,16 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     """
     units: dict[str, dict[str, Any]] = {}
     left_out: set[str] = set()
+    hidden: set[str] = set()
     for text in inputs:
-        for entry in _expand(text, options, left_out):
+        for entry in _expand(text, options, left_out, hidden):
             known = units.setdefault(entry["uri"], entry)
             known["columns"] = _joined_columns(entry["uri"], known["columns"], entry["columns"])
     if left_out:
         shown, more = sorted(left_out)[:3], f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         print(f"data sets among the inputs are left out: {', '.join(shown)}{more}", file=sys.stderr)
+    if hidden:
+        print(f"{len(hidden)} hidden files are left out, such as {min(hidden)}", file=sys.stderr)
     for unit in units.values():
         size = unit["size_bytes"]
         mark = f"{unit['uri']}|{size}|{unit['changed']}|{sorted(unit['columns'].items())}"
@@ -70,7 +74,7 @@ def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> 
     return second | first
 
 
-def _expand(text: str, options: IndexOptions, left_out: set[str]) -> Iterator[dict[str, Any]]:
+def _expand(text: str, options: IndexOptions, left_out: set[str], hidden: set[str]) -> Iterator[dict[str, Any]]:
     filesystem, path = filesystem_of(os.path.expanduser(text))
     is_local = filesystem.protocol in ("file", ("file", "local"))
     if is_local:
@@ -89,7 +93,9 @@ def _expand(text: str, options: IndexOptions, left_out: set[str]) -> Iterator[di
         found = filesystem.find(path, detail=True)
         datasets = _datasets_among(found)
         of_media = [f for f in found.values() if f["name"].rsplit(".", 1)[-1].lower() in endings]
-        wanted = _files_of(filesystem, of_media, datasets)
+        not_shown = {f["name"] for f in of_media if "/." in f["name"].removeprefix(path.rstrip("/"))}
+        hidden.update(map(printable, not_shown))
+        wanted = _files_of(filesystem, (f for f in of_media if f["name"] not in not_shown), datasets)
     elif filesystem.exists(path):
         wanted = [filesystem.info(path)]
         if (problem := _problem(wanted[0])) and problem[0] == _NO_FILE:

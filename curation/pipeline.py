@@ -21,7 +21,16 @@ from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
-from curation.recipe import Recipe, load_recipe, recipe_changes, recipe_of, recipe_toml, with_full_paths
+from curation.recipe import (
+    Recipe,
+    load_recipe,
+    looser_rights,
+    recipe_changes,
+    recipe_of,
+    recipe_toml,
+    told_changes,
+    with_full_paths,
+)
 from curation.runs import RunRecord, record_command, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
@@ -56,14 +65,17 @@ def run(
     cluster_options: ClusterOptions | None = None,
     keep_staging: bool = False,
     retry_failed: bool = False,
+    allow_looser_rights: bool = False,
 ) -> Outcome:
     """Curate `inputs` into the data set at `output`.
 
     keep_staging: leave the cropped pictures there. retry_failed: also do units again that crashed their worker, took
     too long or ended in an error; those whose file could not be read are tried again by every run.
+    allow_looser_rights: let in what the data set's recipe has kept out for its licence or for want of consent.
 
     Raises:
-        ValueError: an input is missing, or the output is no data set or belongs to another version of recipes.
+        ValueError: an input is missing, or the output is no data set or belongs to another version of recipes, or its
+            rights would be loosened.
         FatalError: the work cannot go on at all; what was finished stays and the same call continues.
     """
     cluster_options = cluster_options or ClusterOptions()
@@ -72,17 +84,37 @@ def run(
     require_cluster(cluster_options.address)
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
+    if dataset.recipe_file.exists() and not allow_looser_rights:
+        _require_rights(dataset, recipe)
     address = cluster_options.address or os.environ.get("RAY_ADDRESS", "")
     with only_run(dataset), cluster(cluster_options) as workers:
         before = read_contents(dataset)
-        write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
-        with record_run(dataset, inputs, recipe, address) as record:
+        changes = _replace_recipe(dataset, recipe)
+        with record_run(dataset, inputs, recipe, address, changes=changes) as record:
             job = _Job(dataset, recipe, workers, record, (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ())))
             job.do_all(sources)
         if not keep_staging:
             with suppress(OSError):
                 remove_tree(dataset.staging)
         return Outcome(job.num_units, workers.startup_s, describe_change(before, read_contents(dataset)))
+
+
+def _require_rights(dataset: Dataset, recipe: Recipe) -> None:
+    """ValueError where a run would take in again what `select` or an earlier run has kept out for its rights."""
+    if looser := looser_rights(recipe_of(dataset.root), recipe):
+        raise ValueError(
+            f"{dataset.root} keeps clips out for their rights, and this run would take them in ({', '.join(looser)}):"
+            f" --recipe {dataset.recipe_file} keeps its options; --allow-looser-rights if this is meant"
+        )
+
+
+def _replace_recipe(dataset: Dataset, recipe: Recipe) -> list[str]:
+    """Write the recipe of the data set. Returns the options in which it differs from the one before, and tells them."""
+    changes = told_changes(recipe_of(dataset.root), recipe) if dataset.recipe_file.exists() else []
+    if changes:
+        print(f"the data set's recipe changes: {', '.join(changes)}", file=sys.stderr)
+    write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
+    return changes
 
 
 def check_networks(recipe: Recipe) -> None:
@@ -115,8 +147,8 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
     """
     with only_run(dataset):
         require_reselectable(dataset, recipe)
-        write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
-        with record_command(dataset, recipe, "select"):
+        changes = _replace_recipe(dataset, recipe)
+        with record_command(dataset, recipe, "select", changes=changes):
             select(dataset, recipe, same_person_similarity(recipe.faces))
 
 
@@ -322,7 +354,8 @@ class _Job:
             if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
                 raise FatalError(
                     f"the pictures of {len(missing)} kept clips ({min(missing)}, ...) are neither staged nor in a"
-                    " shard, and their source cannot be read any more: put the sources back and run again"
+                    " shard, and their source cannot be read any more: put the sources back and run again, or leave"
+                    " these clips out, by thresholds that reject them or by `forget --source`"
                 )
         units = pack.pack_units(self.dataset, unwritten, crop)
         self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))

@@ -313,6 +313,20 @@ def recipe_changes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
     return {name: (old, new) for name, (old, new) in changes.items() if old != new}
 
 
+def told_changes(before: Recipe, after: Recipe) -> list[str]:
+    """`recipe_changes` in words."""
+    return [f"{name} {old} -> {new}" for name, (old, new) in recipe_changes(before, after).items()]
+
+
+def looser_rights(before: Recipe, after: Recipe) -> list[str]:
+    """Those of `told_changes` that let in clips which were kept out for their licence or for want of consent."""
+    old, new = before.select, after.select
+    names = [name for name in ("require_licence", "require_consent") if getattr(old, name) and not getattr(new, name)]
+    if old.licences and not (new.licences and set(new.licences) <= set(old.licences)):
+        names.append("licences")
+    return [f"select.{name} {getattr(old, name)} -> {getattr(new, name)}" for name in names]
+
+
 def recipe_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML, with its version and the hash of its last stage."""
     return recipes.to_toml(recipe, RECIPE_VERSION, recipe.stage_hash("pack"))

@@ -25,6 +25,11 @@ class Rule:
     condition: str  # {value} stands for the option's value
     meaning: str
 
+    def shown(self, condition: str) -> str:
+        """What to show for a condition of `active_rules`: of a source list's free text it tells only how words are
+        compared."""
+        return self.meaning if "lower(" in condition else condition
+
 
 RULES = (
     Rule("face_too_small", "min_face_px", "face_height_median_px >= {value}", "median height of the face's box, px"),
@@ -50,7 +55,7 @@ RULES = (
     Rule("low_quality", "min_quality", "quality >= {value}", "mean score of the quality model"),
     Rule("damaged_frames", "max_corrupt_fraction", "num_corrupt / num_frames <= {value}", "share of repaired frames"),
     Rule("no_licence", "require_licence", f"NOT {{value}} OR {is_stated_sql('licence')}", "no licence is named"),
-    Rule("licence_not_allowed", "licences", "lower(trim(coalesce(licence, ''))) IN {value}", "the source's licence"),
+    Rule("licence_not_allowed", "licences", "lower(trim(coalesce(licence, ''))) IN {value}", "another licence"),
     Rule("no_consent", "require_consent", f"NOT {{value}} OR {is_stated_sql('consent')}", "the list states no consent"),
     Rule("still", "stills", "{value} OR kind <> 'still'", "stills are not wanted"),
     Rule("duplicate", "duplicates", "{value} OR duplicate_of IS NULL", "a better clip shows the same footage"),

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import fsspec
 import pyarrow.compute as pc
 
-from curation.recipe import Recipe
+from curation.recipe import Recipe, recipe_toml
 from manifests.schema import TABLES, make_table
 from manifests.storage import Place, full_path, list_files, printable, read_bytes
 from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
@@ -58,10 +58,10 @@ def committed_units(dataset: Dataset, ledger_stage: str) -> tuple[int, int]:
 
 
 @contextmanager
-def record_command(dataset: Dataset, recipe: Recipe, stage: str) -> Iterator[RunRecord]:
+def record_command(dataset: Dataset, recipe: Recipe, stage: str, changes: Sequence[str] = ()) -> Iterator[RunRecord]:
     """`record_run` of a command that is no run and done in one stage (select, forget): a row, but no heartbeat, which
     would take the place of an unfinished run's."""
-    with record_run(dataset, [], recipe, has_heartbeat=False) as record:
+    with record_run(dataset, [], recipe, changes=changes, has_heartbeat=False) as record:
         record.enter(stage)
         yield record
 
@@ -73,10 +73,19 @@ def is_command(row: dict[str, Any]) -> bool:
 
 @contextmanager
 def record_run(
-    dataset: Dataset, inputs: list[str], recipe: Recipe, address: str = "", *, has_heartbeat: bool = True
+    dataset: Dataset,
+    inputs: list[str],
+    recipe: Recipe,
+    address: str = "",
+    *,
+    changes: Sequence[str] = (),
+    has_heartbeat: bool = True,
 ) -> Iterator[RunRecord]:
-    """Keep the records of one attempt. The caller holds the data set's lock, and its recipe is written."""
-    record = RunRecord(dataset, inputs, recipe, address, has_heartbeat)
+    """Keep the records of one attempt. The caller holds the data set's lock, and its recipe is written.
+
+    changes: the options in which the recipe differs from the one before, in words.
+    """
+    record = RunRecord(dataset, inputs, recipe, address, has_heartbeat, changes)
     record.begin()
     try:
         yield record
@@ -96,7 +105,13 @@ class RunRecord:
     """One attempt. `enter` begins a stage, `count` takes the summary of each unit."""
 
     def __init__(
-        self, dataset: Dataset, inputs: list[str], recipe: Recipe, address: str, has_heartbeat: bool = True
+        self,
+        dataset: Dataset,
+        inputs: list[str],
+        recipe: Recipe,
+        address: str,
+        has_heartbeat: bool = True,
+        changes: Sequence[str] = (),
     ) -> None:
         self._dataset, self._has_heartbeat = dataset, has_heartbeat
         self._mutex = threading.Lock()
@@ -111,6 +126,9 @@ class RunRecord:
             "status": "running",
             "inputs": [_full_name(text) for text in inputs],
             "recipe_hash": recipe.stage_hash("pack"),
+            "recipe": recipe_toml(recipe),
+            "recipe_changes": list(changes),
+            "num_kept": None,
             "seed": recipe.seed,
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -211,6 +229,9 @@ class RunRecord:
         with suppress(OSError):
             if status != "succeeded":
                 self.write()
+            if status == "succeeded":
+                decisions = read_table(self._dataset, "clips", ["decision"])["decision"]
+                self._state["num_kept"] = pc.sum(pc.equal(decisions, "keep")).as_py() or 0
             rows = read_table(self._dataset, "runs").to_pylist()
             others = [row for row in rows if row["run_id"] != self._state["run_id"]]
             _write_rows(self._dataset, [*others, _row_of(self._state)])
@@ -249,7 +270,7 @@ class RunRecord:
 def _row_of(state: dict[str, Any]) -> dict[str, Any]:
     """The row of the table `runs` of a heartbeat."""
     stages = [{name: stage[name] for name in _OF_STAGES} for stage in state["stages"]]
-    return {name: state[name] for name in TABLES["runs"].names if name != "stages"} | {"stages": stages}
+    return {name: state.get(name) for name in TABLES["runs"].names if name != "stages"} | {"stages": stages}
 
 
 def _write_rows(dataset: Dataset, rows: list[dict[str, Any]]) -> None:

@@ -286,7 +286,7 @@ def rule_costs(dataset: Dataset, recipe: Recipe, same_person_similarity: float) 
         rows.append(
             {
                 "rule": rule.name,
-                "condition": condition,
+                "condition": rule.shown(condition),
                 "clips_alone": alone,
                 "hours_alone": alone_s / 3600,
                 "clips_only": only,

@@ -56,11 +56,28 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     if refused:
         table.add_row("forgotten", ", ".join(f"{count} {kind}s" for kind, count in refused) + " are refused")
     console.print(table)
+    _warn_of_nothing_kept(db, options, console)
     _warn_of_empty_train(db, console)
     _print_reasons(dataset, options, console)
     console.print(f"shards    {dataset.shards}/", highlight=False)
     ask_it = f"python -m manifests {shlex.quote(str(dataset.root))}"
     console.print(f"manifests {dataset.root / 'manifests'}/  ({ask_it})", highlight=False, soft_wrap=True)
+
+
+def _warn_of_nothing_kept(db: duckdb.DuckDBPyConnection, options: SelectOptions, console: Console) -> None:
+    """All candidates gone is mostly a threshold or a name that is not as it was meant."""
+    rules = db.execute(
+        "SELECT rule, count(*) FROM (SELECT unnest(failed_rules) AS rule FROM clips"
+        " WHERE NOT EXISTS (FROM clips WHERE decision = 'keep')) GROUP BY rule ORDER BY 2 DESC, 1"
+    ).fetchall()
+    if not rules:
+        return
+    text = "warning: no clip is kept; rejected by " + ", ".join(f"{rule} {count}" for rule, count in rules[:3])
+    if "licence_not_allowed" in dict(rules):
+        named = db.execute("SELECT DISTINCT coalesce(licence, '(none)') FROM sources ORDER BY 1").fetchall()
+        text += f"; --select.licences allows {', '.join(options.licences)}, and the sources have "
+        text += _few([name for (name,) in named])
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _warn_of_empty_train(db: duckdb.DuckDBPyConnection, console: Console) -> None:
@@ -94,7 +111,7 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
     ).fetchall()
     if not reasons:
         return
-    conditions = {rule.name: condition for rule, condition in active_rules(options)}
+    conditions = {rule.name: rule.shown(condition) for rule, condition in active_rules(options)}
     table = Table(title="Why the rest went", title_justify="left", box=None, pad_edge=False)
     for column, justify in (("what", "left"), ("reason", "left"), ("count", "right"), ("s", "right")):
         table.add_column(column, justify=justify)

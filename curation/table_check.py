@@ -21,16 +21,16 @@ class Check:
     remedy: str
 
 
-_RUN = "run the `run` command again"
+_RUN = "run the `run` command again, with --recipe DATASET/recipe.toml for the thresholds in force"
 _DAMAGED = "the manifests were changed by something else: restore them from a copy, or make the data set again"
 _FORGET = "forget it again: `python -m curation forget DATASET --where \"clip_id = '...'\"`"
 
 CHECKS = (
     Check("clips", "the same clip_id more than once",
           "SELECT clip_id FROM clips GROUP BY clip_id HAVING count(*) > 1", _DAMAGED),
-    Check("clips", "kept, but in no shard",
+    Check("clips", "kept, but in no shard (after `select` this is so until the next run)",
           "SELECT clip_id FROM clips WHERE decision = 'keep' AND shard IS NULL", _RUN),
-    Check("clips", "in a shard, but not kept",
+    Check("clips", "in a shard, but not kept (after `select` this is so until the next run)",
           "SELECT clip_id FROM clips WHERE coalesce(decision, '') <> 'keep' AND shard IS NOT NULL", _RUN),
     Check("clips", "kept without a split, or with failed rules; or rejected without a reason",
           "SELECT clip_id FROM clips WHERE decision = 'keep' AND (split IS NULL OR len(failed_rules) > 0)"

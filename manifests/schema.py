@@ -274,6 +274,9 @@ RUNS = pa.schema(  # history: the one table that is not the same after the same 
         ("status", pa.string()),  # running | succeeded | failed | killed
         ("inputs", _TEXTS),  # as given, with full names
         ("recipe_hash", pa.string()),
+        ("recipe", pa.string()),  # TOML
+        ("recipe_changes", _TEXTS),  # how it differs from the recipe before: `select.max_yaw_deg 50.0 -> 30.0`
+        ("num_kept", pa.int64()),  # clips, when it had succeeded
         ("seed", pa.int64()),
         ("host", pa.string()),  # of the driver
         ("process", pa.int64()),

@@ -5,7 +5,7 @@
 --   num_clips           clips that fail it
 --   hours               their length
 --   share               of all clips, 0 to 1
---   num_only            clips that fail no other rule: without this rule they would be kept
+--   num_only            clips that fail no other rule: without this rule they would be kept, or a copy of them
 --   hours_only          their length
 WITH failed AS (
     SELECT unnest(failed_rules) AS rule, len(failed_rules) = 1 AS is_only, duration_s

@@ -1,4 +1,4 @@
--- Attempts at curating, the last first: when, on what, how far, how they ended.
+-- Attempts at curating, the last first: when, how far, how they ended, and what changed: options, number of kept clips.
 --
 -- Columns:
 --   run_id              names the attempt
@@ -10,6 +10,9 @@
 --   num_frames          frames that they looked at
 --   num_workers         processes that did them
 --   host                where its driver ran
+--   num_kept            clips that are kept after it; NULL unless it succeeded
+--   num_kept_change     how many more that are than after the attempt before that succeeded
+--   recipe_changes      options in which its recipe differs from the one before; `recipe` in the table runs has it whole
 --   recipe_hash         of the recipe
 --   last_error          why it failed
 SELECT
@@ -22,6 +25,9 @@ SELECT
     coalesce(list_sum(list_transform(stages, lambda s: s.num_frames)), 0)::BIGINT AS num_frames,
     num_workers,
     host,
+    num_kept,
+    num_kept - lag(num_kept IGNORE NULLS) OVER (ORDER BY started_at, run_id) AS num_kept_change,
+    recipe_changes,
     recipe_hash,
     last_error
 FROM runs

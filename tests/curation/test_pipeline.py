@@ -14,6 +14,8 @@ from curation.__main__ import main
 from curation.demo import make_videos
 from curation.recipe import PackOptions, Recipe
 from curation.units import UnitResult
+from manifests.query import ask
+from manifests.views import connect
 
 SMALL_SHARDS = ("--pack.shard-bytes", 3_000_000)
 
@@ -77,7 +79,7 @@ def test_clips_that_are_wanted_again_are_cropped_again(made, command_here, rows_
     (kept,) = (clip for clip in rows_of(output, "clips") if clip["decision"] == "keep")
     assert kept["licence"] == "CC-BY-4.0"
     assert len(shards_of(output)) == 1
-    shown = command_here(made[0], "--output", output, *SMALL_SHARDS)
+    shown = command_here(made[0], "--output", output, *SMALL_SHARDS, "--allow-looser-rights")
     assert "scan " not in shown
     assert "crop   1/1" in shown, "the dropped clip alone"
     assert shards_of(output) == first
@@ -97,9 +99,32 @@ def test_a_run_that_only_decides_again_says_what_changed(made, without_ray, caps
         ([], "0 clips kept before, 2 now; 2 shards written, 0 removed, 0 left as they were"),
     ):
         assert main([*arguments, *options]) == 0
-        shown = capsys.readouterr().out
-        assert f"changed: {change}" in shown
-        assert "nothing to do" not in shown
+        shown = capsys.readouterr()
+        assert f"changed: {change}" in shown.out
+        assert "nothing to do" not in shown.out
+    assert "the data set's recipe changes: select.min_sharpness 0.9 -> " in shown.err
+    last = ask(connect(output), "runs").to_arrow_table().to_pylist()[0]
+    assert (last["num_kept"], last["num_kept_change"]) == (2, 2)
+    assert [change.split(" -> ")[0] for change in last["recipe_changes"]] == ["select.min_sharpness 0.9"]
+
+
+def test_rights_are_not_loosened_by_leaving_an_option_out(made, without_ray, capsys, tmp_path):
+    output = tmp_path / "dataset"
+    shutil.copytree(made[1], output)
+    command = ["run", str(made[0]), "--output", str(output), *map(str, SMALL_SHARDS)]
+    strict = ["--select.require-licence", "--select.licences", "CC-BY-4.0", "CC0"]
+    assert main([*command, *strict]) == 0
+    first = shards_of(output)
+    for options in ([], strict[:1], [*strict, "public domain"]):
+        assert main([*command, *options]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "keeps clips out for their rights" in error
+        assert "--recipe" in error
+    assert main([*command, *strict[:-1]]) == 0, "fewer licences are stricter"
+    assert main([*command, "--recipe", str(output / "recipe.toml")]) == 0
+    assert shards_of(output) == first
+    assert main([*command, "--allow-looser-rights"]) == 0
+    assert len(shards_of(output)) > len(first)
 
 
 def test_lost_shard_is_written_again(made, command_here, tmp_path):

@@ -214,6 +214,17 @@ def test_summary_tells_clips_that_are_kept_from_those_in_the_shards(dataset):
     assert "train 0 clips, the shards still hold 2 clips, 9 samples, 2.0 MB, until the next run" in text
 
 
+def test_summary_warns_when_nothing_is_kept(dataset):
+    options = replace(SelectOptions(), licences=("cc-by-40",))
+    sources = read_table(dataset, "sources").to_pylist()
+    replace_table(dataset, "sources", make_table("sources", [row | {"licence": "cc-by-4.0"} for row in sources]))
+    select(dataset, Recipe(select=options), 0.4)
+    lines = shown(lambda console: print_summary(dataset, options, console)).splitlines()
+    (warning,) = [line for line in lines if line.startswith("warning: no clip is kept")]
+    assert "licence_not_allowed 4, yaw 2" in warning
+    assert warning.endswith("--select.licences allows cc-by-40, and the sources have cc-by-4.0")
+
+
 def test_summary_warns_of_an_empty_train_split(dataset):
     for val_share, test_share, is_empty in ((0.5, 0.499999, True), (0.0, 0.0, False)):
         options = SelectOptions(val_share=val_share, test_share=test_share)
@@ -226,7 +237,7 @@ def test_summary_warns_of_an_empty_train_split(dataset):
             assert "--seed" in warnings[0]
             assert "--select.test-share" in warnings[0]
     select(dataset, Recipe(select=SelectOptions(min_sharpness=0.9)), 0.4)
-    assert "warning" not in shown(lambda console: print_summary(dataset, SelectOptions(), console)), "nothing is kept"
+    assert "train split" not in shown(lambda console: print_summary(dataset, SelectOptions(), console))
 
 
 def test_table_of_costs(dataset):

@@ -24,7 +24,7 @@ function buildThresholds() {
       h('details', { open: innerWidth >= 900 }, h('summary', {}, 'Recipe and command'),
         h('h3', {}, 'Recipe', copyButton('Copy', () => recipe.textContent)), recipe,
       h('h3', {}, 'Command', copyButton('Copy', () => command.textContent)), command,
-      h('p.soft', {}, 'select decides again in seconds; run then brings the shards up to date.'))));
+      h('p.soft', {}, 'select decides again in seconds; run, with --recipe DATASET/recipe.toml for the same thresholds, then brings the shards up to date.'))));
 
   const countCosts = everyFrame(() => {
     for (const { rule, costs } of cards) {

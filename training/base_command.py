@@ -6,18 +6,20 @@ import dataclasses
 import itertools
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from torch import Tensor
 
 from manifests.recipes import from_values
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage
-from training.checkpoints import CheckpointFolder, read_run
-from training.data import make_loader, prepare
+from training.checkpoints import CheckpointFolder, read_run, read_tensors
+from training.data import PreparedBatch, make_loader, prepare
 from training.distributed import Process
 from training.export import checkpoint_folder, is_run, load_portrait, network_states
 from training.motion import MotionStage
@@ -26,7 +28,7 @@ from training.running import RunOptions, run_stage
 
 _log = logging.getLogger(__name__)
 INIT_FRAMES = 64
-"""Pairs on which the conventions of given weights are measured."""
+"""Pairs on which the conventions of weights that are no run's are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,8 @@ class Base(RunOptions):
     """Folder of the run; made if it is missing, continued if it holds checkpoints."""
     init: Path | None = None
     """Weights to start from: a run (also of `training motion`, for M alone), the released files, or an export;
-    otherwise from scratch. The sizes of the networks come with them. A run that has begun does not read them again."""
+    otherwise from scratch. The sizes of the networks come with them, and from a run also which key points follow which
+    landmarks, which is measured for other weights. A run that has begun does not read them again."""
     allow_random_features: bool = False
     """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "paper"
@@ -65,21 +68,27 @@ class Base(RunOptions):
         return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait))
 
     def make_stage(self, recipe: BaseRecipe, process: Process, portrait: LivePortrait | None) -> BaseStage:
-        """The stage; weights that it starts from are looked at first."""
+        """The stage, with the conventions of weights that it starts from: those of their run, else measured."""
         stage = BaseStage(recipe, process, portrait=portrait, allow_random_features=self.allow_random_features)
-        if portrait is not None:
-            batch_size = min(8, recipe.batch_size)
-            image_size = recipe.model.image_size
-            loader = make_loader(
-                self.data, config=recipe.data, batch_size=batch_size, seed=recipe.seed, side_px=2 * image_size
-            )
-            batches = itertools.islice(loader, -(-INIT_FRAMES // batch_size))
-            for note in stage.learn_conventions(
-                prepare(batch.to(process.device), image_size=image_size) for batch in batches
-            ):
-                if process.is_main:
-                    print(f"{self.init}: {note}", file=sys.stderr)
+        if portrait is None:
+            return stage
+        if of_run := conventions_of(self.init):
+            notes = stage.conventions.take(of_run, signs=recipe.losses.pose_signs == "auto")
+        else:
+            notes = stage.learn_conventions(self.first_batches(recipe, process))
+        for note in notes:
+            if process.is_main:
+                print(f"{self.init}: {note}", file=sys.stderr)
         return stage
+
+    def first_batches(self, recipe: BaseRecipe, process: Process) -> Iterator[PreparedBatch]:
+        """The pairs on which conventions are measured."""
+        batch_size, image_size = min(8, recipe.batch_size), recipe.model.image_size
+        loader = make_loader(
+            self.data, config=recipe.data, batch_size=batch_size, seed=recipe.seed, side_px=2 * image_size
+        )
+        for batch in itertools.islice(loader, -(-INIT_FRAMES // batch_size)):
+            yield prepare(batch.to(process.device), image_size=image_size)
 
 
 def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recipe:
@@ -99,6 +108,19 @@ def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recip
     if told := [name for name in others if getattr(preset, name) != getattr(ModelConfig(), name)]:
         _log.warning("note: %s sets the networks' sizes, not the recipe (%s)", where, ", ".join(told))
     return dataclasses.replace(recipe, model=config)
+
+
+def conventions_of(path: Path) -> dict[str, Tensor]:
+    """State of the `Conventions` that a run of `training base` or `training motion` trained with; {} for other weights.
+
+    A run's M need not be sure of its slots yet, so they are not to be guessed from its key points.
+    """
+    path = path.expanduser()
+    if not is_run(path):
+        return {}
+    prefix = "modules.conventions."
+    tensors = read_tensors(checkpoint_folder(path), (prefix,))
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
 def load_start(path: Path, recipe: Recipe | None = None, *, option: str = "--init") -> LivePortrait:

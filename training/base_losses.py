@@ -29,6 +29,7 @@ from training.networks.recogniser import load_recogniser
 from training.networks.vgg import load_vgg19
 
 Terms = dict[str, Tensor]
+ANGLES = ("pitch", "yaw", "roll")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,8 @@ class MotionLosses:
     """Error of the openness of mouth plus eyes that these points show; not in the paper, for quick small models."""
 
     pose_signs: Literal["auto", "labels"] = "auto"
-    """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign."""
+    """labels: as they are. auto: with --init, angles that the given weights count the other way change their sign;
+    a run tells which those are, with other weights it is measured."""
 
     def __post_init__(self) -> None:
         require_no_negative(self)
@@ -131,6 +133,19 @@ class Conventions(nn.Module):
         super()._load_from_state_dict(*arguments, **options)
         self.slots_tuple = tuple(self.slots.tolist())
 
+    def take(self, state: dict[str, Tensor], *, signs: bool) -> list[str]:
+        """Set both as a run had them whose weights training starts from; returns what they are, a line.
+
+        signs: whether angles change their sign where they did in that run.
+        """
+        self.load_state_dict(state)
+        if not signs:
+            self.pose_signs.fill_(1.0)
+        changed = [name for name, sign in zip(ANGLES, self.pose_signs.tolist(), strict=True) if sign < 0]
+        angles = f"{' and '.join(changed)} with the sign changed" if changed else "angles as labelled"
+        slots = ", ".join(map(str, self.slots_tuple))
+        return [f"as in that run, {angles}, and guidance landmarks follow the key points {slots}"]
+
     def measure(
         self, angles: Tensor, labels: Tensor, keypoints: Tensor, landmarks: Tensor, *, signs: bool
     ) -> list[str]:
@@ -139,7 +154,7 @@ class Conventions(nn.Module):
         angles, labels: [N, 3] pitch, yaw, roll in degrees; keypoints [N, K, 3]; landmarks [N, 68, 2] in [-1, 1].
         """
         notes = []
-        for axis, name in enumerate(("pitch", "yaw", "roll")):
+        for axis, name in enumerate(ANGLES):
             known = labels[:, axis].isfinite()
             correlation = torch.corrcoef(torch.stack([angles[known, axis], labels[known, axis]]))[0, 1].item()
             if signs and correlation < -0.5:

@@ -209,8 +209,8 @@ METRICS: dict[str, Metric] = {
             better="higher",
             digits=1,
             parts=_BOTH,
-            definition="Result frames in which the analyser finds a face. All figures about faces are means over these "
-            "frames only, so read them with this one.",
+            definition="Result frames in which the analyser finds a face. All other figures about faces, also those of "
+            "copying the source, are means over these frames only, so read them with this one.",
         ),
         Metric(
             key="eye_control",
@@ -219,8 +219,8 @@ METRICS: dict[str, Metric] = {
             better="lower",
             digits=4,
             parts=("control",),
-            definition="Mean absolute difference of asked and achieved openness of the eyes over a sweep. Copying the "
-            "source means: no retargeting.",
+            definition="Mean absolute difference of asked and achieved openness of the eyes over the steps of a sweep "
+            "that show a face. Copying the source means: no retargeting, over the same steps.",
         ),
         Metric(
             key="eye_spearman",
@@ -247,7 +247,8 @@ METRICS: dict[str, Metric] = {
             better="lower",
             digits=4,
             parts=("control",),
-            definition="Mean absolute difference of asked and achieved openness of the lips over a sweep.",
+            definition="Mean absolute difference of asked and achieved openness of the lips over the steps of a sweep "
+            "that show a face.",
         ),
         Metric(
             key="lip_spearman",

@@ -112,7 +112,7 @@ def _sweep(still: _Still, tools: Tools, clip: Clip, region: str, values: tuple[f
     rest, results = still.render(still.x_s), still.render(x_s + offsets)
     at_rest, *achieved = (_openness(tools, frame, region) for frame in (*rest, *results))
     outside = 1 - REGION_MASKS[region](still.landmarks, still.size)
-    pairs = [(ask, got) for ask, got in zip(values, achieved, strict=True) if got is not None]
+    control, copied, spearman = obedience(values, achieved, at_rest)
     return Sweep(
         clip=clip,
         region=region,
@@ -120,11 +120,11 @@ def _sweep(still: _Still, tools: Tools, clip: Clip, region: str, values: tuple[f
         asked=list(values),
         achieved=achieved,
         figures={
-            f"{region}_control": mean_of([abs(ask - got) for ask, got in pairs]),
-            f"{region}_spearman": rank_correlation(pairs),
+            f"{region}_control": control,
+            f"{region}_spearman": spearman,
             f"{region}_rest": float(still.difference(results, rest, outside).mean()),
         },
-        copy_source={f"{region}_control": None if at_rest is None else mean_of([abs(v - at_rest) for v in values])},
+        copy_source={f"{region}_control": copied},
         pictures=[thumbnail(picture, SMALL_PX) for picture in (still.picture, *tools.small(results))],
     )
 
@@ -135,6 +135,15 @@ def _openness(tools: Tools, frame: np.ndarray, region: str) -> float | None:
         return None
     eyes, lip = open_ratios_68(face.points68[None])
     return float(eyes.mean() if region == "eye" else lip)
+
+
+def obedience(
+    asked: tuple[float, ...], achieved: list[float | None], at_rest: float | None
+) -> tuple[float | None, float | None, float | None]:
+    """Mean error of the result, that of copying the source, and Spearman's rho, over the steps that show a face."""
+    pairs = [(ask, got) for ask, got in zip(asked, achieved, strict=True) if got is not None]
+    copied = None if at_rest is None else mean_of([abs(ask - at_rest) for ask, _ in pairs])
+    return mean_of([abs(ask - got) for ask, got in pairs]), copied, rank_correlation(pairs)
 
 
 def rank_correlation(pairs: list[tuple[float, float]]) -> float | None:

@@ -36,7 +36,7 @@ class Reenacted:
     """Compared frames."""
     result: dict[str, float | None]
     copy_source: dict[str, float | None]
-    """The same figures of a model that shows the source whatever drives it."""
+    """The same figures, over the same frames, of a model that shows the source whatever drives it."""
     num_measured: dict[str, int]
     """Figure -> frames of the result in which it could be measured."""
     source_picture: bytes
@@ -175,13 +175,16 @@ class _ClipRun:
         elif seen is not None and self._source_face is not None and self._faces["driving"][0] is not None:
             asked = asked_relative(self._source_face, self._faces["driving"][0], seen)
         is_self = self._mode is None
-        columns = (
-            ("result", made, seen if is_self else self._source_face),
-            ("copy_source", self._source_face, seen if is_self else None),  # a copy's source is itself
+        figures, copied = (
+            self._tools.compare_faces(face, asked=asked, driving=seen if is_self else None, identity=identity)
+            for face, identity in (
+                (made, seen if is_self else self._source_face),
+                (self._source_face, seen if is_self else None),  # a copy's source is itself
+            )
         )
-        for column, face, identity in columns:
-            figures = self._tools.compare_faces(face, asked=asked, driving=seen if is_self else None, identity=identity)
-            self._columns[column].add(figures)
+        self._columns["result"].add(figures)
+        # Means over the same frames: where the result has no face, copying must not be judged either.
+        self._columns["copy_source"].add({name: value for name, value in copied.items() if name in figures})
 
     def finish(self) -> Reenacted:
         result = self._columns["result"].means()

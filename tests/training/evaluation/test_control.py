@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import spearmanr
 
-from training.evaluation.control import rank_correlation
+from training.evaluation.control import obedience, rank_correlation
 from training.evaluation.measuring import mean_of
 
 
@@ -19,3 +19,12 @@ def test_rank_correlation() -> None:
 def test_means_leave_out_what_is_not_there() -> None:
     assert mean_of([1.0, None, float("nan"), 3.0]) == 2.0
     assert mean_of([None]) is None
+
+
+def test_copying_is_judged_over_the_steps_that_show_a_face() -> None:
+    control, copied, spearman = obedience((0.0, 0.2, 0.4, 0.8), [0.1, 0.2, 0.3, None], at_rest=0.1)
+    assert control == pytest.approx((0.1 + 0.0 + 0.1) / 3)
+    assert copied == pytest.approx((0.1 + 0.1 + 0.3) / 3)
+    assert spearman == pytest.approx(1)
+    assert obedience((0.0, 0.2), [None, None], at_rest=0.1) == (None, None, None)
+    assert obedience((0.0, 0.2), [0.1, 0.1], at_rest=None)[1] is None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 
 from model.animation.progress import ignore
+from training.evaluation.catalogue import GROUPS
 from training.evaluation.evaluate import Evaluate, evaluate
+from training.evaluation.faces import Face
+from training.evaluation.measuring import Column, Tools
 from training.evaluation.pixels import MAX_PSNR_DB
-from training.evaluation.reenactment import Carrier, spread
+from training.evaluation.reenactment import Carrier, _ClipRun, spread
 
 
 def test_a_model_that_returns_the_driving_frames_is_perfect(options: Evaluate, monkeypatch) -> None:
@@ -55,10 +60,39 @@ def test_a_model_that_never_moves_has_the_figures_of_copying(options: Evaluate, 
                 compared.append(key)
         assert {"aed", "apd", "pose_angle", "face_found"} <= set(compared)
     itself = results["sections"]["self"]
+    assert itself["clips"][0]["copy_source"]["csim"] > 0.8  # the same person
     assert itself["num_frames"] == 8  # four of each clip, after the source
     assert itself["aggregate"]["jitter"]["result"] == 0
     assert itself["aggregate"]["lip_error"]["result"] >= 0
     assert results["sections"]["cross_relative"]["aggregate"]["csim"]["result"] == pytest.approx(1, abs=1e-5)
+
+
+def test_result_and_copy_are_judged_over_the_same_frames(monkeypatch) -> None:
+    """A model that never moves, and shows nothing in every other frame: about faces it is as good as copying."""
+    noise = np.random.default_rng(0)
+
+    def face() -> Face:
+        return Face(
+            points68=noise.uniform(0, 1, (68, 2)),
+            pose_deg=noise.uniform(-9, 9, 3),
+            embedding=noise.normal(size=4) / 2,
+        )
+
+    source, seen = face(), [face() for _ in range(4)]
+    tools = Tools(groups=GROUPS, compare_size_px=64, device=torch.device("cpu"), faces=object())
+    run = _ClipRun.__new__(_ClipRun)
+    run._tools, run._mode, run._source_face = tools, None, source
+    run._clip, run._columns = SimpleNamespace(clip_id="a"), {"result": Column(), "copy_source": Column()}
+    run._faces, run.seen = {"result": [], "driving": []}, {("a", k): found for k, found in enumerate(seen)}
+    found = iter([source, None, source, None])
+    monkeypatch.setattr(Tools, "find_face", lambda *_: next(found))
+    for k in range(4):
+        run._add_faces(k, None, None)
+    result, copied = (run._columns[name].means() for name in ("result", "copy_source"))
+    assert (result.pop("face_found"), copied.pop("face_found")) == (50, 100)
+    assert set(result) == {"aed", "apd", "pose_angle", "eye_error", "lip_error", "csim"}
+    assert result == copied
+    assert run._columns["result"].num_frames("aed") == 2
 
 
 def test_frames_are_spread_evenly() -> None:

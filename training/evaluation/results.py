@@ -20,6 +20,7 @@ DIGITS = 6
 COLUMNS = ("result", "copy_source")
 NO_FACE = "the analyser found no face in any of the frames that it needs"
 NO_PICTURES = "fewer than two frames"
+TOO_FEW_STEPS = "a rank correlation takes three steps that show a face, which no sweep has"
 TOO_SHORT = "no clip has the three frames that a second difference takes"
 ONE_IDENTITY = "the clips that were looked at are of one identity only; cross-reenactment needs two"
 PACKAGES = ("torch", "torchmetrics", "numpy", "opencv-python", "scipy")
@@ -106,7 +107,8 @@ def section_of_sweeps(sweeps: Sequence[Sweep], tools: Tools) -> dict[str, Any]:
         concerned = [row for row in rows if metric.key in row["result"]]
         present = [row["result"][metric.key] for row in concerned if row["result"][metric.key] is not None]
         if not present:
-            aggregate[metric.key] = {"missing": NO_FACE}
+            shows_face = any(value is not None for row in concerned for value in row["achieved"])
+            aggregate[metric.key] = {"missing": TOO_FEW_STEPS if shows_face else NO_FACE}
             continue
         copies = mean_of([row["copy_source"].get(metric.key) for row in concerned])
         aggregate[metric.key] = _rounded(
@@ -138,10 +140,11 @@ def section_of_shoulders(pairs: Sequence[Shoulders], tools: Tools) -> dict[str, 
     )
     if plain is None:
         return {"part": "shoulders", "missing": "no source shows shoulders below the chin"}
+    num_known = sum(row["result"]["shoulders_plain"] is not None for row in rows)  # others show no shoulders
     ratio = stitched / plain if plain else None
     means = {"shoulders_plain": plain, "shoulders_stitched": stitched, "shoulders_ratio": ratio}
     aggregate = {
-        key: {"result": _round(value), "num_pairs": len(rows)}
+        key: {"result": _round(value), "num_pairs": num_known}
         if value is not None
         else {"missing": "the shoulders do not move, so there is nothing to correct"}
         for key, value in means.items()

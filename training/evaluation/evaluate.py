@@ -44,10 +44,10 @@ class Evaluate:
     """Use only this many driving frames of each clip."""
     max_sources: int = 16
     """Sources for the control of eyes and lips, and pairs for the shoulders; spread over the split."""
-    eye_sweep: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-    """Openness of the eyes to ask for: lid distance over eye width."""
+    eye_sweep: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
+    """Openness of the eyes to ask for, lid distance over eye width; as far as R_eyes is trained by default."""
     lip_sweep: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    """Openness of the lips to ask for: gap over mouth width."""
+    """Openness of the lips to ask for, gap over mouth width; as far as R_lip is trained by default."""
     compare_size_px: int = 256
     """Side at which pictures are compared, as published; the model's own output if that is smaller."""
     lpips_backbone: Path | None = None

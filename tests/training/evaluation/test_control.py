@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from scipy.stats import spearmanr
 
 from training.evaluation.control import obedience, rank_correlation
+from training.evaluation.evaluate import Evaluate
 from training.evaluation.measuring import mean_of
+from training.retargeting import RetargetingRecipe
 
 
 def test_rank_correlation() -> None:
@@ -28,3 +32,8 @@ def test_copying_is_judged_over_the_steps_that_show_a_face() -> None:
     assert spearman == pytest.approx(1)
     assert obedience((0.0, 0.2), [None, None], at_rest=0.1) == (None, None, None)
     assert obedience((0.0, 0.2), [0.1, 0.1], at_rest=None)[1] is None
+
+
+def test_sweeps_ask_for_what_stage_2_trains() -> None:
+    options, recipe = Evaluate(weights=Path(), data=""), RetargetingRecipe()
+    assert (max(options.eye_sweep), max(options.lip_sweep)) == (recipe.max_eyes, recipe.max_lip)

@@ -168,8 +168,8 @@ METRICS: dict[str, Metric] = {
             better="lower",
             digits=4,
             parts=_SELF,
-            definition="Mean absolute difference of the eyes' openness (lid distance over eye width) to the driving "
-            "frame.",
+            definition="Mean absolute difference of the eyes' openness (distance between the middles of the lids over "
+            "the eye's width) to the driving frame.",
         ),
         Metric(
             key="lip_error",
@@ -178,7 +178,8 @@ METRICS: dict[str, Metric] = {
             better="lower",
             digits=4,
             parts=_SELF,
-            definition="Mean absolute difference of the lips' openness (gap over mouth width) to the driving frame.",
+            definition="Mean absolute difference of the lips' openness (gap in the middle of the mouth over its width) "
+            "to the driving frame.",
         ),
         Metric(
             key="jitter",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from model.faces import FaceAnalyser, eye_openness, lip_openness
+from model.faces import FaceAnalyser
 from model.faces.pose import euler_deg, rotation_from_euler
+from model.keypoints import open_ratios_68
 
 ANALYSED_SIZE_PX = 512
 """Every picture is looked at in this size, so that small results are not found worse for their size alone."""
@@ -55,8 +56,9 @@ class Face:
 
     @property
     def openness(self) -> np.ndarray:
-        """float64 [3]: right eye, left eye, lips."""
-        return np.array([*eye_openness(self.points68), lip_openness(self.points68)], np.float64)
+        """float64 [3]: right eye, left eye, lips, as stage II and the animation measure them."""
+        eyes, lips = open_ratios_68(self.points68[None])
+        return np.array([*eyes[0].tolist(), lips.item()], np.float64)
 
 
 class FaceReader:

@@ -7,6 +7,7 @@ import pytest
 import skimage.data
 
 from model.faces.pose import rotation_from_euler
+from model.keypoints import open_ratios_68
 from training.evaluation.faces import (
     Face,
     FaceReader,
@@ -102,6 +103,17 @@ def test_relative_motion_asks_for_the_change() -> None:
     expected = rotation_from_euler(-10, 5, 0).T @ rotation_from_euler(5, 5, 0)
     np.testing.assert_allclose(asked.rotation, expected, atol=1e-12)
     assert motion_figures(_face(_points()), asked)["pose_angle"] == pytest.approx(15, abs=0.01)
+
+
+def test_openness_is_that_of_stage_2_and_of_the_animation() -> None:
+    """Of the lips the gap in the middle alone, not the mean of three."""
+    points = _points()
+    points[[48, 54]] = ((0.4, 0.6), (0.6, 0.6))
+    points[[61, 62, 63, 67, 66, 65], 0] = (0.45, 0.5, 0.55, 0.45, 0.5, 0.55)
+    points[[61, 62, 63, 67, 66, 65], 1] = (0.6, 0.58, 0.6, 0.6, 0.62, 0.6)
+    assert _face(points).openness[2] == pytest.approx(0.04 / 0.2, rel=1e-4)
+    eyes, lips = open_ratios_68(points[None])
+    np.testing.assert_allclose(_face(points).openness, [*eyes[0].tolist(), lips.item()])
 
 
 def test_jitter_of_shaking_and_of_smooth_movement() -> None:

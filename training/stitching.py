@@ -47,7 +47,7 @@ class StitchingStage(CorrectionStage):
     name = "stitching"
     network = "stitching"
     cross_identity = True
-    best_metric = "shoulder"
+    best_metric = "loss"  # by the shoulders alone, the strongest correction would be the best
 
     def __init__(self, portrait, recipe: StitchingRecipe, process, *, keep_network: bool = False) -> None:
         super().__init__(portrait, recipe, process, keep_network=keep_network)
@@ -70,7 +70,10 @@ class StitchingStage(CorrectionStage):
             "shoulder": masked_mean(stitched - reconstructed, mask).mean(),
             "offset": (moved - x_d).abs().mean(),
         }
-        return self.weights.shoulder * terms["shoulder"] + self.weights.offset * terms["offset"], terms
+        return self._weighted(terms), terms
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        return self.weights.shoulder * terms["shoulder"] + self.weights.offset * terms["offset"]
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
         x_s, x_d = self._key_points(batch)
@@ -78,10 +81,16 @@ class StitchingStage(CorrectionStage):
         moved = stitch(self.averaged_networks, x_s, x_d)
         reconstructed, free, stitched = (self.base.render(volume, x_s, x) for x in (x_s, x_d, moved))
         mask = shoulder_mask(batch.source.landmarks, stitched.shape[-2:])
+        terms = {
+            "shoulder": masked_mean(stitched - reconstructed, mask),
+            "offset": (moved - x_d).abs().mean(dim=(1, 2)),
+        }
         has_shoulders = mask.flatten(1).any(dim=1)
         unknown = torch.full_like(has_shoulders, torch.nan, dtype=torch.float32)
         return {
-            "shoulder": torch.where(has_shoulders, masked_mean(stitched - reconstructed, mask), unknown),
+            "loss": self._weighted(terms),
+            "shoulder": torch.where(has_shoulders, terms["shoulder"], unknown),
+            "offset": terms["offset"],
             "shoulder_unstitched": torch.where(has_shoulders, masked_mean(free - reconstructed, mask), unknown),
             # What is left of the motion: 1 keeps it all, 0 undoes it.
             "motion_kept": masked_mean(stitched - reconstructed, 1 - mask)

@@ -207,6 +207,22 @@ def test_the_offset_of_stitching_is_how_far_key_points_move(portrait, batch) -> 
         assert stage.losses(batch, torch.Generator())[1]["offset"].item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_stitching_is_validated_by_what_it_learns_from(portrait, batch) -> None:
+    """The shoulders alone would take the strongest correction for the best; without any, the offset counts."""
+    stage = make_stage("stitching", portrait)
+    torch.nn.init.normal_(stage.modules["stitching"].mlp[-1].weight, std=0.1)
+    stage.ema.modules["stitching"].load_state_dict(stage.modules["stitching"].state_dict())
+    batch.source.landmarks[1] = torch.nan
+    total, terms = stage.losses(batch, torch.Generator())
+    with torch.no_grad():
+        figures = stage.validate(batch)
+    assert stage.best_metric == "loss"
+    torch.testing.assert_close(figures["loss"].mean(), total.detach())
+    torch.testing.assert_close(figures["offset"].mean(), terms["offset"].detach())
+    assert figures["shoulder"].isnan().tolist() == [False, True]
+    assert figures["loss"].isfinite().all()
+
+
 def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
     batch.source.landmarks[1] = torch.nan
     stage = make_stage("lip", portrait)

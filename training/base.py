@@ -66,6 +66,7 @@ class BaseStage(Stage):
 
     name = "base"
     best_metric = "l1_face"
+    validates_on_videos = True
 
     def __init__(
         self,

@@ -55,6 +55,8 @@ class Stage:
     """Averaged weights of the networks that will be exported."""
     cross_identity: bool = False
     """Whether the driving frame is of another person than the source."""
+    validates_on_videos: bool = False
+    """Whether validation leaves stills out where there are videos: source and driving frame of a still are one."""
     best_metric: str | None = None
     """Figure of `validate` whose smallest mean marks the best checkpoint."""
 

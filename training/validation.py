@@ -73,11 +73,14 @@ def held_out_batches(
     """Batches that training does not see, without end: frames kept back of known persons where the recipe keeps some,
     else the persons of the split val. None, said once, where the data set has none."""
     split = "held_out" if recipe.data.held_out_share > 0 else "val"
+    # Workers would cost more to start than they save on a few batches.
+    config = dataclasses.replace(recipe.data, num_workers=0)
+    if stage.validates_on_videos:
+        config = dataclasses.replace(config, still_share=0.0)
     try:
         loader = make_loader(
             dataset,
-            # Workers would cost more to start than they save on a few batches.
-            config=dataclasses.replace(recipe.data, num_workers=0),
+            config=config,
             batch_size=batch_size,
             rank=process.rank,
             world_size=process.world_size,

@@ -35,6 +35,21 @@ def test_any_picture_size_gives_landmarks_with_gradients() -> None:
         assert picture.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"heatmap_size": 4}, "heatmap_size is 4: expected at least 8, the side of the last of 4 levels"),
+        ({"channels": (12, 24)}, r"channels is \(12, 24\): expected one or more multiples of 8"),
+        ({"channels": ()}, r"channels is \(\): expected one or more multiples of 8"),
+        ({"image_size": 120}, "image_size must be a multiple of 16 for 4 levels, got 120"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LandmarkConfig(**options)
+    LandmarkNetwork(LandmarkConfig(heatmap_size=8))  # the least
+
+
 def test_varied_pictures_and_points_agree() -> None:
     """A blob at each point is found at the varied point."""
     torch.manual_seed(0)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NUM_LANDMARKS = 68
+NUM_GROUPS = 8
+"""Of every group normalisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +25,29 @@ class LandmarkConfig:
     image_size: int = 128
     """Pictures of any size are brought to this side, px."""
     channels: tuple[int, ...] = (16, 32, 64, 96)
-    """Widths of the levels; each level halves the picture."""
+    """Widths of the levels, multiples of 8; each level halves the picture."""
     heatmap_size: int = 32
     """Side of the maps whose centres of mass are the landmarks."""
 
     def __post_init__(self) -> None:
-        if self.image_size % 2 ** len(self.channels):
+        if not self.channels or any(width < 1 or width % NUM_GROUPS for width in self.channels):
+            raise ValueError(f"channels is {self.channels}: expected one or more multiples of {NUM_GROUPS}")
+        if self.image_size < 1 or self.image_size % 2 ** len(self.channels):
             raise ValueError(
                 f"image_size must be a multiple of {2 ** len(self.channels)} for {len(self.channels)} levels, "
                 f"got {self.image_size}"
+            )
+        if self.heatmap_size < (smallest := self.image_size // 2 ** len(self.channels)):
+            raise ValueError(
+                f"heatmap_size is {self.heatmap_size}: expected at least {smallest}, the side of the last of "
+                f"{len(self.channels)} levels"
             )
 
 
 def _block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-        nn.GroupNorm(8, out_channels),
+        nn.GroupNorm(NUM_GROUPS, out_channels),
         nn.SiLU(),
     )
 

@@ -32,6 +32,7 @@ from training.losses import (
     flow_openness_loss,
     guidance_points,
     landmark_flow_loss,
+    require_slots,
 )
 from training.networks.discriminator import CascadedDiscriminator
 from training.recipe import Recipe
@@ -77,6 +78,8 @@ class BaseStage(Stage):
         allow_random_features: bool = False,
     ) -> None:
         """portrait: weights to start from; random ones by the recipe's seed otherwise."""
+        if recipe.losses.guidance or recipe.losses.openness or recipe.told_share or recipe.edited_every:
+            require_slots(recipe.model.num_keypoints)
         self.recipe, self.process = recipe, process
         per_rank = recipe.batch_size // process.world_size
         if process.world_size > 1 and recipe.edited_every and per_rank % recipe.edited_every:

@@ -21,7 +21,7 @@ from training.distributed import Process
 from training.ema import Ema
 from training.landmarks import dotted
 from training.loop import Progress, Stage, make_adam, take_step
-from training.losses import GUIDANCE_LANDMARKS, guided_openness
+from training.losses import GUIDANCE_LANDMARKS, guided_openness, require_slots
 from training.recipe import Recipe
 
 
@@ -39,6 +39,7 @@ class MotionStage(Stage):
     best_metric = "keypoint_error"
 
     def __init__(self, recipe: MotionRecipe, process: Process) -> None:
+        require_slots(recipe.model.num_keypoints)  # already for its validation
         self.recipe, self.process = recipe, process
         self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
         network = LivePortrait.untrained(recipe.seed, recipe.model).motion.to(process.device).train()

@@ -324,6 +324,16 @@ def test_sources_that_ranks_cannot_edit_evenly_are_refused(recipe: BaseRecipe) -
         BaseStage(recipe, Process(world_size=4))
 
 
+def test_key_points_that_landmarks_guide_must_exist(recipe: BaseRecipe) -> None:
+    """Where no loss and no option names any, fewer will do."""
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_keypoints=15))
+    unguided = with_losses(recipe, guidance=0.0)
+    BaseStage(unguided, Process())
+    for named in (recipe, dataclasses.replace(unguided, told_share=0.1), dataclasses.replace(unguided, edited_every=1)):
+        with pytest.raises(ValueError, match=r"model.num_keypoints is 15, .* expected at least 21"):
+            BaseStage(named, Process())
+
+
 def test_w_is_told_places_but_m_is_judged_by_its_own(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     """Told pairs render with the landmarks at the guided key points; losses on key points do not see them."""
     untold, told = (BaseStage(dataclasses.replace(recipe, told_share=share), Process()) for share in (0.0, 1.0))

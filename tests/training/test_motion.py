@@ -66,6 +66,12 @@ def test_its_average_is_laid_out_alike_and_what_it_does_not_take_is_refused() ->
         MotionStage(dataclasses.replace(recipe, compute=ComputeOptions(recompute=("up_1",))), Process())
 
 
+def test_key_points_that_landmarks_guide_must_exist() -> None:
+    recipe = MotionRecipe(model=dataclasses.replace(ModelConfig.tiny(32), num_keypoints=20))
+    with pytest.raises(ValueError, match=r"model.num_keypoints is 20, .* expected at least 21"):
+        MotionStage(recipe, Process())
+
+
 def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, capsys) -> None:
     run = tmp_path / "motion"
     command = ["motion", *QUICK, "--data", str(dataset), "--output", str(run), "--reports.validate-every-images", "320"]

@@ -24,6 +24,7 @@ from training.losses.keypoints import (
     landmark_flow_loss,
     match_slots,
     openness_loss,
+    require_slots,
     wing,
     wing_guidance_loss,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "match_slots",
     "openness_loss",
     "real_fake_loss",
+    "require_slots",
     "shoulder_mask",
     "wing",
     "wing_guidance_loss",

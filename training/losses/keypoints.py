@@ -41,6 +41,15 @@ FIRST_SLOTS = tuple(range(len(GUIDANCE_LANDMARKS)))
 """The first ten key points, in the order of GUIDANCE_LANDMARKS, as the first public port had it."""
 
 
+def require_slots(num_keypoints: int) -> None:
+    """ValueError for a model that lacks key points which RELEASED_SLOTS name."""
+    if num_keypoints <= max(RELEASED_SLOTS):
+        raise ValueError(
+            f"model.num_keypoints is {num_keypoints}, but landmarks guide key points by the released order, which "
+            f"numbers them up to {max(RELEASED_SLOTS)}: expected at least {max(RELEASED_SLOTS) + 1}"
+        )
+
+
 def equivariance_loss(
     keypoints: Tensor, keypoints_of_warped: Tensor, warp_points: Callable[[Tensor], Tensor]
 ) -> Tensor:

@@ -37,7 +37,7 @@ class MotionLosses:
     """Weights of the terms on key points and angles, each with the reduction that it multiplies; 0: left out."""
 
     equivariance: float = 20.0
-    """Mean over key points and both axes, in units where the picture's side is 2."""
+    """Mean over key points and both axes, in units where the picture's side is 2; face-vid2vid's 20 is for the sum."""
     keypoint_prior: float = 10.0
     """Sum over ordered pairs, plus the mean depth's distance from 0.33; of x_d."""
     head_pose: float = 20.0
@@ -62,7 +62,8 @@ class BaseLosses(MotionLosses):
     """Weights of the loss terms, each with the reduction that it multiplies. 0 leaves a term out.
 
     The paper publishes none. The start is face-vid2vid's, restated for our reductions: its 5 for the deformation is
-    for a sum over the 3 x 21 numbers, of which we take the mean.
+    for a sum over the 3 x 21 numbers, of which we take the mean. The exception is the equivariance: its 20 is kept, but
+    is here for the mean of the 2 x 21 numbers that face-vid2vid sums, so that the term counts 42 times less.
     """
 
     perceptual: float = 10.0

@@ -24,6 +24,9 @@ from training.retargeting import RetargetingRecipe, RetargetingStage
 from training.running import RunOptions, run_stage
 from training.stitching import StitchingRecipe, StitchingStage
 
+LANDMARKS = "landmark_network"
+"""Folder in a run of retargeting that holds the landmark network which judged it, as a run of `training landmarks`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks(RunOptions):
@@ -116,7 +119,8 @@ class Retargeting(_Correction):
     """Which of the two networks."""
     landmarks: str = "facemesh"
     """What measures the openness that is achieved: facemesh, the landmarker of the open analyser, run in torch; or a
-    run of `training landmarks`, for shards with labels of another analyser."""
+    run of `training landmarks`, for shards with labels of another analyser. A copy of that network stays in this run,
+    which does not read it again once it has begun."""
     weights_dir: str | None = None
     """Folder with the analysers' weight files, where FaceMesh's is not to be fetched."""
     output: Path | None = None
@@ -131,19 +135,35 @@ class Retargeting(_Correction):
     def main(self) -> int:
         if self.output is None:
             return dataclasses.replace(self, output=Path("runs") / self.part).main()
-        if self.landmarks == "facemesh":
+        own = self.output / LANDMARKS
+        if self._has_begun() and own.is_dir():
+            landmarks = load_landmarks(own)
+        elif self.landmarks == "facemesh":
             landmarks = MeshLandmarks(weights_dir=self.weights_dir)
         else:
             landmarks = load_landmarks(Path(self.landmarks))
         portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> RetargetingStage:
+            self.keep_landmarks(process)
             self.keep_base(portrait, process)
             return RetargetingStage(
                 portrait, recipe, process, part=self.part, landmarks=landmarks, keep_network=self.keep_network
             )
 
         return run_stage(self, recipe, make_stage)
+
+    def keep_landmarks(self, process: Process) -> None:
+        """Copy the checkpoint of the landmark network into the run, as `keep_base` does the base model."""
+        if not process.is_main or self.dry_run or self._has_begun():
+            return
+        own, temporary = self.output / LANDMARKS, self.output / f".{LANDMARKS}"
+        for old in (own, temporary):  # of a start that came to nothing, maybe with another --landmarks
+            shutil.rmtree(old, ignore_errors=True)
+        if self.landmarks != "facemesh":
+            checkpoint = checkpoint_folder(Path(self.landmarks).expanduser())
+            shutil.copytree(checkpoint, temporary / "checkpoints" / checkpoint.name)
+            temporary.rename(own)
 
 
 def load_landmarks(run: Path) -> LandmarkNetwork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.__main__ import main
-from training.correction_commands import load_landmarks
+from training.correction_commands import LANDMARKS, load_landmarks
 from training.export import load_portrait
 
 QUICK = (
@@ -44,14 +45,19 @@ def test_landmark_run_gives_a_frozen_network(landmarks: Path) -> None:
 def test_retargeting_learns_resumes_and_exports(
     base: Path, landmarks: Path, models: Path, dataset: Path, tmp_path: Path, capsys
 ) -> None:
+    """Resumed, it needs the landmark network no more that it began with."""
     runs = {}
-    judges = {"eyes": ["--landmarks", str(landmarks)], "lip": ["--weights-dir", str(models / "open")]}
+    judge = shutil.copytree(landmarks, tmp_path / "judge")
+    (tmp_path / "lip" / LANDMARKS).mkdir(parents=True)  # of a start that came to nothing
+    judges = {"eyes": ["--landmarks", str(judge)], "lip": ["--weights-dir", str(models / "open")]}
     for part, network in (("eyes", "retarget_eye"), ("lip", "retarget_lip")):
         runs[network] = tmp_path / part
         arguments = ["retargeting", "--part", part, *QUICK, "--data", str(dataset), "--init", str(base)]
         arguments += [*judges[part], "--output", str(tmp_path / part)]
         assert main([*arguments, "--num-images", "4"]) == 0
+        shutil.rmtree(judge, ignore_errors=True)
         assert main([*arguments, "--num-images", "6"]) == 0
+        assert (tmp_path / part / LANDMARKS).exists() == (part == "eyes")
         assert "4 images" in capsys.readouterr().err  # resumed
         start, trained = LivePortrait.from_pretrained(base), load_portrait(tmp_path / part)
         for name, module in trained.networks().items():

@@ -251,14 +251,22 @@ class _Job:
         ledger.drop_superseded(names, uris)
         release_memory()
 
-    def work(self, stage: str, units: Iterable[dict[str, Any]], num_todo: int, total: int, folder: Place) -> None:
+    def work(
+        self,
+        stage: str,
+        units: Iterable[dict[str, Any]],
+        num_todo: int,
+        total: int,
+        folder: Place,
+        shown_as: str | None = None,
+    ) -> None:
         """Do `units`, which are `num_todo` of the `total` of a stage, and show how it goes."""
         if not num_todo:
             return
         self.workers.connect()
         self.record.restart_clock()
         metrics = self.dataset.root / "metrics.jsonl"
-        progress = StageProgress(stage, total, total - num_todo, metrics)
+        progress = StageProgress(shown_as or stage, total, total - num_todo, metrics)
         for summary in self.workers.run(stage, self.recipe, folder, units):
             progress.add(summary)
             self.record.count(summary)
@@ -350,7 +358,7 @@ class _Job:
                 for u in self.crop_units(again.__contains__)
             )
             self.record.enter("recrop", "", len(again), len(again))
-            self.work("crop", units, len(again), len(again), crop)
+            self.work("crop", units, len(again), len(again), crop, shown_as="recrop")
             if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
                 raise FatalError(
                     f"the pictures of {len(missing)} kept clips ({min(missing)}, ...) are neither staged nor in a"

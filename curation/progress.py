@@ -56,8 +56,9 @@ class StageProgress:
             parts.append(f"ETA {_clock(eta)}" if eta is not None else "ETA -")
         else:
             parts.append(f"took {_clock(seconds)}")
-        noun = {"index": "usable", "scan": "tracks", "crop": "clips", "pack": "shards"}[self.stage]
-        parts.append(f"{self.kept - self.rejected} {noun}")
+        nouns = {"index": "usable", "scan": "tracks", "crop": "clips", "pack": "shards"}  # recrop: pictures, no rows
+        if self.stage in nouns:
+            parts.append(f"{self.kept - self.rejected} {nouns[self.stage]}")
         if self._resumed:
             parts.append(f"{self._resumed} done before")
         if self.rejected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,7 @@ from training.losses import (
 from training.networks.recogniser import load_recogniser
 from training.networks.vgg import load_vgg19
 
+_log = logging.getLogger(__name__)
 Terms = dict[str, Tensor]
 ANGLES = ("pitch", "yaw", "roll")
 
@@ -215,6 +217,9 @@ class BaseCriterion:
         self, weights: BaseLosses, *, device: torch.device, allow_random_features: bool, autocast_features: bool
     ) -> None:
         self.weights = weights
+        for term, name in (("perceptual", "vgg19"), ("identity", "recogniser")):
+            if getattr(weights, name) and not getattr(weights, term):
+                _log.warning("note: losses.%s is not used, because losses.%s is 0 in this recipe", name, term)
         self.perceptual = self.identity = None
         if weights.perceptual:
             network = load_vgg19(

@@ -81,7 +81,8 @@ def test_clips_that_are_wanted_again_are_cropped_again(made, command_here, rows_
     assert len(shards_of(output)) == 1
     shown = command_here(made[0], "--output", output, *SMALL_SHARDS, "--allow-looser-rights")
     assert "scan " not in shown
-    assert "crop   1/1" in shown, "the dropped clip alone"
+    assert "recrop 1/1" in shown, "the dropped clip alone"
+    assert "0 clips" not in shown
     assert shards_of(output) == first
     assert rows_of(output, "clips") == clips
     assert rows_of(output, "frames") == frames

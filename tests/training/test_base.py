@@ -111,6 +111,11 @@ def test_without_weights_of_feature_networks_it_says_what_to_do(recipe: BaseReci
         BaseStage(with_losses(recipe, perceptual=1.0), Process())
 
 
+def test_weights_that_no_term_reads_are_told(recipe: BaseRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    BaseStage(with_losses(recipe, perceptual=0.0, identity=0.0, vgg19="nowhere.pth"), Process())
+    assert "losses.vgg19 is not used, because losses.perceptual is 0" in caplog.text
+
+
 def test_discriminators_learn_alone_first(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     stage = BaseStage(recipe, Process())
     early = step(stage, batch, Progress(images=0, step=0, batch_size=2))

@@ -185,6 +185,11 @@ class SelectOptions:
     """Rule no_consent: reject clips whose source list states no consent; "no", "refused", "unknown" ... state none."""
     stills: bool = True
     """Rule still: whether clips of one frame are wanted."""
+    keep_clips: tuple[str, ...] = ()
+    """clip_ids that no threshold rejects; rights, stills and copies are judged as of all clips. The list that is given
+    takes the place of the one before, as with all options."""
+    reject_clips: tuple[str, ...] = ()
+    """Rule rejected_by_hand: clip_ids that are not wanted. To have a person out for good: `curation forget`."""
     identity_similarity: float | None = None
     """Clips whose embeddings are at least this similar are the same person (None: the analyser's own value)."""
     duplicates: bool = False
@@ -208,6 +213,8 @@ class SelectOptions:
         may_be_negative = ("min_quality", "min_identity_similarity")  # a network's own scale, and a cosine
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith(("min_", "max_"))]
         require_not_negative(self, *(n for n in names if n not in may_be_negative), "val_share", "test_share")
+        if both := set(self.keep_clips) & set(self.reject_clips):
+            raise ValueError(f"{min(both)} is in select.keep_clips and in select.reject_clips: leave it in one of them")
         if self.max_weight <= 1:
             raise ValueError(f"select.max_weight is {self.max_weight}, expected more than 1")
         if not 0 < self.duplicate_overlap <= 1:

@@ -57,6 +57,7 @@ RULES = (
     Rule("no_licence", "require_licence", f"NOT {{value}} OR {is_stated_sql('licence')}", "no licence is named"),
     Rule("licence_not_allowed", "licences", "lower(trim(coalesce(licence, ''))) IN {value}", "another licence"),
     Rule("no_consent", "require_consent", f"NOT {{value}} OR {is_stated_sql('consent')}", "the list states no consent"),
+    Rule("rejected_by_hand", "reject_clips", "clip_id NOT IN {value}", "somebody does not want this clip"),
     Rule("still", "stills", "{value} OR kind <> 'still'", "stills are not wanted"),
     Rule("duplicate", "duplicates", "{value} OR duplicate_of IS NULL", "a better clip shows the same footage"),
 )  # fmt: skip
@@ -71,11 +72,11 @@ def active_rules(options: SelectOptions) -> list[tuple[Rule, str]]:
     for rule in RULES:
         value = getattr(options, rule.option)
         if value is not None and value != ():
-            active.append((rule, rule.condition.format(value=_sql_literal(value))))
+            active.append((rule, rule.condition.format(value=sql_literal(value))))
     return active
 
 
-def _sql_literal(value: bool | float | tuple[str, ...]) -> str:
+def sql_literal(value: bool | float | tuple[str, ...]) -> str:
     """A threshold as SQL; names are compared in lower case."""
     if isinstance(value, bool):
         return str(value).upper()
@@ -84,10 +85,16 @@ def _sql_literal(value: bool | float | tuple[str, ...]) -> str:
     return repr(float(value))
 
 
+def _exempt_sql(rule: Rule, options: SelectOptions) -> str:
+    """What keeps thresholds from rejecting `keep_clips`; rules that are no thresholds hold for these, too."""
+    is_threshold = not isinstance(getattr(options, rule.option), bool | tuple)
+    return f" AND clip_id NOT IN {sql_literal(options.keep_clips)}" if options.keep_clips and is_threshold else ""
+
+
 def failed_rules_sql(options: SelectOptions) -> str:
     """An SQL expression over `clips`: the list of the names of all rules that a clip fails."""
     cases = [
-        f"CASE WHEN NOT coalesce(({condition}), TRUE) THEN '{rule.name}' END"
+        f"CASE WHEN NOT coalesce(({condition}), TRUE){_exempt_sql(rule, options)} THEN '{rule.name}' END"
         for rule, condition in active_rules(options)
     ]
     return f"list_filter([{', '.join(cases)}]::VARCHAR[], lambda name: name IS NOT NULL)"

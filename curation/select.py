@@ -239,6 +239,9 @@ def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
 def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> None:
     """Decide and write the decisions to the manifests."""
     decided = decide(dataset, recipe, same_person_similarity)
+    by_hand = {*recipe.select.keep_clips, *recipe.select.reject_clips}
+    if missing := sorted(by_hand.difference(decided["clip_id"].to_pylist())):
+        print(f"note: no clip is called {', '.join(missing)} (select.keep_clips, reject_clips)", file=sys.stderr)
     num_unknown = 0
 
     def rows() -> Iterator[pa.Table]:

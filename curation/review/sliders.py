@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from curation.recipe import SelectOptions
 from curation.review.columns import encode_column
-from curation.rules import RULES, Rule
+from curation.rules import RULES, Rule, sql_literal
 
 _NUMBER = re.compile(r"(?:(?P<exempt>.+) OR )?(?P<measure>[^<>=]+?) (?P<compare>>=|<=) \{value\}")
 _CHOICE = re.compile(r"(?P<measure>.+) IN \{value\}")
@@ -23,16 +23,21 @@ _CHOICE = re.compile(r"(?P<measure>.+) IN \{value\}")
 def encode_rules(clips: pa.Table, options: SelectOptions) -> list[dict[str, Any]]:
     """Every rule, switched on or off, with what it judges of each row of `clips` (in their order).
 
+    Clips that are rejected by hand have no slider; thresholds do not judge those that are kept by hand.
+
     Kinds: `number`, a clip passes where its measure is unknown or compares true (column None: the measure is a column
     of `clips`); `choice`, its text is one of a list, and an empty list passes all; `switch`, 1 where a clip passes when
     it is off, and when it is on.
     """
     db = duckdb.connect()
     db.register("clips", clips.append_column("_row", pa.array(range(len(clips)), pa.int64())))
-    return [_encode_rule(db, clips, rule, getattr(options, rule.option)) for rule in RULES]
+    rules = [rule for rule in RULES if rule.option != "reject_clips"]
+    return [_encode_rule(db, clips, rule, getattr(options, rule.option), options.keep_clips) for rule in rules]
 
 
-def _encode_rule(db: duckdb.DuckDBPyConnection, clips: pa.Table, rule: Rule, value: Any) -> dict[str, Any]:
+def _encode_rule(
+    db: duckdb.DuckDBPyConnection, clips: pa.Table, rule: Rule, value: Any, kept_by_hand: tuple[str, ...]
+) -> dict[str, Any]:
     encoded = {"name": rule.name, "option": rule.option, "condition": rule.condition, "meaning": rule.meaning}
     if isinstance(value, bool):
         off, on = (
@@ -44,6 +49,8 @@ def _encode_rule(db: duckdb.DuckDBPyConnection, clips: pa.Table, rule: Rule, val
         measure = match["measure"]
         if match["exempt"]:
             measure = f"CASE WHEN coalesce(({match['exempt']}), TRUE) THEN NULL ELSE {measure} END"
+        if kept_by_hand:
+            measure = f"CASE WHEN clip_id IN {sql_literal(kept_by_hand)} THEN NULL ELSE {measure} END"
         column = _column(db, measure)
         is_single = pa.types.is_float32(column.type)  # a decimal threshold is rounded to the column's precision
         return encoded | {

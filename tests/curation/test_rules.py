@@ -11,7 +11,8 @@ from curation.recipe import SelectOptions
 from curation.rules import RULES, active_rules, failed_rules_sql
 from manifests.schema import make_table
 
-OFF = replace(SelectOptions(), **{r.option: None for r in RULES if r.option not in ("require_licence", "stills")})
+_ON = ("require_licence", "stills", "reject_clips")
+OFF = replace(SelectOptions(), **{r.option: None for r in RULES if r.option not in _ON})
 
 CASES = [  # rule, options, a clip that passes, a clip that fails
     ("face_too_small", {"min_face_px": 120.0}, {"face_height_median_px": 120.0}, {"face_height_median_px": 119.0}),
@@ -40,6 +41,7 @@ CASES = [  # rule, options, a clip that passes, a clip that fails
     ("no_licence", {"require_licence": True}, {"licence": "CC-BY"}, {"licence": ""}),
     ("licence_not_allowed", {"licences": ("CC0", "Bob's")}, {"licence": "bob's "}, {"licence": "CC-BY"}),
     ("no_consent", {"require_consent": True}, {"consent": "form 7"}, {"consent": None}),
+    ("rejected_by_hand", {"reject_clips": ("a_0", "b_0")}, {"clip_id": "c_0"}, {"clip_id": "b_0"}),
     ("still", {"stills": False}, {"kind": "video"}, {"kind": "still"}),
     ("duplicate", {"duplicates": False}, {"duplicate_of": None}, {"duplicate_of": "another"}),
 ]  # fmt: skip
@@ -57,6 +59,17 @@ def test_rule_alone(rule, options, passing, failing):
 
 def test_all_rules_are_tested():
     assert [case[0] for case in CASES] == [rule.name for rule in RULES]
+
+
+def test_what_is_kept_by_hand_still_needs_its_rights():
+    """No threshold rejects it; licence, stills and copies are no thresholds."""
+    blurred = {"kind": "still", "sharpness": 0.01, "yaw_abs_p95_deg": 80.0, "duplicate_of": "another"}
+    options = SelectOptions(keep_clips=("a_0",), require_licence=True, stills=False)
+    rows = [blurred | {"clip_id": "a_0"}, blurred | {"clip_id": "b_0"}]
+    rights = ["no_licence", "still", "duplicate"]
+    assert failed(options, *rows) == [rights, ["yaw", "blurred", *rights]]
+    with pytest.raises(ValueError, match=r"a_0 is in select\.keep_clips and in select\.reject_clips"):
+        replace(options, reject_clips=("a_0",))
 
 
 def test_a_refusal_is_no_consent():

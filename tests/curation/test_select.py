@@ -67,6 +67,15 @@ def test_only_decisions_change(dataset):
         assert changed <= {"decision", "failed_rules", "identity_id", "split", "split_group", "weight"}
 
 
+def test_decisions_by_hand(dataset, capsys):
+    options = replace(SelectOptions(), keep_clips=("b",), reject_clips=("a", "gone"))
+    select(dataset, Recipe(select=options), 0.4)
+    rows = {row["clip_id"]: row for row in read_table(dataset, "clips").to_pylist()}
+    assert rows["a"]["failed_rules"] == ["rejected_by_hand"]
+    assert rows["b"]["decision"] == "keep"
+    assert "no clip is called gone" in capsys.readouterr().err
+
+
 def test_corrected_licence_reaches_the_clips(dataset):
     """The source list was corrected after the clips had been cropped."""
     rows = [{"source_id": "s0", "status": "ok", "licence": "CC0", "attribution": "Jane", "provenance": {"show": "x"}}]

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pytest
 
 from curation.__main__ import main
-from curation.recipe import SelectOptions, load_recipe, recipe_of
+from curation.recipe import Recipe, SelectOptions, load_recipe, recipe_of, recipe_toml
 from curation.review import build
 from curation.rules import RULES, failed_rules_sql
+from curation.select import select
 from manifests.store import Dataset, read_table, replace_table
 
 HOSTILE = """/x/<img src=x onerror=alert(1)>"'&amp;.mp4"""
@@ -96,6 +97,23 @@ def test_sliders_count_what_select_would_keep(measured: Path, tmp_path: Path, vi
         if page.is_enabled("#reset-thresholds"):
             page.click("#reset-thresholds")
     assert len(counts) > 20
+
+
+def test_sliders_leave_alone_what_was_decided_by_hand(
+    measured: Path, tmp_path: Path, visit: Callable[..., Any]
+) -> None:
+    dataset = Dataset(shutil.copytree(measured, tmp_path / "by_hand"))
+    ids = read_table(dataset, "clips")["clip_id"].to_pylist()
+    options = replace(recipe_of(dataset.root).select, keep_clips=tuple(ids[:9]), reject_clips=tuple(ids[9:18]))
+    dataset.recipe_file.write_text(recipe_toml(Recipe(select=options)))
+    select(dataset, Recipe(select=options), 0.5)
+    db = _clips_of(dataset)
+    page = (seen := visit(dataset.root)).page
+    page.click("#tab-thresholds")
+    assert seen.count("#survivors") == _survivors(db, options)[0] > 9
+    page.fill("input[type=number][data-rule=yaw]", "0.5")
+    assert seen.count("#survivors") == _survivors(db, replace(options, max_yaw_deg=0.5))[0] > 0
+    assert "rejected by hand" in page.inner_text("#thresholds")
 
 
 def test_switches_choices_and_several_sliders_at_once(measured: Path, visit: Callable[..., Any]) -> None:

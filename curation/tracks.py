@@ -6,6 +6,7 @@ Pure functions and small classes over measurements; no pictures and no networks 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Sample:
     pose_deg: np.ndarray  # float [3]: yaw, pitch, roll
     others: np.ndarray  # float [n, 4]: boxes of the other faces on this frame
     is_corrupt: bool = False
+    may_be_other: bool = False  # not identified, and the next one that was is another person
     embedding: np.ndarray | None = None
     square: np.ndarray = field(init=False)  # float [3]: centre x, centre y, side of the crop made for this sample alone
 
@@ -106,10 +108,15 @@ class Tracker:
         return time_s - last >= self._options.embed_every_s - 1e-6
 
     def add(self, sample: Sample, track: Track | None) -> None:
-        """Continue `track` with the sample, or start a new track: there is none, or it shows another person."""
+        """Continue `track` with the sample, or start a new track: there is none, or it shows another person.
+
+        Where the person changed is known only to lie between two embeddings: the samples between may be either's.
+        """
         if track is not None and sample.embedding is not None and len(track.embeddings):
             mean = track.embeddings.mean(0)
             if float(mean @ sample.embedding) / max(float(np.linalg.norm(mean)), 1e-9) < self._same_person:
+                for doubtful in takewhile(lambda s: s.embedding is None, reversed(track.samples)):
+                    doubtful.may_be_other = True
                 self._active.remove(track)
                 self.finished.append(track)
                 track = None
@@ -133,10 +140,12 @@ def divide(
 ) -> tuple[list[Segment], list[str | None]]:
     """The segments of a track, and for every sample why it is in none (None: it is in one).
 
-    A sample is left out when it is damaged, and with its neighbours when another face is inside the crop. Segments end
-    where the face leaves the reach of a fixed crop. Lengths are not judged here.
+    A sample is left out when it is damaged, when it may show another person, and with its neighbours when another face
+    is inside the crop. Segments end where the face leaves the reach of a fixed crop. Lengths are not judged here.
     """
-    reasons: list[str | None] = ["damaged_frames" if s.is_corrupt else None for s in track.samples]
+    reasons: list[str | None] = [
+        "damaged_frames" if s.is_corrupt else "person_changes" if s.may_be_other else None for s in track.samples
+    ]
     for sample in track.samples:
         sample.make_square(scale, vy_ratio)
     while True:

@@ -144,6 +144,14 @@ def test_person_who_is_replaced(scanned):
         assert end <= 50 or start >= 50
 
 
+def test_frames_between_two_persons_are_in_no_clip(scanned):
+    """Somewhere between the last embedding of the one and the first of the other the person changed."""
+    frames = [picture("coffee", [(160, 120, 60, 0 if k < 55 else 250)], k) for k in range(140)]
+    tracks, _ = scanned(frames)
+    assert ranges(tracks) == [(0, 51), (75, 140)], "identified on 0, 25, 50, 75, ..."
+    assert [t["reasons"] for t in tracks] == [["person_changes"], []]
+
+
 def test_two_people_side_by_side_are_no_clip(scanned):
     frames = [picture("coffee", [(125, 120, 60, 0), (190, 120, 60, 250)], k) for k in range(50)]
     tracks, failures = scanned(frames)

@@ -6,6 +6,7 @@ here except what would make such a piece impossible; thresholds are `select`'s.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
@@ -192,7 +193,7 @@ class _Follower:
         self._analyser = analyser
         self._detection_side_px = recipe.faces.detection_size_px
         self._tracker = Tracker(recipe.scan, analyser.info.same_person_similarity)
-        self._num_samples = 0
+        self._sampled: list[int] = []  # positions in `frames`
         self._largest_px = 0.0
         self.frames: list[tuple[int, int, float]] = []
         """(index, pts, seconds) of every frame, and one entry for the end."""
@@ -237,7 +238,7 @@ class _Follower:
         """Detect the faces of a sampled frame and continue their tracks."""
         picture = frame.rgb()
         found = self._detect(frame, picture)
-        self._num_samples += 1
+        self._sampled.append(position)
         heights = found.boxes[:, 3] - found.boxes[:, 1]
         self._largest_px = max(self._largest_px, float(heights.max(initial=0.0)))
         wanted = heights >= self._options.min_track_face_px
@@ -291,15 +292,14 @@ class _Follower:
         samples = track.samples
         first, last = self.position(samples[segment.first].frame), self.position(samples[segment.last].frame) + 1
         shot_start, shot_end = self.shots[track.shot], self.shots[track.shot + 1]
-        interval = 1.5 / self._options.sample_fps
-        if segment.first == 0 and self.frames[first][2] - self.frames[shot_start][2] < interval:
+        if segment.first == 0 and self._is_unsampled(shot_start, first):
             first = shot_start
         if segment.last == len(samples) - 1:
-            if self.frames[shot_end][2] - self.frames[last][2] < interval:
+            if self._is_unsampled(last, shot_end):
                 last = shot_end
         elif reasons[segment.last + 1] is None:
             following = self.position(samples[segment.last + 1].frame)
-            if self.frames[following][2] - self.frames[last][2] < interval:
+            if self._is_unsampled(last, following):
                 last = following
         if is_still:
             yield _Piece(self.frames[0], self.frames[1])
@@ -312,11 +312,16 @@ class _Follower:
         for start, end in pairwise(edges):
             yield _Piece(self.frames[start], self.frames[end])
 
+    def _is_unsampled(self, start: int, end: int) -> bool:
+        """Whether nothing was sampled at the positions [start, end), and no sample could have been missing there."""
+        is_unseen = bisect_left(self._sampled, start) == bisect_left(self._sampled, end)
+        return is_unseen and self.frames[end][2] - self.frames[start][2] < 1.5 / self._options.sample_fps
+
     def why_nothing(self) -> str:
         """Plain words for a span without a single track."""
-        if not self._num_samples:
+        if not self._sampled:
             return "no frame could be decoded"
-        frames = f"{self._num_samples} sampled frame{'s' if self._num_samples > 1 else ''}"
+        frames = f"{len(self._sampled)} sampled frame{'s' if len(self._sampled) > 1 else ''}"
         if self._largest_px == 0:
             return f"no face was found on {frames}"
         if self._largest_px < self._options.min_track_face_px:

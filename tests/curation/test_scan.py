@@ -152,6 +152,13 @@ def test_frames_between_two_persons_are_in_no_clip(scanned):
     assert [t["reasons"] for t in tracks] == [["person_changes"], []]
 
 
+def test_clips_do_not_reach_over_samples_of_another_person(scanned):
+    """Not even to the edges of the shot close by."""
+    frames = [picture("coffee", [(160, 120, 60, 250 if 3 <= k < 53 else 0)], k) for k in range(57)]
+    tracks, _ = scanned(frames, embed_every_s=0.2)
+    assert ranges(tracks) == [(5, 51)], "sampled on 0, 5, ... 55"
+
+
 def test_two_people_side_by_side_are_no_clip(scanned):
     frames = [picture("coffee", [(125, 120, 60, 0), (190, 120, 60, 250)], k) for k in range(50)]
     tracks, failures = scanned(frames)

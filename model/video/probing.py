@@ -17,6 +17,8 @@ _ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"sinf")
 _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"\xef\xbb\xbf#EXTM3U", b"[playlist]", b"<?xml", b"<MPD")
 # Average and nominal rate of a constant-rate file differ by rounding only; real variable-rate files by 10 % and more.
 _CONSTANT_RATE_TOLERANCE = 0.01
+LONGEST_STEP_BACK_S = 0.5
+"""Time stamps that go back by more begin anew, as where MPEG streams were joined; less is the jitter of bad muxers."""
 
 
 class VideoError(ValueError):
@@ -82,7 +84,8 @@ class PacketIndex:
 
     pts: int64 [num_frames], ascending, ticks. is_keyframe: bool [num_frames]. The frame of index i has pts[i] unless
     the file is damaged. num_discarded: packets that an edit list hides. has_open_gops: pictures shown before a key
-    frame are stored after it (and may lean on the frames before it), as HEVC files mostly do.
+    frame are stored after it (and may lean on the frames before it), as HEVC files mostly do. goes_back: the time
+    stamps begin anew somewhere; the frames from there on are left out.
     """
 
     pts: np.ndarray
@@ -90,6 +93,7 @@ class PacketIndex:
     time_base: Fraction
     num_discarded: int
     has_open_gops: bool
+    goes_back: bool
 
     @property
     def pts_s(self) -> np.ndarray:
@@ -192,14 +196,20 @@ def index_packets(source: VideoSource) -> PacketIndex:
     name = describe_source(source)
     times: list[tuple[int, bool]] = []
     num_discarded = 0
-    has_open_gops = False
-    keyframe_pts = None
+    has_open_gops = goes_back = False
+    keyframe_pts = latest_dts = None
     with open_container(source) as container:
         stream = video_stream(container, name)
+        step_back = round(LONGEST_STEP_BACK_S / stream.time_base)
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:  # the flush packet at the end
                     continue
+                if packet.dts is not None:
+                    if latest_dts is not None and packet.dts < latest_dts - step_back:
+                        goes_back = True
+                        break
+                    latest_dts = packet.dts if latest_dts is None else max(latest_dts, packet.dts)
                 if packet.is_discard:
                     num_discarded += 1
                     continue
@@ -219,6 +229,7 @@ def index_packets(source: VideoSource) -> PacketIndex:
         time_base=time_base,
         num_discarded=num_discarded,
         has_open_gops=has_open_gops,
+        goes_back=goes_back,
     )
 
 

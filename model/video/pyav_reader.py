@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import av
 import numpy as np
 
 from model.video.frame import Frame, block_positions, rotate_upright
-from model.video.probing import VideoInfo, VideoSource, describe_source, open_container, video_stream
+from model.video.probing import (
+    LONGEST_STEP_BACK_S,
+    VideoInfo,
+    VideoSource,
+    describe_source,
+    index_packets,
+    open_container,
+    video_stream,
+)
 
 _HALVED_FORMATS = ("yuv420p", "yuvj420p")
 """One colour for 2 x 2 pixels, 8 bits: converted pixel by pixel, whatever is around them."""
+_JOINABLE_CONTAINERS = ("mpegts", "mpeg")
+"""Two files one after the other are a file; seeking in it is by time stamps, which may occur twice."""
 _LARGE_PX = 600_000
 """Smaller pictures are converted to RGB in no more time than it takes to pick some pixels out first."""
 
@@ -78,7 +88,18 @@ class PyavReader:
 
     def _can_seek(self, pts: int) -> bool:
         start = self._stream.start_time or 0
-        return pts > start and self._container.format.name not in ("gif", "h264", "hevc", "mpegvideo", "m4v")
+        is_indexed = self._container.format.name not in ("gif", "h264", "hevc", "mpegvideo", "m4v")
+        return pts > start and is_indexed and not self._goes_back
+
+    @cached_property
+    def _goes_back(self) -> bool:
+        """Whether time stamps begin anew in the file, so that a seek may lead to the wrong place."""
+        if self._container.format.name not in _JOINABLE_CONTAINERS:
+            return False
+        goes_back = index_packets(self._source).goes_back
+        self._container.close()  # a file object has one position, which is no longer where this container left it
+        self._open()
+        return goes_back
 
     def _seek_keyframe(self, start_pts: int, target_pts: int) -> Callable | None:
         """Seek to the key frame before target_pts; a function that decodes from it, or None if it is after start_pts.
@@ -103,15 +124,20 @@ class PyavReader:
         return None
 
     def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        previous_pts: int | None = None
+        latest_pts: int | None = None
+        step_back = _ticks(self._stream, LONGEST_STEP_BACK_S)
         self.stopped_early = None
         try:
             for picture in self._container.decode(self._stream):
                 pts = picture.pts if picture.pts is not None else picture.dts
                 if pts is None:  # no times in the file: count in nominal frame durations
                     rate = self._stream.guessed_rate or 25
-                    pts = 0 if previous_pts is None else previous_pts + max(1, _ticks(self._stream, float(1 / rate)))
-                previous_pts = pts
+                    pts = 0 if latest_pts is None else latest_pts + max(1, _ticks(self._stream, float(1 / rate)))
+                if latest_pts is not None and pts < latest_pts - step_back:
+                    times_s = [float(ticks * self._stream.time_base) for ticks in (latest_pts, pts)]
+                    self.stopped_early = "time stamps go back from {:.2f} s to {:.2f} s".format(*times_s)
+                    return
+                latest_pts = pts if latest_pts is None else max(latest_pts, pts)
                 yield pts, picture
         except (av.FFmpegError, OSError) as error:
             self.stopped_early = f"decoding stopped: {getattr(error, 'strerror', None) or error}"

@@ -25,7 +25,8 @@ class Video:
 
     @property
     def stopped_early(self) -> str | None:
-        """Why the last iteration ended before the file did (damage); None after a clean end."""
+        """Why the last iteration ended before the file did: damage, or time stamps that begin anew; None after a clean
+        end."""
         return self._reader.stopped_early
 
     @property
@@ -87,6 +88,7 @@ def open_video(source: VideoSource, decoder: str = "pyav") -> Video:
             for frame in video:  # or video.frames(start_s=10.0, end_s=20.0)
                 picture = frame.rgb()  # uint8 [H, W, 3], upright, square pixels
 
-    Damaged files give the frames that decode; then `video.stopped_early` says why there are no more.
+    Damaged files give the frames that decode, files whose time stamps begin anew (joined MPEG streams) those before
+    that; then `video.stopped_early` says why there are no more.
     """
     return Video(source, decoder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -70,18 +72,38 @@ def picture(scene: str, faces=(), k: int = 0) -> np.ndarray:
     return made
 
 
+def write_stream(frames: list[np.ndarray], fps: int) -> bytes:
+    """An MPEG transport stream."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as output:
+        stream = output.add_stream("libx264", rate=fps, options={"g": "25"})
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
 @pytest.fixture
 def scanned(tmp_path, monkeypatch, make_face68):
-    """Scans a video made of frames; returns the rows of its tracks and its failures."""
+    """Scans a video made of frames; returns the rows of its tracks and its failures.
 
-    def run(frames: list[np.ndarray], *, fps: int = 25, presence: float = 1.0, max_span_s: float = 300.0, **options):
+    joined_at: the frames from there on are a stream of their own behind the first one.
+    """
+
+    def run(
+        frames: list[np.ndarray], *, fps=25, presence=1.0, max_span_s=300.0, joined_at: int | None = None, **options
+    ):
         analyser = MarkedFaces()
         analyser.make_face68, analyser.presence = make_face68, presence
         monkeypatch.setattr(scan, "load_analyser", lambda config: analyser)
-        path = tmp_path / "made.mp4"
-        with VideoWriter(path, fps) as writer:
-            for frame in frames:
-                writer.write(frame)
+        path = tmp_path / ("made.mp4" if joined_at is None else "made.ts")
+        if joined_at is None:
+            with VideoWriter(path, fps) as writer:
+                for frame in frames:
+                    writer.write(frame)
+        else:
+            path.write_bytes(b"".join(write_stream(part, fps) for part in (frames[:joined_at], frames[joined_at:])))
         recipe = Recipe(scan=ScanOptions(**options), index=IndexOptions(max_span_s=max_span_s))
         (listed,) = list_inputs([str(path)], recipe.index)
         source = IndexStage(recipe, Path()).process(listed).rows["sources"][0]
@@ -93,7 +115,7 @@ def scanned(tmp_path, monkeypatch, make_face68):
             tracks += result.rows["tracks"]
             failures += result.rows.get("failures", [])
             num_frames += result.num_frames
-        assert num_frames == len(frames), "each frame belongs to one span"
+        assert num_frames == (joined_at or len(frames)), "each frame belongs to one span"
         return tracks, failures
 
     return run
@@ -157,6 +179,19 @@ def test_clips_do_not_reach_over_samples_of_another_person(scanned):
     frames = [picture("coffee", [(160, 120, 60, 250 if 3 <= k < 53 else 0)], k) for k in range(57)]
     tracks, _ = scanned(frames, embed_every_s=0.2)
     assert ranges(tracks) == [(5, 51)], "sampled on 0, 5, ... 55"
+
+
+def test_joined_streams_are_used_up_to_where_time_stamps_go_back(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(60)]
+    joined = frames + [picture("rocket", [(160, 120, 60, 250)], k) for k in range(50)]
+    for spans in (300.0, 1.0):
+        tracks, failures = scanned(joined, joined_at=60, max_span_s=spans, min_clip_s=0.5)
+        assert (ranges(tracks)[0][0], ranges(tracks)[-1][1]) == (0, 60)
+        assert [end for _, end in ranges(tracks)[:-1]] == [start for start, _ in ranges(tracks)[1:]]
+        (failure,) = failures
+        assert failure["reason"] == "stopped_early"
+        assert failure["message"].startswith("time stamps go back from ")
+        assert tracks[-1]["candidates"][-1]["end_s"] - tracks[0]["candidates"][0]["start_s"] == pytest.approx(60 / 25)
 
 
 def test_two_people_side_by_side_are_no_clip(scanned):

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -259,6 +260,34 @@ def test_rotated_video_is_shown_upright(tmp_path: Path, clockwise_deg: int, rota
             assert video.fallback is None
         for frame, original in zip(frames, stored, strict=True):
             assert np.array_equal(frame, np.rot90(original, rotation_deg // 90))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [("libx264", ".ts", {"x264-params": _OPEN_GOP}), ("mpeg2video", ".mpg", {"bf": 2, "g": 12})],
+    ids=["ts", "mpg"],
+)
+def test_joined_streams_give_the_first(tmp_path: Path, codec: str, suffix: str, options: dict, decoder: str) -> None:
+    """Their time stamps begin anew: a time after that names two frames, and a seek finds either."""
+    first, second, joined = (tmp_path / f"{name}{suffix}" for name in ("first", "second", "joined"))
+    _write_video(first, codec, num_frames=60, **options)
+    _write_video(second, codec, num_frames=40, size=(192, 128), **options)
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    with open_video(first) as video:
+        whole = [(f.index, f.pts, _digest(f.rgb())) for f in video]
+    packets = index_packets(joined)
+    assert (packets.pts.tolist(), packets.goes_back) == ([pts for _, pts, _ in whole], True)
+    assert not index_packets(first).goes_back
+    with open_video(joined, decoder) as video:
+        for start in (31, 50, 13, 0):
+            frames = video.frames(start_pts=whole[start][1], first_index=start)
+            assert [(f.index, f.pts, _digest(f.rgb())) for f in frames] == whole[start:]
+            assert re.fullmatch(r"time stamps go back from \d\.\d\d s to \d\.\d\d s", video.stopped_early)
+        list(video.frames(end_pts=whole[30][1]))
+        assert video.stopped_early is None, "it ended where it should"
+    with joined.open("rb") as file, open_video(file) as video:
+        assert [f.pts for f in video.frames(start_pts=whole[31][1])] == [pts for _, pts, _ in whole[31:]]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

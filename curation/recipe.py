@@ -73,7 +73,7 @@ class ScanOptions:
     min_clip_s: float = 1.5
     """Shorter pieces become no candidate clip."""
     max_clip_s: float = 30.0
-    """A longer piece is divided evenly."""
+    """A longer piece is divided evenly; where that makes pieces shorter than min_clip_s, into pieces of this length."""
     reach: float = 0.2
     """How far the face's centre may move from the crop's centre, in shares of the crop's side."""
     max_size_ratio: float = 1.6

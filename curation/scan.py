@@ -6,7 +6,7 @@ here except what would make such a piece impossible; thresholds are `select`'s.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
@@ -115,10 +115,11 @@ class ScanStage:
         why = {r for r in reasons if r is not None}
         candidates = []
         for segment in segments:
-            pieces = list(follower.pieces(track, segment, reasons, is_still=unit["kind"] == "still"))
-            if not pieces:
-                why.add("too_short")
-            candidates += [self._candidate(track, segment, piece) for piece in pieces]
+            for piece in follower.pieces(track, segment, reasons):
+                if unit["kind"] == "video" and piece.end_s - piece.start_s < self._options.min_clip_s - 1e-6:
+                    why.add("too_short")
+                else:
+                    candidates.append(self._candidate(track, segment, piece))
         _, similarity = _mean_embedding(track.embeddings)
         start, end = follower.shots[track.shot], follower.shots[track.shot + 1]
         first, last = follower.position(samples[0].frame), follower.position(samples[-1].frame) + 1
@@ -283,8 +284,9 @@ class _Follower:
         """Where a frame index stands in `frames`."""
         return frame - self.frames[0][0]
 
-    def pieces(self, track: Track, segment: Segment, reasons: list[str | None], *, is_still: bool) -> Iterator[_Piece]:
-        """The frame ranges of a segment: at least min_clip_s, at most max_clip_s, inside the shot.
+    def pieces(self, track: Track, segment: Segment, reasons: list[str | None]) -> Iterator[_Piece]:
+        """The frame ranges of a segment: at most max_clip_s, inside the shot; even, or full ones and a short rest where
+        even ones would be shorter than min_clip_s.
 
         A segment reaches back to the start of the shot, or on to its end or to the next good sample, when nothing was
         sampled in between.
@@ -301,15 +303,15 @@ class _Follower:
             following = self.position(samples[segment.last + 1].frame)
             if self._is_unsampled(last, following):
                 last = following
-        if is_still:
-            yield _Piece(self.frames[0], self.frames[1])
-            return
-        length = self.frames[last][2] - self.frames[first][2]
-        if length < self._options.min_clip_s - 1e-6:
-            return
-        count = int(np.ceil(length / self._options.max_clip_s - 1e-6))
-        edges = np.round(np.linspace(first, last, count + 1)).astype(int)
-        for start, end in pairwise(edges):
+        length, longest = self.frames[last][2] - self.frames[first][2], self._options.max_clip_s
+        count, end_of_even = max(1, int(np.ceil(length / longest - 1e-6))), last
+        shortest = length * ((last - first) // count) / (last - first)
+        if count > 1 and shortest < self._options.min_clip_s - 1e-6:
+            count -= 1
+            limit = self.frames[first][2] + count * longest + 1e-6
+            end_of_even = bisect_right(self.frames, limit, first, last, key=lambda frame: frame[2]) - 1
+        edges = np.round(np.linspace(first, end_of_even, count + 1)).astype(int).tolist()
+        for start, end in pairwise([*edges, last] if end_of_even < last else edges):
             yield _Piece(self.frames[start], self.frames[end])
 
     def _is_unsampled(self, start: int, end: int) -> bool:

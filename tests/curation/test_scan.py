@@ -205,11 +205,21 @@ def test_two_people_side_by_side_are_no_clip(scanned):
 
 def test_long_shot_is_divided_evenly(scanned):
     frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(100)]
-    tracks, _ = scanned(frames, max_clip_s=1.6)
+    tracks, _ = scanned(frames, max_clip_s=1.6, min_clip_s=1.0)
     assert ranges(tracks) == [(0, 33), (33, 67), (67, 100)]
     assert [c["clip_id"] for c in tracks[0]["candidates"]] == [
         "source_0000000_0", "source_0000033_0", "source_0000067_0",
     ]  # fmt: skip
+
+
+def test_shot_whose_even_parts_would_be_too_short_is_divided_into_full_ones(scanned):
+    """3 of 1.33 s would all be rejected; what is left behind is said."""
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(100)]
+    tracks, _ = scanned(frames, max_clip_s=1.6, min_clip_s=1.5)
+    assert ranges(tracks) == [(0, 40), (40, 80)]
+    assert tracks[0]["reasons"] == ["too_short"]
+    assert ranges(scanned(frames[:76], max_clip_s=2.0, min_clip_s=1.52)[0]) == [(0, 38), (38, 76)]
+    assert ranges(scanned(frames[:75], max_clip_s=2.0, min_clip_s=1.5)[0]) == [(0, 50)], "37 and 38 frames"
 
 
 def test_short_shot_says_why_there_is_no_clip(scanned):

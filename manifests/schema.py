@@ -43,9 +43,9 @@ SOURCES = pa.schema(
         ("coded_height_px", pa.int32()),
         ("pixel_aspect", pa.float64()),
         ("rotation_deg", pa.int32()),  # counter-clockwise turn that shows the picture upright
-        ("fps", pa.float64()),
-        ("is_variable_fps", pa.bool_()),
-        ("duration_s", pa.float64()),
+        ("fps", pa.float64()),  # average
+        ("is_variable_fps", pa.bool_()),  # average and nominal rate, as FFmpeg tells them, differ by more than 1 %
+        ("duration_s", pa.float64()),  # from the first frame on
         ("num_frames", pa.int64()),  # as the container counts them; NULL when it does not
         ("has_audio", pa.bool_()),
         ("audio_codec", pa.string()),

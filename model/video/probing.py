@@ -17,6 +17,7 @@ _ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"sinf")
 _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"\xef\xbb\xbf#EXTM3U", b"[playlist]", b"<?xml", b"<MPD")
 # Average and nominal rate of a constant-rate file differ by rounding only; real variable-rate files by 10 % and more.
 _CONSTANT_RATE_TOLERANCE = 0.01
+_LATE_START_S = 0.5
 LONGEST_STEP_BACK_S = 0.5
 """Time stamps that go back by more begin anew, as where MPEG streams were joined; less is the jitter of bad muxers."""
 
@@ -63,9 +64,10 @@ class VideoInfo:
     fps_fraction: Fraction | None
     """Average frame rate, exact."""
     is_vfr: bool
-    """Frames come at irregular times, so only presentation times tell when a frame is shown."""
+    """Average and nominal frame rate differ by more than 1 %: frames come at irregular times, so only presentation
+    times tell when a frame is shown. The times themselves are not compared."""
     duration_s: float | None
-    """Length of the video stream, or of the file where the stream does not tell."""
+    """Length of the video stream from its first frame, or of the file where the stream does not tell."""
     num_frames_in_header: int | None
     """Frame count that the file claims; edit lists and damage make it differ from what decodes."""
     start_s: float
@@ -182,7 +184,7 @@ def _describe(container: av.container.InputContainer, stream: av.VideoStream, fi
         fps=float(fps) if fps else None,
         fps_fraction=fps or None,
         is_vfr=bool(fps and nominal and abs(fps / nominal - 1) > _CONSTANT_RATE_TOLERANCE),
-        duration_s=_duration_s(container, stream),
+        duration_s=_duration_s(container, stream, float((first.pts or 0) * stream.time_base)),
         num_frames_in_header=stream.frames or None,
         start_s=float((first.pts or 0) * stream.time_base),
         time_base=stream.time_base,
@@ -233,10 +235,27 @@ def index_packets(source: VideoSource) -> PacketIndex:
     )
 
 
-def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+def _duration_s(container: av.container.InputContainer, stream: av.VideoStream, start_s: float) -> float | None:
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
+    if not container.duration:
+        return None
+    # Matroska tells a length of the file, which some muxers count from 0 and some from the first frame.
+    end_s = _end_s(container, stream) if start_s > _LATE_START_S else None
+    return container.duration / av.time_base if end_s is None else end_s - start_s
+
+
+def _end_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    """Where the last frame ends, from the packets at the end of the file; None where there is no way to them."""
+    end = None
+    try:
+        container.seek(container.duration, backward=True)
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                end = max(end or 0, packet.pts + (packet.duration or 0))
+    except (av.FFmpegError, OSError):
+        return None
+    return None if end is None else float(end * stream.time_base)
 
 
 def _read_head(source: VideoSource, name: str, num_bytes: int = 1 << 16) -> bytes:

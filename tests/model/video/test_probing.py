@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import pickle
+import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -80,6 +82,29 @@ def test_metadata_that_is_not_utf8_does_not_matter(media: Path) -> None:
     info = probe_video(path)
     assert (info.codec, info.coded_width, info.width, info.is_vfr) == ("h263", 352, 384, True)
     assert len(index_packets(path).pts) == 71
+
+
+@pytest.mark.parametrize("starts_with_the_first_frame", [False, True])
+def test_length_of_matroska_that_starts_late(tmp_path: Path, starts_with_the_first_frame: bool) -> None:
+    """Its header tells when the last frame ends (FFmpeg), or from the first frame on (mkvmerge)."""
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"g": "25"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(100):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), k, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 125 + k, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\x44\x89\x88") + 3  # Duration, a double in ms
+    assert struct.unpack_from(">d", data, place) == (9000.0,)
+    if starts_with_the_first_frame:
+        struct.pack_into(">d", data, place, 4000.0)
+        path.write_bytes(data)
+    info = probe_video(path)
+    assert info.start_s == pytest.approx(5.0, abs=0.1)
+    assert info.duration_s == pytest.approx(4.0)
 
 
 def test_files_that_are_no_videos(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from manifests.storage import NoBucket, filesystem_of, full_path, map_places, pr
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
+_MEANT = ("uri", "license", *STATED)
 _NO_FILE = "no_regular_file"
 _GLOB_CHARACTERS = "*?["
 
@@ -38,13 +39,14 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     """One unit a file: name (a fingerprint of place, size, time and columns), uri, size_bytes, changed, columns.
 
     `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
-    with a column `uri` (relative to the list; `~` is the home folder) and any further columns. Data sets that are met
-    in a search are left out, which is said on standard error: what they hold are results. So is what is hidden below a
-    folder (`.Trash`, `.thumbnails`, `._copy.mp4`).
+    with a column `uri` (relative to the list; `~` is the home folder) and any further columns; `uri`, `licence` (or
+    `license`), `attribution` and `consent` may be written in any case. Data sets that are met in a search are left out,
+    which is said on standard error: what they hold are results. So is what is hidden below a folder (`.Trash`,
+    `.thumbnails`, `._copy.mp4`).
 
     Raises:
-        ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri`, or a file is
-            listed twice with different licences, attributions or consents.
+        ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri` or two of one
+            meaning, or a file is listed twice with different licences, attributions or consents.
     """
     units: dict[str, dict[str, Any]] = {}
     left_out: set[str] = set()
@@ -161,12 +163,15 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
     try:
         with filesystem.open(path, "rb") as file:
             if path.lower().endswith(".csv"):
-                rows = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline="")))
+                reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline=""))
+                rows, header = list(reader), reader.fieldnames or []
             else:
-                rows = pq.read_table(file).to_pylist()
-        rows = [{name.strip() if name else name: value for name, value in row.items()} for row in rows]
+                table = pq.read_table(file)
+                rows, header = table.to_pylist(), table.column_names
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise ValueError(f"{text} cannot be read as a source list: {error}") from error
+    names = _names_of_columns(text, header)
+    rows = [{names.get(name, name): value for name, value in row.items()} for row in rows]
     if not rows or "uri" not in rows[0]:
         raise ValueError(
             f"{text} is no source list: expected a column 'uri', got {list(rows[0]) if rows else 'no rows'}"
@@ -183,6 +188,22 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
     yield from map_places(
         lambda row: _look_up(*row), listed, where=lambda row: row[0] if "://" in row[0] else Path(row[0])
     )
+
+
+def _names_of_columns(text: str, header: Iterable[str]) -> dict[str, str]:
+    """The name of each column of a list: without blanks, those with a meaning in lower case.
+
+    Raises:
+        ValueError: two columns have the same meaning.
+    """
+    names = {name: name.strip() for name in header}
+    names |= {name: known for name, plain in names.items() if (known := plain.lower()) in _MEANT}
+    given = [names[name] for name in header]
+    for known in _MEANT:
+        if given.count(known) > 1:
+            same = ", ".join(repr(name) for name in header if names[name] == known)
+            raise ValueError(f"{text} has {given.count(known)} columns {known!r}: {same}; leave one")
+    return names
 
 
 def _columns(row: dict[str, Any]) -> dict[str, str]:

@@ -234,6 +234,28 @@ def test_parquet_list(folder, monkeypatch):
     assert (row["licence"], row["provenance"]) == ("CC0", {"year": "1999"})
 
 
+def test_columns_with_a_meaning_are_known_in_any_case(folder):
+    listing = folder.parent / "list.csv"
+    listing.write_text("URI, License ,Attribution,CONSENT,Show\nvideos/a.mp4,CC0,Jane,form 7,One\n")
+    (unit,) = list_inputs([str(listing)], OPTIONS)
+    assert unit["columns"] == {"licence": "CC0", "attribution": "Jane", "consent": "form 7", "Show": "One"}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("uri,licence,Licence,a", "2 columns 'licence': 'licence', 'Licence'; leave one"),
+        ("Uri,uri ,licence,a", "2 columns 'uri': 'Uri', 'uri '; leave one"),
+        ("uri,consent,consent,consent", "3 columns 'consent'"),
+    ],
+)
+def test_two_columns_of_one_meaning_are_refused(folder, header, message):
+    listing = folder.parent / "list.csv"
+    listing.write_text(f"{header}\nvideos/a.mp4,b,c,d\n")
+    with pytest.raises(ValueError, match=message):
+        list_inputs([str(listing)], OPTIONS)
+
+
 def test_list_that_names_a_missing_file_keeps_it(folder):
     """One dead line does not stop a list of thousands: that file fails alone when it is read."""
     listing = folder.parent / "list.csv"

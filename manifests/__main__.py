@@ -42,12 +42,13 @@ _COPY_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Ask a data set: a summary, a named query (--list shows them), or any SQL that only reads."""
+    """Ask a data set: a summary, a named query (--list shows them), or an SQL query that only reads."""
 
     dataset: tyro.conf.Positional[str]
     """Folder of the data set, or its URL (s3://bucket/dataset)."""
     query: tyro.conf.Positional[str] = ""
-    """Name of a query, or SQL for DuckDB; empty: a summary."""
+    """Name of a query, or SQL for DuckDB: SELECT, FROM, DESCRIBE, SUMMARIZE, PIVOT with its values named, no EXPLAIN;
+    empty: a summary."""
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the named queries; with a name, its documentation and SQL."""
     split: Literal["train", "val", "test"] | None = None

@@ -115,9 +115,17 @@ def find_sources(db: duckdb.DuckDBPyConnection, name: str) -> list[str]:
 
 
 def check_reads_only(sql: str) -> None:
-    """Raise ValueError unless `sql` is one statement that only reads (SELECT, FROM, DESCRIBE, SUMMARIZE, ...)."""
+    """Raise ValueError unless `sql` is one statement that only reads (SELECT, FROM, DESCRIBE, SUMMARIZE, ...).
+
+    EXPLAIN may run what it explains, and PIVOT that looks for its values makes a type of them first: both are refused.
+    """
     statements = duckdb.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
+    if kinds == ["MULTI"]:
+        raise ValueError(
+            "expected one query, got a PIVOT that finds its values in another one: name them, as in"
+            " PIVOT (SELECT decision, kind FROM clips) ON decision IN ('keep', 'reject') USING count(*)"
+        )
     if kinds != ["SELECT"]:
         raise ValueError(
             f"expected one query that only reads (SELECT, FROM, DESCRIBE, ...), got {' and '.join(kinds) or 'none'};"

@@ -76,6 +76,12 @@ def test_csv_and_json(dataset, capfd):
     assert rows[1] == {"clip_id": "a_1", "split": None, "duration_s": None, "failed_rules": ["yaw", "blurred"]}
 
 
+def test_pivot_as_its_message_says(dataset, capfd):
+    sql = "PIVOT (SELECT decision, kind FROM clips) ON decision IN ('keep', 'reject') USING count(*)"
+    assert main([str(dataset.root), sql, "--format", "csv"]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == "kind,keep,reject"
+
+
 def test_parquet(dataset, tmp_path, capfd):
     path = tmp_path / "answer.parquet"
     assert main([str(dataset.root), QUERY, "--format", "parquet", "--output", str(path)]) == 0
@@ -188,6 +194,8 @@ def test_named_query_goes_to_a_file(dataset, tmp_path):
             ["timeline_of_source", "--source", "c.mp4"],
             "no source is called 'c.mp4': SELECT source_id, uris FROM sources",
         ),
+        (["PIVOT clips ON decision USING count(*)"], "ON decision IN ('keep', 'reject') USING count(*)"),
+        (["EXPLAIN FROM clips"], "expected one query that only reads (SELECT, FROM, DESCRIBE, ...), got EXPLAIN"),
         (["FROM clips", "--split", "val"], "--split is for named queries"),
         (["--limit", "3"], "--limit is for named queries"),
         (["--output", "answer.csv"], "--output is for answers to queries; the summary is printed as it is"),

@@ -108,8 +108,9 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
             with record_command(dataset, recipe, "forget"):
                 remove(dataset, removal)
             check = f"python -m curation verify {shlex.quote(str(dataset.root))}"
-            print(f"removed; `{check}` checks what is left. Pages, cards and copies that")
-            print("were written to other places still show it: make them again")
+            print(f"removed; `{check}` checks what is left. Weights, and which clips")
+            print("are copies, are as before: the next `run` or `select` finds them anew. Pages, cards and")
+            print("copies that were written to other places still show what is gone: make them again")
     return True
 
 

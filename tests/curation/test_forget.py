@@ -288,6 +288,7 @@ def test_all_clips_that_a_kept_face_refuses_go_with_its_identity(drawn, sources,
     shown = capsys.readouterr().out
     assert all(clips[name]["clip_id"] in shown for name in ("0.png", "1.png", "2.png"))
     assert "1 clips besides those of the identities go too" in shown
+    assert "are as before: the next `run` or `select` finds them anew" in shown
     for _ in range(2):
         left = {row["clip_id"] for row in read_table(drawn, "clips").to_pylist()}
         assert left == {clips[name]["clip_id"] for name in ("3.png", "4.png")}

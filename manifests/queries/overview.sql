@@ -11,7 +11,7 @@
 --   num_stills          kept clips that are stills, of one frame
 --   num_identities      persons in the kept clips
 --   num_duplicates      clips that show the same footage as a kept clip
---   num_failures        pieces of work that found nothing or failed, in part or as a whole
+--   num_failures        pieces of work that found nothing or failed, in part or as a whole; `failures` may have several rows of one
 --   num_forgotten       sources, clips and faces that were taken out for good
 SELECT *
 FROM
@@ -33,5 +33,5 @@ FROM
             count(duplicate_of) AS num_duplicates
         FROM clips
     ),
-    (SELECT count(*) AS num_failures FROM failures),
+    (SELECT count(DISTINCT (stage, unit)) AS num_failures FROM failures),
     (SELECT count(*) AS num_forgotten FROM tombstones)

@@ -276,6 +276,16 @@ def test_sources_that_gave_nothing(with_clips):
     ]
 
 
+def test_problems_are_counted_by_piece_of_work(with_clips):
+    """One that failed in several ways is one, as `status` counts them."""
+    failures = [
+        {"stage": stage, "unit": "u", "reason": "stopped_early", "message": message}
+        for stage, message in (("scan", "a"), ("crop", "a"), ("crop", "b"))
+    ]
+    (row,) = answer(with_clips([], failures=failures), "overview")
+    assert row["num_failures"] == 2
+
+
 def test_storage_is_what_lies_on_disk(made, db):
     rows = {row["part"]: row for row in answer(db, "storage")}
     for name in TABLES:

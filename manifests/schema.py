@@ -228,7 +228,7 @@ SHARDS = pa.schema(
     ]
 )
 
-FAILURES = pa.schema(
+FAILURES = pa.schema(  # one unit may leave several rows
     [
         ("stage", pa.string()),
         ("unit", pa.string()),
@@ -240,9 +240,9 @@ FAILURES = pa.schema(
     ]
 )
 
-UNITS = pa.schema(
+UNITS = pa.schema(  # of index, scan and crop; what pack has finished is known by the rows of `shards`
     [
-        ("stage", pa.string()),
+        ("stage", pa.string()),  # with the hash of its options
         ("unit", pa.string()),
         ("source_id", pa.string()),
         ("num_rows", pa.int64()),

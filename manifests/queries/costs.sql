@@ -1,4 +1,5 @@
--- What the work took, by stage.
+-- What the work of index, scan and crop took, by stage and hash of its options.
+-- Pack keeps no pieces of work: its shards are in `shards`, its units and time, as those of all stages, in `runs`.
 --
 -- Columns:
 --   stage               stage and hash of the options that it reads

@@ -69,15 +69,6 @@ def test_endings_are_taken_with_a_dot_and_in_capitals(folder):
     assert [Path(unit["uri"]).name for unit in list_inputs([str(folder)], options)] == ["a.mp4", "B.MP4"]
 
 
-def test_what_is_hidden_is_left_out_of_a_folder(folder, capsys):
-    (folder / ".thumbnails").mkdir()
-    shutil.copy(folder / "a.mp4", folder / ".thumbnails" / "c.mp4")
-    shutil.copy(folder / "a.mp4", folder / "._a.mp4")
-    assert names([folder]) == ["a.mp4", "B.MP4", "still.png"]
-    assert "2 hidden files are left out" in capsys.readouterr().err
-    assert names([folder / ".thumbnails", folder / "._a.mp4"]) == ["._a.mp4", "c.mp4"]
-
-
 def test_glob_and_single_file(folder):
     assert names([folder / "*.mp4"]) == ["a.mp4"]
     assert names([folder / "**" / "*.[mM][pP]4"]) == ["a.mp4", "B.MP4"]

@@ -369,3 +369,11 @@ def test_glob_leaves_out_data_sets(world: World, capsys: pytest.CaptureFixture) 
     units = list_inputs([str(world.root / "*" / "*" / "*" / "*.png")], IndexOptions())
     assert [Path(unit["uri"]).name for unit in units] == ["1.png"]
     assert "data sets among the inputs are left out" in capsys.readouterr().err
+
+
+def test_what_is_hidden_is_left_out_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    paths = [picture(tmp_path / name, 90) for name in ("a.png", "b/c.png", ".thumbnails/d.png", "b/._c.png")]
+    assert [unit["uri"] for unit in list_inputs([str(tmp_path)], IndexOptions())] == [str(p) for p in paths[:2]]
+    assert "2 hidden files are left out" in capsys.readouterr().err
+    named = [str(tmp_path / ".thumbnails"), str(paths[3])]
+    assert [unit["uri"] for unit in list_inputs(named, IndexOptions())] == [str(paths[2]), str(paths[3])]

@@ -12,7 +12,9 @@ import numpy as np
 
 VideoSource = str | Path | BinaryIO
 
-_STILL_CONTAINERS = {"image2", "image2pipe"}
+_STILL_CONTAINERS = {"image2", "image2pipe", "ico"}
+PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "mif2", "msf1"}
+"""Files in the container of videos that hold pictures: HEIF and AVIF, a still or (some) a sequence."""
 _ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"sinf")
 _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"\xef\xbb\xbf#EXTM3U", b"[playlist]", b"<?xml", b"<MPD")
 # Average and nominal rate of a constant-rate file differ by rounding only; real variable-rate files by 10 % and more.
@@ -124,10 +126,20 @@ def open_container(source: VideoSource) -> av.container.InputContainer:
         if any(box in head for box in _ENCRYPTION_BOXES):
             raise VideoError("encrypted", f"{name} is encrypted and cannot be decoded") from error
         raise VideoError("not_a_video", f"{name} is not a video that FFmpeg can read ({_cause(error)})") from error
-    if container.format.name in _STILL_CONTAINERS or container.format.name.endswith("_pipe"):
+    if _is_still(container):
         container.close()
         raise VideoError("still_image", f"{name} is a still image, not a video")
     return container
+
+
+def _is_still(container: av.container.InputContainer) -> bool:
+    """A picture; of the formats that hold one or many (GIF, HEIF, AVIF) a file with one."""
+    name = container.format.name
+    if name in _STILL_CONTAINERS or name.endswith("_pipe"):
+        return True
+    best = container.streams.best("video")
+    may_be_still = name == "gif" or container.metadata.get("major_brand") in PICTURE_BRANDS
+    return may_be_still and best is not None and best.frames == 1
 
 
 def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
@@ -164,7 +176,7 @@ def probe_video(source: VideoSource) -> VideoInfo:
 
 def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:
     sar = stream.sample_aspect_ratio or Fraction(1)
-    rotation_deg = round(first.rotation / 90) * 90 % 360
+    rotation_deg = upright_deg(first)
     width, height = max(1, round(first.width * sar)), first.height
     if rotation_deg in (90, 270):
         width, height = height, width
@@ -191,6 +203,11 @@ def _describe(container: av.container.InputContainer, stream: av.VideoStream, fi
         has_audio=audio is not None,
         audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
     )
+
+
+def upright_deg(picture: av.VideoFrame) -> int:
+    """Degrees counter-clockwise that show the stored picture upright: 0, 90, 180, 270."""
+    return round(picture.rotation / 90) * 90 % 360
 
 
 def index_packets(source: VideoSource) -> PacketIndex:

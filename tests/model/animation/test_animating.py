@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
 from model.animation import AnimateOptions, animate, load_template
 from model.animation.animating import _notes, _num_frames, animated_frames, side_by_side
@@ -262,13 +263,43 @@ def test_the_size_told_is_that_of_the_file(media: Path, tmp_path: Path, engine, 
     cv2.imwrite(str(still), load_still(media / STILL)[:399, :399, ::-1])
     for name, size in (("out.mp4", 398), ("out.gif", 399)):
         result = animate(still, still, tmp_path / name, engine=engine, analyser=analyser)
-        info = probe_video(tmp_path / name)
-        assert (result.width, result.height) == (info.width, info.height) == (size, size)
+        with av.open(str(tmp_path / name)) as container:
+            stream = container.streams.video[0]
+            assert (result.width, result.height) == (stream.width, stream.height) == (size, size)
 
 
 def test_side_by_side_brings_pictures_to_one_height() -> None:
     row = side_by_side([np.zeros((50, 100, 3), np.uint8), None, np.zeros((100, 80, 3), np.uint8)])
     assert row.shape == (100, 200 + 80, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that writes AVIF")
+def test_heif_that_pillow_does_not_know(media: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.heic"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(media / STILL).crop((0, 0, 400, 300)).save(path, "AVIF", quality=95, exif=turned)
+    expected = load_still(path).astype(int)
+    path.write_bytes(path.read_bytes().replace(b"avif", b"heic"))
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(path)
+    assert open_clip(path) is None
+    picture = load_still(path)
+    assert picture.shape == expected.shape == (400, 300, 3)
+    assert np.abs(picture - expected).mean() < 3
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="HEIF picture cannot be decoded"):
+        load_still(path)
+
+
+def test_heif_in_tiles_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dependent = av.stream.Disposition.dependent
+    streams = SimpleNamespace(best=lambda _: SimpleNamespace(disposition=dependent))
+    path = tmp_path / "tiles.heic"
+    path.write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
+    monkeypatch.setattr("av.open", lambda *_, **__: nullcontext(SimpleNamespace(streams=streams)))
+    with pytest.raises(ValueError, match="in tiles, as telephones store it, is not read; save it as JPEG"):
+        load_still(path)
 
 
 def test_stills_of_all_kinds(media: Path, tmp_path: Path) -> None:
@@ -287,6 +318,11 @@ def test_stills_of_all_kinds(media: Path, tmp_path: Path) -> None:
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "bytes.tif")
     for name in ("grey.png", "i.tif", "unit.tif", "bytes.tif"):
         assert np.array_equal(load_still(tmp_path / name)[..., 1], grey), name
+    Image.open(media / STILL).save(tmp_path / "one.gif")
+    Image.open(media / STILL).save(tmp_path / "one.ico", sizes=[(256, 256)])
+    for name, size in (("one.gif", 400), ("one.ico", 256)):
+        assert open_clip(tmp_path / name) is None, name
+        assert load_still(tmp_path / name).shape == (size, size, 3), name
     Image.fromarray(grey * np.float32(1000)).save(tmp_path / "other.tif")
     with pytest.raises(ValueError, match="mode F with values from 0 to 255000"):
         load_still(tmp_path / "other.tif")

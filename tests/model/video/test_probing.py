@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from model.video import VideoError, index_packets, probe_video
 
@@ -130,6 +131,20 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
     with pytest.raises(VideoError) as caught:
         probe_video(tmp_path)
     assert caught.value.reason == "unreadable"
+
+
+def test_pictures_in_the_formats_of_videos_are_stills(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    pictures[0].save(tmp_path / "one.ico", sizes=[(48, 48)])
+    kinds = ["gif"] + ["avif"] * features.check("avif")
+    for kind in kinds:
+        pictures[0].save(tmp_path / f"one.{kind}")
+        pictures[0].save(tmp_path / f"two.{kind}", save_all=True, append_images=pictures[1:], duration=500)
+        assert probe_video(tmp_path / f"two.{kind}").num_frames_in_header == 2
+    for kind in (*kinds, "ico"):
+        with pytest.raises(VideoError, match="still image") as caught:
+            probe_video(tmp_path / f"one.{kind}")
+        assert caught.value.reason == "still_image"
 
 
 def test_names_are_files_and_never_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

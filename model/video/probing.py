@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,9 @@ _CONSTANT_RATE_TOLERANCE = 0.01
 _LATE_START_S = 0.5
 LONGEST_STEP_BACK_S = 0.5
 """Time stamps that go back by more begin anew, as where MPEG streams were joined; less is the jitter of bad muxers."""
+# FFmpeg gives up on the jittery times of a file without a rate and names the ticks of its clock: 1000, 90000.
+_MAX_STATED_FPS = 250
+_NUM_TIMED_FRAMES = 250
 
 
 class VideoError(ValueError):
@@ -62,7 +67,7 @@ class VideoInfo:
     rotation_deg: int
     """Degrees counter-clockwise that show the stored picture upright: 0, 90, 180, 270."""
     fps: float | None
-    """Average frame rate."""
+    """Average frame rate; one that is not credible is counted anew from the times of the first frames."""
     fps_fraction: Fraction | None
     """Average frame rate, exact."""
     is_vfr: bool
@@ -163,6 +168,16 @@ def probe_video(source: VideoSource) -> VideoInfo:
     The source is only read.
     """
     name = describe_source(source)
+    info = _probe(source, name)
+    if info.fps is None or info.fps <= _MAX_STATED_FPS:
+        return info
+    fps = _rate_of_packets(source)
+    if fps is not None and abs(fps / info.fps_fraction - 1) <= _CONSTANT_RATE_TOLERANCE:
+        return info  # a fast camera
+    return replace(info, fps=float(fps) if fps else None, fps_fraction=fps, is_vfr=True)
+
+
+def _probe(source: VideoSource, name: str) -> VideoInfo:
     with open_container(source) as container:
         stream = video_stream(container, name)
         try:
@@ -203,6 +218,18 @@ def _describe(container: av.container.InputContainer, stream: av.VideoStream, fi
         has_audio=audio is not None,
         audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
     )
+
+
+def _rate_of_packets(source: VideoSource) -> Fraction | None:
+    """Average rate of the first frames by their times; None for a single frame or without times."""
+    times = []
+    with open_container(source) as container, suppress(av.FFmpegError, OSError):  # a damaged tail
+        stream = video_stream(container, describe_source(source))
+        for packet in islice(container.demux(stream), _NUM_TIMED_FRAMES):
+            if packet.pts is not None and not packet.is_discard:
+                times.append(packet.pts)
+    span_s = (max(times) - min(times)) * stream.time_base if times else 0
+    return ((len(times) - 1) / span_s).limit_denominator(1001) or None if span_s else None
 
 
 def upright_deg(picture: av.VideoFrame) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from model.animation.pictures import open_clip
 from model.video import VideoError, index_packets, probe_video
 
 
@@ -145,6 +146,36 @@ def test_pictures_in_the_formats_of_videos_are_stills(tmp_path: Path) -> None:
         with pytest.raises(VideoError, match="still image") as caught:
             probe_video(tmp_path / f"one.{kind}")
         assert caught.value.reason == "still_image"
+
+
+def _webm(path: Path, times_ms: list[int]) -> Path:
+    """As a browser records: times in milliseconds, no rate, no length."""
+    with av.open(str(path), "w", format="webm", options={"live": "1"}) as output:
+        stream = output.add_stream("libvpx", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base, stream.codec_context.framerate = Fraction(1, 1000), Fraction(0)
+        for time_ms in times_ms:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time_ms % 255, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
+def test_jittery_times_without_a_rate_give_their_average(tmp_path: Path) -> None:
+    jitter_ms = (0, 1, -1, 16, 0, 7, 33, -5)
+    times_ms = [40 * i + jitter_ms[i % 8] for i in range(60)]
+    with av.open(str(_webm(tmp_path / "jitter.webm", times_ms))) as container:
+        assert container.streams.video[0].average_rate is None or container.streams.video[0].average_rate >= 500
+    info = probe_video(tmp_path / "jitter.webm")
+    assert info.fps == pytest.approx(25, rel=0.02)
+    assert info.fps == float(info.fps_fraction)
+    assert info.is_vfr
+    clip = open_clip(tmp_path / "jitter.webm")
+    assert sum(1 for _ in clip.frames()) == pytest.approx(60, abs=2)
+    assert probe_video(_webm(tmp_path / "one.webm", [0])).fps is None
+    fast = probe_video(_webm(tmp_path / "fast.webm", [2 * i for i in range(60)]))  # a fast camera: as it is
+    assert fast.fps_fraction == 500
 
 
 def test_names_are_files_and_never_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +26,9 @@ _COPYABLE_AUDIO = {
     "webm": {"opus", "vorbis"},
 }
 _AUDIO_ENCODER = {"mp4": "aac", "mov": "aac", "webm": "libopus"}
-_OPUS_RATE = 48000
+_MAX_SOUND_SLIP_S = 0.05
+"""Times of sound are rounded; only a gap or an overlap above this is one."""
+_SILENCE_SAMPLES = 4096
 
 
 def check_destination(path: str | Path) -> None:
@@ -47,8 +50,9 @@ class VideoWriter:
             writer.write(frame)  # uint8 [H, W, 3], RGB, all of one size
 
     path: .mp4, .mov, .webm, .gif, or a name without suffix for a folder of PNG files (000000.png ...).
-    audio_from: file whose first sound track is kept (copied where the container can hold it, else transcoded), shifted
-    so that `audio_start_s` on that file's clock falls on the first frame, and cut where the frames end.
+    audio_from: file whose first sound track is kept (copied where the container can hold it, else transcoded, with
+    silence in its gaps), shifted so that `audio_start_s` on that file's clock falls on the first frame, and cut where
+    the frames end.
     reproducible: the same bytes in every run, on any number of cores; H.264 becomes larger by a fifth to a half.
     Without it x264's macroblock tree reads memory that nobody has written (AVX-512 code, version 165), and WebM files
     have random ids.
@@ -228,7 +232,7 @@ class _Sound:
             self._packets = self._copied(streams[0])
         else:
             encoder = _AUDIO_ENCODER[container]
-            rate = _OPUS_RATE if encoder == "libopus" else streams[0].codec_context.rate
+            rate = _encoder_rate(encoder, streams[0].codec_context.rate)
             layout = "mono" if streams[0].codec_context.layout.nb_channels == 1 else "stereo"
             self._stream = output.add_stream(encoder, rate=rate, layout=layout)
             self._packets = self._transcoded(streams[0])
@@ -244,19 +248,38 @@ class _Sound:
             yield float(packet.pts * stream.time_base), packet
 
     def _transcoded(self, stream: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
-        context = self._stream.codec_context
-        resampler = av.AudioResampler(format=context.format, layout=context.layout, rate=context.rate)
+        for frame in chain(self._placed(stream), [None]):
+            for packet in self._stream.encode(frame):
+                yield float(packet.pts * packet.time_base), packet
+
+    def _placed(self, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
+        """The sound from the first picture on, each sample at its time: silence fills gaps, overlaps are cut."""
+        rate, layout = self._stream.codec_context.rate, self._stream.codec_context.layout
         num_samples = 0
+        for time_s, samples in self._resampled(stream, rate, layout):
+            slip = 0 if time_s is None else round((time_s - self._start_s) * rate) - num_samples
+            if num_samples == 0 or abs(slip) > _MAX_SOUND_SLIP_S * rate:
+                gap = np.zeros((len(samples), max(0, min(slip, _SILENCE_SAMPLES))), np.float32)
+                for start in range(0, slip, _SILENCE_SAMPLES):
+                    yield _sound_frame(gap[:, : slip - start], num_samples + start, rate, layout)
+                num_samples += max(0, slip)
+                samples = samples[:, max(0, -slip) :]
+            if samples.shape[1]:
+                yield _sound_frame(samples, num_samples, rate, layout)
+                num_samples += samples.shape[1]
+
+    def _resampled(
+        self, stream: av.AudioStream, rate: int, layout: av.AudioLayout
+    ) -> Iterator[tuple[float | None, np.ndarray]]:
+        """(time on the source's clock if known, float32 [channels, n]) of what is heard after the first picture."""
+        kind, resampler = None, None
         for decoded in self._input.decode(stream):
             if decoded.time is not None and decoded.time + decoded.samples / decoded.sample_rate <= self._start_s:
                 continue
-            for frame in resampler.resample(decoded):
-                frame.pts, frame.time_base = num_samples, Fraction(1, context.rate)
-                num_samples += frame.samples
-                for packet in self._stream.encode(frame):
-                    yield num_samples / context.rate, packet
-        for packet in self._stream.encode(None):
-            yield num_samples / context.rate, packet
+            before, kind = kind, (decoded.format.name, decoded.layout.name, decoded.sample_rate)
+            if kind != before:
+                resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+            yield from ((frame.time, frame.to_ndarray()) for frame in resampler.resample(decoded))
 
     def mux_until(self, end_s: float) -> None:
         """Write the packets that begin before `end_s` seconds of output."""
@@ -276,6 +299,20 @@ class _Sound:
 
     def close(self) -> None:
         self._input.close()
+
+
+def _encoder_rate(encoder: str, rate: int) -> int:
+    """The rate that an encoder of sound takes for one of `rate`: the next above where it does not take this one."""
+    if encoder == "libopus":
+        return 48000
+    rates = av.Codec(encoder, "w").audio_rates or [rate]
+    return min((known for known in rates if known >= rate), default=max(rates))
+
+
+def _sound_frame(samples: np.ndarray, start: int, rate: int, layout: av.AudioLayout) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+    return frame
 
 
 def _palette_graph(width: int, height: int, fps: Fraction) -> av.filter.Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
-def _tone(path: Path, seconds: float, codec: str, rate: int = 44100) -> None:
-    """A video of one grey second a picture with a 440 Hz tone."""
+def _tone(
+    path: Path, seconds: float, codec: str, rate: int = 44100, heard_s: Sequence[tuple[float, float]] = ((0.0, 1e9),)
+) -> None:
+    """A grey video with a 440 Hz tone, of which only these ranges of seconds are stored."""
     with av.open(str(path), "w") as output:
         video = output.add_stream("libx264", rate=10)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
@@ -54,6 +57,8 @@ def _tone(path: Path, seconds: float, codec: str, rate: int = 44100) -> None:
         samples = (0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
         size = audio.codec_context.frame_size or 1024
         for start in range(0, len(samples), size):
+            if not any(start_s <= start / rate < end_s for start_s, end_s in heard_s):
+                continue
             block = samples[None, start : start + size]
             kind = audio.codec_context.format.name
             block = (block * 32767).astype(np.int16) if kind.startswith("s16") else block
@@ -152,6 +157,34 @@ def test_sound_is_kept_and_cut_with_the_pictures(
     assert length_s == pytest.approx(1.6, abs=0.1)
     assert level == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
     assert len(list(open_video(tmp_path / target))) == 40
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.webm"])
+def test_transcoded_sound_keeps_its_time(tmp_path: Path, target: str) -> None:
+    _tone(tmp_path / "tone.mkv", 4.0, "pcm_s16le", rate=48000, heard_s=[(1.0, 1.5), (2.5, 3.0)])
+    with VideoWriter(tmp_path / target, 25, audio_from=tmp_path / "tone.mkv", audio_start_s=0.25) as writer:
+        for frame in _frames(80):
+            writer.write(frame)
+    with av.open(str(tmp_path / target)) as container:
+        heard = []
+        for frame in container.decode(audio=0):
+            level = np.abs(frame.to_ndarray()).mean()
+            heard += [frame.time] * bool(level > 0.1)
+    breaks = np.flatnonzero(np.diff(heard) > 0.2)
+    assert len(breaks) == 1
+    edges = (heard[0], heard[breaks[0]], heard[breaks[0] + 1], heard[-1])
+    assert edges == pytest.approx((0.75, 1.25, 2.25, 2.75), abs=0.045)  # of blocks of 20 ms
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(37800, 44100), (192000, 96000), (44100, 44100)])
+def test_sound_of_a_rate_that_the_encoder_does_not_take(tmp_path: Path, rate: int, expected: int) -> None:
+    _tone(tmp_path / "tone.mkv", 0.5, "pcm_s16le", rate=rate)
+    with VideoWriter(tmp_path / "out.mp4", 25, audio_from=tmp_path / "tone.mkv") as writer:
+        for frame in _frames(10):
+            writer.write(frame)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.audio[0].rate == expected
+    assert _sound(tmp_path / "out.mp4")[1] == pytest.approx(0.4, abs=0.05)
 
 
 def test_source_without_sound_gives_a_silent_file(tmp_path: Path) -> None:

@@ -150,7 +150,10 @@ def animated_frames(
     numbered = zip(range(num_frames), pictures, strict=False)
     for batch in in_batches(numbered, options.batch_size):
         originals = [picture for _, picture in batch]
-        results = [picture.copy() for picture in originals]
+        if options.paste_back:
+            results = [picture.copy() for picture in originals]
+        else:
+            results = [_letterbox(picture, engine.config.output_size) for picture in originals]  # until the face is there
         for face in faces:
             for position, crop in face.render(originals, index):
                 if options.paste_back:
@@ -158,12 +161,6 @@ def animated_frames(
                 elif face is faces[0]:
                     results[position] = crop
         for original, result in zip(originals, results, strict=True):
-            if (
-                not options.paste_back
-                and result.shape == original.shape
-                and result.shape[0] != engine.config.output_size
-            ):
-                result = _letterbox(result, engine.config.output_size)  # the face is not in this frame
             if options.side_by_side:
                 driver = next(driving_pictures) if driving_pictures is not None else None
                 result = side_by_side([driver, original, result])

@@ -13,14 +13,15 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image, UnidentifiedImageError, features
 
 from model.animation import AnimateOptions, animate, load_template
 from model.animation.animating import _notes, _num_frames, animated_frames, side_by_side
-from model.animation.driving import load_driving
+from model.animation.driving import Driving, load_driving
 from model.animation.pictures import load_still, open_clip
 from model.animation.source import Source, SourceFace, load_source
-from model.keypoints import AnimationOptions
+from model.keypoints import AnimationOptions, Motion
 from model.video import open_video, probe_video
 
 STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
@@ -32,6 +33,16 @@ CLIP = "videos/v05_man_dusk_lowlight.mp4"
 def _pictures(path: Path) -> list[np.ndarray]:
     with open_video(path) as video:
         return [frame.rgb() for frame in video]
+
+
+def _still_motion(num_frames: int) -> Motion:
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(num_frames, *shape)
+
+    kp = torch.rand(1, 21, 3, generator=torch.Generator().manual_seed(0)).expand(num_frames, 21, 3)
+    return Motion(
+        pitch=zeros(1), yaw=zeros(1), roll=zeros(1), t=zeros(3), exp=zeros(21, 3), scale=zeros(1) + 1, kp=kp
+    )
 
 
 def _sound_s(path: Path) -> float:
@@ -135,6 +146,17 @@ def test_faces_leave_and_the_film_goes_on(media: Path, engine, analyser) -> None
     assert len(frames) == len(originals) == 96
     assert not np.array_equal(frames[10], originals[10])
     assert all(np.array_equal(a, b) for a, b in zip(frames[80:], originals[80:], strict=True))
+
+
+def test_crop_of_a_video_whose_face_leaves(engine) -> None:
+    frames = [np.full((128, 200, 3), 10 * (i + 1), np.uint8) for i in range(3)]  # as high as the crops are
+    face = SourceFace(start=0, matrices=np.eye(3)[None], motion=_still_motion(1))
+    source = Source(faces=[face], is_video=True, num_frames=3, frames=lambda: iter(frames))
+    driving = Driving(motion=_still_motion(3), is_video=True, fps=Fraction(25))
+    results = list(animated_frames(source, driving, engine, AnimateOptions(paste_back=False)))
+    assert [result.shape for result in results] == [(128, 128, 3)] * 3
+    assert results[2][64, 64, 0] == 30
+    assert results[2][10, 64, 0] == 0  # the whole frame, in black
 
 
 def test_face_that_is_not_always_there_is_noted(media: Path, tmp_path: Path, engine, analyser) -> None:

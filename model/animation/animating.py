@@ -198,6 +198,7 @@ class _AnimatedFace:
                 source_is_video=is_video,
                 driving_is_video=driving.is_video,
                 driving=self._driving if is_video else None,
+                first_driving=driving.motion[0],  # of the video, wherever the face's own frames begin
             )
         self._volume = None
 

@@ -91,7 +91,9 @@ class KeypointAnimator:
         source_is_video: bool = False,
         driving_is_video: bool = True,
         driving: Motion | None = None,
+        first_driving: Motion | None = None,
     ) -> None:
+        """first_driving: what relative motion is the change since; the first driving frame given, unless said."""
         if source_is_video and driving is None:
             raise ValueError("animating a source video needs the whole driving motion at the start; pass driving=")
         self.source = source
@@ -101,7 +103,7 @@ class KeypointAnimator:
         self.source_is_video = source_is_video
         self.driving_is_video = driving_is_video
         self.position = 0
-        self._first_driving: Motion | None = None
+        self._first_driving = first_driving
         self._friendly_anchor: tuple[Tensor, float] | None = None
         if source_is_video:
             self._plan_source_video(driving)
@@ -114,8 +116,9 @@ class KeypointAnimator:
             source, driving = source[:num_frames], driving[:num_frames]
             exp, rotation = driving.exp, driving.rotation
             if options.relative:
-                exp = source.exp + exp - exp[:1]
-                rotation = rotation @ rotation[:1].mT @ source.rotation
+                first = driving[0] if self._first_driving is None else self._first_driving
+                exp = source.exp + exp - first.exp
+                rotation = rotation @ first.rotation.mT @ source.rotation
             exp = kalman_smooth(exp, options.smooth_observation_variance)
             rotation = kalman_smooth(rotation, options.smooth_observation_variance)
         elif options.relative:

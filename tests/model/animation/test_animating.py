@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError, features
 
 from model.animation import AnimateOptions, animate, load_template
-from model.animation.animating import _notes, _num_frames, animated_frames, side_by_side
+from model.animation.animating import _AnimatedFace, _notes, _num_frames, animated_frames, side_by_side
 from model.animation.driving import Driving, load_driving
 from model.animation.pictures import load_still, open_clip
 from model.animation.source import Source, SourceFace, load_source
@@ -157,6 +157,24 @@ def test_crop_of_a_video_whose_face_leaves(engine) -> None:
     assert [result.shape for result in results] == [(128, 128, 3)] * 3
     assert results[2][64, 64, 0] == 30
     assert results[2][10, 64, 0] == 0  # the whole frame, in black
+
+
+def test_a_face_that_comes_later_moves_from_the_first_driving_frame(engine) -> None:
+    """Two tracks of the same face: where both are, both have the same key points."""
+    motion = _still_motion(40)
+    opening = torch.linspace(0, 0.4, 40)[:, None, None].expand(40, 21, 3)
+    driving = Driving(motion=motion.replace(exp=opening, yaw=opening[:, 0, :1] * 50), is_video=True, fps=Fraction(25))
+    options = AnimationOptions(stitching=False)
+    moved = []
+    for start in (0, 20):
+        matrices = np.repeat(np.eye(3)[None], 40 - start, axis=0)
+        face = SourceFace(start=start, matrices=matrices, motion=motion[start:])
+        animated = _AnimatedFace(face, True, driving, 40, engine, options)
+        x_s, x_d = animated._animator.step(animated._driving)
+        moved.append((x_d - x_s)[20 - start :])
+    assert moved[0].abs().amax() > 0.3
+    torch.testing.assert_close(moved[1][10:], moved[0][10:], rtol=0, atol=0.02)  # smoothing begins anew
+    torch.testing.assert_close(moved[1][0], moved[0][0], rtol=0, atol=0.05)
 
 
 def test_face_that_is_not_always_there_is_noted(media: Path, tmp_path: Path, engine, analyser) -> None:

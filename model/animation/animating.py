@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 MAX_GIF_FPS = Fraction(50)
 """GIFs count hundredths of a second, and viewers slow down pictures of less than two."""
+
+MAX_S = 1_000_000
+"""Eleven days: more is a slip of the keyboard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,8 @@ class AnimateOptions:
     def check(self) -> None:
         """ValueError for numbers that make no sense."""
         self.motion.check()
-        if self.max_s is not None and not (self.max_s > 0 and math.isfinite(self.max_s)):
-            raise ValueError(f"max_s is {self.max_s:g}: expected a positive number of seconds")
+        if self.max_s is not None and not 0 < self.max_s <= MAX_S:
+            raise ValueError(f"max_s is {self.max_s}: expected a positive number of seconds, at most {MAX_S}")
         if self.fps is not None and not 0.01 <= self.fps <= 1000:
             raise ValueError(f"fps is {self.fps:g}: expected 0.01 to 1000")
         if self.batch_size < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import re
 import secrets
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from model.animation.animating import AnimateOptions, animate
+from model.animation.animating import MAX_S, AnimateOptions, animate
 from model.animation.loading import UNTRAINED_NOTICE
 from model.animation.pictures import load_still, open_clip
 from model.animation.retouching import EditableStill
@@ -124,8 +123,8 @@ class Studio:
     def start_animation(self, request: dict[str, Any]) -> str:
         """Begin an animation in the background; its job's name."""
         max_s = request.get("max_s")
-        if max_s is not None and (not isinstance(max_s, int | float) or not (max_s > 0 and math.isfinite(max_s))):
-            raise ValueError("the number of seconds must be above 0")
+        if max_s is not None and not (isinstance(max_s, int | float) and 0 < max_s <= MAX_S):
+            raise ValueError(f"the number of seconds must be above 0, and at most {MAX_S}")
         options = AnimateOptions(
             motion=AnimationOptions(relative=bool(request.get("relative", True)), region=request.get("region", "all")),
             faces_in_source="all" if request.get("all_faces") else "largest",

@@ -257,6 +257,8 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
         ({"fps": 0.0}, "fps is 0"),
         ({"fps": 0.0001}, "fps is 0.0001"),
         ({"max_s": float("inf")}, "max_s is inf"),
+        ({"max_s": float("nan")}, "max_s is nan"),
+        ({"max_s": 1e306}, r"max_s is 1e\+306: expected a positive number of seconds, at most 1000000"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"motion": AnimationOptions(smooth_observation_variance=float("nan"))}, "variance is nan"),
     ]:

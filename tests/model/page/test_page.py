@@ -104,6 +104,8 @@ def test_mistakes_are_answered_in_words(server: PageServer, media: Path, tmp_pat
         ("/edit", b"[" * 60_000, "not JSON"),
         ("/portrait?name=a.mp4", (media / "videos/v16_man_webcam_av1_1s.mp4").read_bytes(), "this is a video"),
         ("/animate", {"portrait": portrait, "driving": "unknown", "max_s": float("inf")}, "must be above 0"),
+        ("/animate", {"portrait": portrait, "driving": "unknown", "max_s": 1e300}, "at most 1000000"),
+        ("/animate", {"portrait": portrait, "driving": "unknown", "max_s": 10**400}, "at most 1000000"),
         ("/animate", {"portrait": portrait, "driving": "unknown"}, "upload it again"),
     ]:
         status, content = _ask(server, "POST", path, body)

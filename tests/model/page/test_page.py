@@ -235,7 +235,12 @@ def test_in_a_browser(browser, server: PageServer, media: Path, tmp_path: Path) 
     page.wait_for_selector('#stage[data-edits="3"]', timeout=30_000)
     assert page.locator("#result").screenshot() != before
     assert page.inner_text(".slider:first-child output") == "20"
+    page.set_input_files("#driving", media / STILL)
+    page.wait_for_selector("#driving-drop img")
+    assert page.locator("#driving-drop img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 400
     page.set_input_files("#driving", media / TALK)
+    page.wait_for_selector("#driving-drop video")
+    assert page.locator("#driving-drop img").count() == 0
     page.fill("#seconds", "0.5")
     page.click("#animate")
     page.wait_for_selector("video#result", timeout=60_000)

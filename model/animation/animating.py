@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -71,6 +71,7 @@ class AnimateResult:
 
     num_frames: int
     num_faces: int
+    """Faces that move in it."""
     fps: Fraction
     width: int
     height: int
@@ -121,6 +122,8 @@ def animate(
     origin = origin or load_source(
         source, engine, analyser, which=options.faces_in_source, fps=fps, max_s=options.max_s, report=report
     )
+    if not options.paste_back:
+        origin = replace(origin, faces=origin.faces[:1])
     num_frames = _num_frames(origin, driven)
     sound = _sound(options.audio, origin, driven)
     with VideoWriter(
@@ -132,7 +135,7 @@ def animate(
     width, height = writer.size_px
     return AnimateResult(
         num_frames=writer.num_frames,
-        num_faces=len(origin.faces),
+        num_faces=sum(face.start < num_frames for face in origin.faces),
         fps=fps,
         width=width,
         height=height,

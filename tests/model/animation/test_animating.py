@@ -292,6 +292,21 @@ def test_a_face_after_the_end_of_the_motion_is_told() -> None:
     assert notes == ["source faces were followed over the frames 20 to 30 of 30; the others are as they were"]
 
 
+def test_faces_that_never_appear_are_not_counted(tmp_path: Path, engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = [SourceFace(start=start, matrices=np.eye(3)[None], motion=_still_motion(1)) for start in (0, 1, 5)]
+    frames = [np.zeros((128, 128, 3), np.uint8)] * 8
+    source = Source(faces=faces, is_video=True, num_frames=8, frames=lambda: iter(frames))
+    driving = Driving(motion=_still_motion(3), is_video=True, fps=Fraction(25))
+    monkeypatch.setattr("model.animation.animating.open_clip", lambda _: object())
+    monkeypatch.setattr("model.animation.animating.load_source", lambda *_, **__: source)
+    monkeypatch.setattr("model.animation.animating.load_driving", lambda *_, **__: driving)
+    for paste_back, num_faces in ((True, 2), (False, 1)):
+        options = AnimateOptions(paste_back=paste_back)
+        output = tmp_path / f"{paste_back}.mp4"
+        result = animate("source.mp4", "talk.mp4", output, engine=engine, analyser=None, options=options)
+        assert (result.num_frames, result.num_faces) == (3, num_faces)
+
+
 def test_rate_of_a_gif_is_limited(media: Path, tmp_path: Path, engine, analyser) -> None:
     result = animate(
         media / STILL, media / STILL, tmp_path / "out.gif",

@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MAX_FILE_BYTES = 1 << 30
+MAX_GROWTH = 64
+"""How many times its size a pickle may unfold to, and a mebibyte more: it can name one object many times over."""
 
 
 class UnsafePickleError(ValueError):
@@ -26,16 +29,16 @@ class _Dtype:
 
     def __init__(self, code: Any = "", align: Any = False, copy: Any = True) -> None:
         try:
-            self.dtype = np.dtype(str(code))
+            self.dtype = np.dtype(code if isinstance(code, str) else "")
         except TypeError as error:
-            raise UnsafePickleError(f"unknown number type {code!r}") from error
+            raise UnsafePickleError("unknown number type") from error
         if self.dtype.kind not in "biuf":
-            raise UnsafePickleError(f"arrays of {code!r} are refused: only numbers are read")
+            raise UnsafePickleError(f"arrays of {self.dtype} are refused: only numbers are read")
 
     def __setstate__(self, state: Any) -> None:
         byte_order = state[1]
         if byte_order not in ("<", ">", "|", "="):
-            raise UnsafePickleError(f"unknown byte order {byte_order!r}")
+            raise UnsafePickleError("unknown byte order")
         self.dtype = self.dtype.newbyteorder(byte_order)
 
 
@@ -145,7 +148,9 @@ def load_restricted_pickle(path: str | Path) -> Any:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UnsafePickleError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB")
     try:
-        return _plain(_Unpickler(io.BytesIO(path.read_bytes())).load(), depth=0)
+        content = path.read_bytes()
+        _check_growth(content)
+        return _Plain(_limit(content)).value(_Unpickler(io.BytesIO(content)).load())
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path} is refused: {error}") from None
     except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError) as error:
@@ -154,18 +159,90 @@ def load_restricted_pickle(path: str | Path) -> Any:
         raise UnsafePickleError(f"{path} is not a readable pickle ({error})") from error
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """Stand-ins replaced by what they stand for."""
-    if depth > 20:
-        raise UnsafePickleError("nested too deeply")
-    if isinstance(value, _Array):
-        if value.values is None:
-            raise UnsafePickleError("an array without bytes")
-        return value.values
-    if isinstance(value, dict):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item, depth + 1) for item in value)
-    if value is None or isinstance(value, bool | int | float | str | bytes | set | frozenset):
-        return value
-    raise UnsafePickleError(f"a {type(value).__name__.lstrip('_')} where a value should be")
+def _limit(content: bytes) -> int:
+    return MAX_GROWTH * len(content) + (1 << 20)
+
+
+def _check_growth(content: bytes) -> None:
+    """UnsafePickleError where a few bytes would keep the reader busy or fill the memory; nothing is built for that.
+
+    Follows the stack of the reader with the bytes that each object would take if nothing were shared. What is put into
+    containers and given to functions, in all, is limited: so are the hashes and copies that the reader makes of it.
+    """
+    stack: list[list[int]] = []
+    marks: list[int] = []
+    memo: dict[int, list[int]] = {}
+    num_left = _limit(content)
+    for operation, argument, _ in pickletools.genops(content):
+        name = operation.name
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name == "POP":
+            (marks if marks and marks[-1] == len(stack) else stack).pop()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MEMOIZE" or name.endswith("PUT"):
+            number = len(memo) if argument is None else argument
+            if number > len(content):
+                raise UnsafePickleError(f"it numbers its objects up to {number}, which would fill the memory")
+            memo[number] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo[argument])
+        else:
+            parts = _take(stack, marks, operation.stack_before)
+            changed = parts.pop(0) if name in _CHANGES else [_num_bytes(argument)]
+            size = sum(part[0] for part in parts)
+            num_left -= size
+            if num_left < 0:
+                raise UnsafePickleError(_TOO_MUCH)
+            changed[0] += size
+            if operation.stack_after:
+                stack.append(changed)
+
+
+_CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_TOO_MUCH = "it unfolds to far more than its size"
+
+
+def _take(stack: list[list[int]], marks: list[int], before: list[pickletools.StackObject]) -> list[list[int]]:
+    """What an operation takes from the stack: some objects, or all after the last mark with some before it."""
+    if pickletools.markobject in before:
+        start = marks.pop() - before.index(pickletools.markobject)
+    else:
+        start = len(stack) - len(before)
+    if start < (marks[-1] if marks else 0):
+        raise UnsafePickleError("it takes more than there is")
+    parts = stack[start:]
+    del stack[start:]
+    return parts
+
+
+def _num_bytes(argument: Any) -> int:
+    if isinstance(argument, str | bytes | bytearray):
+        return 1 + len(argument)
+    return 1 + (argument.bit_length() // 8 if isinstance(argument, int) else 0)
+
+
+class _Plain:
+    """Replaces stand-ins by what they stand for; at most `limit` bytes and values, each counted wherever it is used."""
+
+    def __init__(self, limit: int) -> None:
+        self._num_left = limit
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        if depth > 20:
+            raise UnsafePickleError("nested too deeply")
+        self._num_left -= value.values.nbytes if isinstance(value, _Array) and value.values is not None else 1
+        if self._num_left < 0:
+            raise UnsafePickleError(_TOO_MUCH)
+        if isinstance(value, _Array):
+            if value.values is None:
+                raise UnsafePickleError("an array without bytes")
+            return value.values
+        if isinstance(value, dict):
+            return {key: self.value(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.value(item, depth + 1) for item in value)
+        if value is None or isinstance(value, bool | int | float | str | bytes | set | frozenset):
+            return value
+        raise UnsafePickleError(f"a {type(value).__name__.lstrip('_')} where a value should be")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +169,50 @@ def _attacks(marker: Path) -> dict[str, bytes]:
     pickler.dump([_Build(dict, {"__class__": "x"})])
     attacks["state of a dict"] = stream.getvalue()
     return attacks
+
+
+class _SharedArray:
+    """Pickles into an array; the same bytes are written once, however many arrays they make."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __reduce__(self):
+        state = (1, (len(self._data),), np.dtype(np.uint8), False, self._data)
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+def _bombs() -> dict[str, bytes]:
+    """Small files that unfold to ten million values or a hundred megabytes; more of the same would fill any memory."""
+    levels = [b"h%c" % i * 10 for i in range(8)]  # BINGET, ten times
+    lists, tuples = (
+        empty + b"q\0" + b"".join(before + level + after + b"q%c" % i for i, level in enumerate(levels[:7], 1))
+        for empty, before, after in ((b"]", b"0](", b"e"), (b")", b"0(", b"t"))
+    )
+    late = b"".join(b"]q%c0" % i for i in range(8))  # lists that are filled when they lie in others
+    late += b"".join(b"h%c(%be0" % (i, level) for i, level in enumerate(levels[1:])) + b"h\0"
+    text = b"c_codecs\nencode\nq\0X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"q\1"
+    return {
+        "lists": lists + b".",
+        "lists filled late": late + b".",
+        "lists as the name of a number type": b"cnumpy\ndtype\n" + late + b"\x85R.",
+        "tuples to be hashed": b"}" + tuples + b"K\1s.",
+        "a list in itself": b"]q\0" + b"h\0a" * 30 + b".",
+        "memo": b"}r" + struct.pack("<I", 1 << 24) + b".",
+        "memo as text": b"}p16777216\n.",
+        "texts to be encoded": text + b"](" + b"h\0h\1\x85R" * 1000 + b"e.",
+        "arrays of the same bytes": pickle.dumps([_SharedArray(data) for data in [bytes(100_000)] * 1000]),
+    }
+
+
+@pytest.mark.parametrize("name", _bombs())
+def test_small_files_do_not_fill_the_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "template.pkl"
+    path.write_bytes(_bombs()[name])
+    assert len(_bombs()[name]) < 150_000
+    words = "numbers its objects" if name.startswith("memo") else "unfolds to far more|unknown number type"
+    with pytest.raises(UnsafePickleError, match=words):
+        load_restricted_pickle(path)
 
 
 def test_another_rate_is_resampled(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from model.animation.driving import Driving, driving_rate, load_driving
 from model.animation.pasting import paste_crop
-from model.animation.pictures import DEFAULT_FPS, check_output, in_batches, open_clip
+from model.animation.pictures import DEFAULT_FPS, check_output, in_batches, open_clip, resize_transform, scaled_within
 from model.animation.progress import Report, counted, ignore
 from model.animation.source import Source, SourceFace, load_source
 from model.animation.templates import check_template_destination, save_template
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_GIF_FPS = Fraction(50)
 """GIFs count hundredths of a second, and viewers slow down pictures of less than two."""
 
+MAX_STILL_PX = 1280
+"""Longer side of what a still becomes: few players show videos of the size of photographs."""
 MAX_S = 1_000_000
 """Eleven days: more is a slip of the keyboard."""
 
@@ -51,6 +53,9 @@ class AnimateOptions:
     """Frame rate; that of the driving video if not given, of the source video where a still drives."""
     max_s: float | None = None
     """Stop after this many seconds."""
+    max_size_px: int | None = None
+    """Longer side of the result; larger sources are scaled down. Without it 1280 for stills, as published, while videos
+    keep their size; 0 keeps any size."""
     batch_size: int = 4
     """Frames that go through the networks at once."""
 
@@ -61,6 +66,8 @@ class AnimateOptions:
             raise ValueError(f"max_s is {self.max_s}: expected a positive number of seconds, at most {MAX_S}")
         if self.fps is not None and not 0.01 <= self.fps <= 1000:
             raise ValueError(f"fps is {self.fps:g}: expected 0.01 to 1000")
+        if self.max_size_px is not None and self.max_size_px != 0 and self.max_size_px < 16:
+            raise ValueError(f"max_size_px is {self.max_size_px}: expected 16 or more, or 0 to keep any size")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: expected 1 or more")
 
@@ -139,7 +146,7 @@ def animate(
         fps=fps,
         width=width,
         height=height,
-        notes=(*rate_notes, *_notes(origin, driven, num_frames)),
+        notes=(*rate_notes, *_notes(origin, driven, num_frames), *_size_notes(origin, options)),
     )
 
 
@@ -151,24 +158,27 @@ def animated_frames(
     faces = [_AnimatedFace(face, source.is_video, driving, num_frames, engine, options.motion) for face in source.faces]
     driving_pictures = _repeat_last(driving.pictures()) if options.side_by_side and driving.pictures else None
     index = 0
-    pictures = source.frames() if source.is_video else _repeat_last(source.frames())
-    numbered = zip(range(num_frames), pictures, strict=False)
+    max_size_px = _max_size_px(source, options)
+    pictures = ((picture, scaled_within(picture, max_size_px)) for picture in source.frames())
+    numbered = zip(range(num_frames), pictures if source.is_video else _repeat_last(pictures), strict=False)
     for batch in in_batches(numbered, options.batch_size):
-        originals = [picture for _, picture in batch]
+        originals, shown = ([pair[i] for _, pair in batch] for i in (0, 1))
         if options.paste_back:
-            results = [picture.copy() for picture in originals]
+            results = [picture.copy() for picture in shown]
         else:
-            results = [_letterbox(picture, engine.config.output_size) for picture in originals]  # until the face is there
+            results = [
+                _letterbox(picture, engine.config.output_size) for picture in originals
+            ]  # until the face is there
         for face in faces:
             for position, crop in face.render(originals, index):
                 if options.paste_back:
-                    face.paste(results[position], crop, index + position)
+                    face.paste(results[position], crop, index + position, originals[position])
                 elif face is faces[0]:
                     results[position] = crop
-        for original, result in zip(originals, results, strict=True):
+        for before, result in zip(shown, results, strict=True):
             if options.side_by_side:
                 driver = next(driving_pictures) if driving_pictures is not None else None
-                result = side_by_side([driver, original, result])
+                result = side_by_side([driver, before, result])
             yield result
         index += len(batch)
 
@@ -207,9 +217,10 @@ class _AnimatedFace:
             )
         self._volume = None
 
-    def paste(self, frame: np.ndarray, crop: np.ndarray, index: int) -> None:
-        """Put the rendered crop of output frame `index` into the frame, in place."""
-        paste_crop(frame, crop, self.face.matrix(index if self._is_video else 0, size_px=crop.shape[0]))
+    def paste(self, frame: np.ndarray, crop: np.ndarray, index: int, original: np.ndarray) -> None:
+        """Put the rendered crop of output frame `index` into the frame, in place; it may be `original` scaled down."""
+        matrix = self.face.matrix(index if self._is_video else 0, size_px=crop.shape[0])
+        paste_crop(frame, crop, matrix @ resize_transform(frame, original))
 
     def render(self, originals: list[np.ndarray], index: int) -> Iterator[tuple[int, np.ndarray]]:
         """(position in the batch, animated crop) of the frames where the face is; the batch begins at frame `index`."""
@@ -278,6 +289,24 @@ def _notes(source: Source, driving: Driving, num_frames: int) -> Iterator[str]:
         faces = [face for face in source.faces if face.start < num_frames]
         shown = ", ".join(f"{face.start} to {min(face.stop, num_frames)}" for face in faces)
         yield f"source faces were followed over the frames {shown} of {num_frames}; the others are as they were"
+
+
+def _max_size_px(source: Source, options: AnimateOptions) -> int:
+    """Longer side of the pictures that faces are pasted into; 0 is any."""
+    if not options.paste_back:
+        return 0
+    if options.max_size_px is None:
+        return 0 if source.is_video else MAX_STILL_PX
+    return options.max_size_px
+
+
+def _size_notes(source: Source, options: AnimateOptions) -> Iterator[str]:
+    if max_size_px := _max_size_px(source, options):
+        picture = next(source.frames())
+        (height, width), (new_height, new_width) = picture.shape[:2], scaled_within(picture, max_size_px).shape[:2]
+        if new_width != width:
+            new = f"{new_width}x{new_height} pixels"
+            yield f"scaled from {width}x{height} to {new}; `animate --max-size-px 0` keeps the size of the source"
 
 
 def _sound(wanted: str, source: Source, driving: Driving) -> tuple[Path, float] | None:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -77,6 +78,22 @@ def open_clip(path: str | Path, *, fps: Fraction | None = None, max_s: float | N
     fps = fps or info.fps_fraction or DEFAULT_FPS
     max_frames = None if max_s is None else max(1, round(max_s * fps))
     return Clip(path=Path(path), info=info, fps=fps, max_frames=max_frames)
+
+
+def scaled_within(picture: np.ndarray, max_size_px: int) -> np.ndarray:
+    """uint8 [H, W, 3] scaled down to even sides of at most `max_size_px`; unchanged if no larger, or if that is 0."""
+    height, width = picture.shape[:2]
+    longer = max(height, width)
+    if not 0 < max_size_px < longer:
+        return picture
+    size = tuple(max(2, side * max_size_px // longer // 2 * 2) for side in (width, height))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def resize_transform(picture: np.ndarray, resized: np.ndarray) -> np.ndarray:
+    """Pixels of a picture to those of the same at another size, float64 [3, 3]; centres have integer coordinates."""
+    x, y = resized.shape[1] / picture.shape[1], resized.shape[0] / picture.shape[0]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

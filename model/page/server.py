@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"notice": self.server.studio.notice})
         elif path.startswith("/jobs/"):
             job = self.server.studio.job(path.removeprefix("/jobs/"))
-            names = ("stage", "done", "total", "finished", "error")
+            names = ("stage", "done", "total", "finished", "error", "notes")
             self._send_json({name: getattr(job, name) for name in names})
         elif path.startswith("/results/"):
             job = self.server.studio.job(path.removeprefix("/results/"))

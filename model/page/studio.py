@@ -50,6 +50,8 @@ class Job:
     total: int | None = None
     finished: bool = False
     error: str | None = None
+    notes: tuple[str, ...] = ()
+    """What users should know about the result."""
 
 
 @dataclass
@@ -150,10 +152,11 @@ class Studio:
         try:
             with self._computing:
                 report("starting", 0, None)
-                animate(
+                result = animate(
                     *job.inputs, job.path,
                     engine=self._engine, analyser=self._analyser, options=options, report=report,
                 )  # fmt: skip
+                job.notes = result.notes
         except (ValueError, OSError) as error:
             job.error = without_folder(str(error), self._folder)
         except _Closing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
-from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image
 
 from model.animation import AnimateOptions, animate, load_template
-from model.animation.animating import _AnimatedFace, _notes, _num_frames, animated_frames, side_by_side
+from model.animation.animating import _AnimatedFace, _max_size_px, _notes, _num_frames, animated_frames, side_by_side
 from model.animation.driving import Driving, load_driving
 from model.animation.pictures import load_still, open_clip
 from model.animation.source import Source, SourceFace, load_source
@@ -40,9 +39,7 @@ def _still_motion(num_frames: int) -> Motion:
         return torch.zeros(num_frames, *shape)
 
     kp = torch.rand(1, 21, 3, generator=torch.Generator().manual_seed(0)).expand(num_frames, 21, 3)
-    return Motion(
-        pitch=zeros(1), yaw=zeros(1), roll=zeros(1), t=zeros(3), exp=zeros(21, 3), scale=zeros(1) + 1, kp=kp
-    )
+    return Motion(pitch=zeros(1), yaw=zeros(1), roll=zeros(1), t=zeros(3), exp=zeros(21, 3), scale=zeros(1) + 1, kp=kp)
 
 
 def _sound_s(path: Path) -> float:
@@ -188,20 +185,6 @@ def test_face_that_is_not_always_there_is_noted(media: Path, tmp_path: Path, eng
     assert "the others are as they were" in result.notes[0]
 
 
-def test_constant_rate_shows_variable_rate_videos_at_the_right_times(media: Path) -> None:
-    path = media / "videos/v10_man_suit_vfr22fps_700.mp4"
-    with open_video(path) as video:
-        times = [(frame.pts_s - video.info.start_s, frame.small(16)) for frame in video]
-    clip = open_clip(path, fps=Fraction(30))
-    shown = [cv2.resize(frame, (16, 16)) for frame in clip.frames()]
-    assert len(shown) == pytest.approx(clip.info.duration_s * 30, abs=2)
-    for index in (0, 17, 60, 120, 170):
-        expected = [picture for time_s, picture in times if time_s <= (index + 0.5) / 30][-1]
-        assert np.abs(shown[index].astype(int) - expected).mean() < 12
-    constant = open_clip(media / TALK)
-    assert sum(1 for _ in constant.frames()) == 354  # each frame once
-
-
 def test_memory_does_not_grow_with_length(media: Path, engine, analyser) -> None:
     source = load_source(media / STILL, engine, analyser)
     peaks = []
@@ -260,6 +243,7 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
         ({"max_s": float("nan")}, "max_s is nan"),
         ({"max_s": 1e306}, r"max_s is 1e\+306: expected a positive number of seconds, at most 1000000"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_size_px": 2}, "max_size_px is 2: expected 16 or more, or 0"),
         ({"motion": AnimationOptions(smooth_observation_variance=float("nan"))}, "variance is nan"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -325,61 +309,28 @@ def test_the_size_told_is_that_of_the_file(media: Path, tmp_path: Path, engine, 
             assert (result.width, result.height) == (stream.width, stream.height) == (size, size)
 
 
+def test_large_stills_are_scaled_and_videos_keep_their_size(media: Path, tmp_path: Path, engine, analyser) -> None:
+    large = tmp_path / "large.png"
+    Image.open(media / STILL).resize((900, 1350)).save(large)
+    results = {}
+    for max_size_px, size in ((None, (852, 1280)), (600, (400, 600)), (0, (900, 1350))):
+        output = tmp_path / str(max_size_px)
+        options = AnimateOptions(max_size_px=max_size_px)
+        result = animate(large, media / STILL, output, engine=engine, analyser=analyser, options=options)
+        assert (result.width, result.height) == size
+        results[max_size_px] = (cv2.imread(str(output / "000000.png")), result.notes)
+    note = "scaled from 900x1350 to 852x1280 pixels; `animate --max-size-px 0` keeps the size of the source"
+    assert results[None][1] == (note,)
+    assert results[0][1] == ()
+    whole, scaled = results[0][0], results[None][0]
+    expected = cv2.resize(whole, (852, 1280), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(scaled - expected).mean() < 0.5  # the face is where it is in the whole picture
+    assert np.abs(scaled - expected).max() < 40
+    for is_video, paste_back, wanted, size in ((1, 1, None, 0), (1, 1, 720, 720), (0, 0, None, 0), (0, 1, None, 1280)):
+        options = AnimateOptions(paste_back=bool(paste_back), max_size_px=wanted)
+        assert _max_size_px(SimpleNamespace(is_video=bool(is_video)), options) == size
+
+
 def test_side_by_side_brings_pictures_to_one_height() -> None:
     row = side_by_side([np.zeros((50, 100, 3), np.uint8), None, np.zeros((100, 80, 3), np.uint8)])
     assert row.shape == (100, 200 + 80, 3)
-
-
-@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that writes AVIF")
-def test_heif_that_pillow_does_not_know(media: Path, tmp_path: Path) -> None:
-    path = tmp_path / "one.heic"
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.open(media / STILL).crop((0, 0, 400, 300)).save(path, "AVIF", quality=95, exif=turned)
-    expected = load_still(path).astype(int)
-    path.write_bytes(path.read_bytes().replace(b"avif", b"heic"))
-    with pytest.raises(UnidentifiedImageError):
-        Image.open(path)
-    assert open_clip(path) is None
-    picture = load_still(path)
-    assert picture.shape == expected.shape == (400, 300, 3)
-    assert np.abs(picture - expected).mean() < 3
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="HEIF picture cannot be decoded"):
-        load_still(path)
-
-
-def test_heif_in_tiles_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dependent = av.stream.Disposition.dependent
-    streams = SimpleNamespace(best=lambda _: SimpleNamespace(disposition=dependent))
-    path = tmp_path / "tiles.heic"
-    path.write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
-    monkeypatch.setattr("av.open", lambda *_, **__: nullcontext(SimpleNamespace(streams=streams)))
-    with pytest.raises(ValueError, match="in tiles, as telephones store it, is not read; save it as JPEG"):
-        load_still(path)
-
-
-def test_stills_of_all_kinds(media: Path, tmp_path: Path) -> None:
-    assert load_still(media / "images/i09_shiba_dog_face_png_data_in_a_jpg_file.jpg").shape == (512, 512, 3)
-    assert load_still(media / "images/i26_chrome_robot_with_glasses_palette_mode_png.png").shape == (640, 512, 3)
-    rgba = np.zeros((4, 6, 4), np.uint8)
-    rgba[:, :3] = (10, 20, 30, 255)
-    cv2.imwrite(str(tmp_path / "clear.png"), rgba[..., [2, 1, 0, 3]])
-    picture = load_still(tmp_path / "clear.png")
-    assert (picture[:, :3] == (10, 20, 30)).all()
-    assert (picture[:, 3:] == 255).all()
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    cv2.imwrite(str(tmp_path / "grey.png"), grey * np.uint16(257))
-    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "i.tif")
-    Image.fromarray(grey / np.float32(255)).save(tmp_path / "unit.tif")
-    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "bytes.tif")
-    for name in ("grey.png", "i.tif", "unit.tif", "bytes.tif"):
-        assert np.array_equal(load_still(tmp_path / name)[..., 1], grey), name
-    Image.open(media / STILL).save(tmp_path / "one.gif")
-    Image.open(media / STILL).save(tmp_path / "one.ico", sizes=[(256, 256)])
-    for name, size in (("one.gif", 400), ("one.ico", 256)):
-        assert open_clip(tmp_path / name) is None, name
-        assert load_still(tmp_path / name).shape == (size, size, 3), name
-    Image.fromarray(grey * np.float32(1000)).save(tmp_path / "other.tif")
-    with pytest.raises(ValueError, match="mode F with values from 0 to 255000"):
-        load_still(tmp_path / "other.tif")

@@ -84,7 +84,9 @@ def test_animate_in_the_background(server: PageServer, media: Path, tmp_path: Pa
     while not (progress := json.loads(_ask(server, "GET", f"/jobs/{job}")[1]))["finished"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert progress == {"stage": "rendering", "done": 15, "total": 15, "finished": True, "error": None}
+    assert progress == {
+        "stage": "rendering", "done": 15, "total": 15, "finished": True, "error": None, "notes": [],
+    }  # fmt: skip
     status, content = _ask(server, "GET", f"/results/{job}")
     (tmp_path / "result.mp4").write_bytes(content)
     info = probe_video(tmp_path / "result.mp4")
@@ -252,6 +254,15 @@ def test_in_a_browser(browser, server: PageServer, media: Path, tmp_path: Path) 
         )
         == 400
     )
+    large = tmp_path / "large.png"
+    Image.open(media / STILL).resize((1300, 1300)).save(large)
+    page.set_input_files("#portrait", large)
+    page.wait_for_selector('#stage[data-edits="4"]', timeout=30_000)
+    page.set_input_files("#driving", media / STILL)
+    page.wait_for_selector("#driving-drop img")
+    page.click("#animate")
+    page.wait_for_selector("video#result", timeout=60_000)
+    assert page.inner_text("#status").startswith("Done. Note: scaled from 1300x1300 to 1280x1280 pixels")
     screenshot = tmp_path / "page.png"
     page.screenshot(path=screenshot)
     assert Image.open(screenshot).size == (1280, 820)

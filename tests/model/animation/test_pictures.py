@@ -1,0 +1,101 @@
+"""Pictures that go in: stills of every kind, videos at a constant rate, and what is too large."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError, features
+
+from model.animation.pictures import load_still, open_clip, resize_transform, scaled_within
+from model.framing import transform_points
+from model.video import open_video
+
+STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
+TALK = "videos/v01_woman_plainwall_512_30fps_audio.mp4"
+
+
+def test_constant_rate_shows_variable_rate_videos_at_the_right_times(media: Path) -> None:
+    path = media / "videos/v10_man_suit_vfr22fps_700.mp4"
+    with open_video(path) as video:
+        times = [(frame.pts_s - video.info.start_s, frame.small(16)) for frame in video]
+    clip = open_clip(path, fps=Fraction(30))
+    shown = [cv2.resize(frame, (16, 16)) for frame in clip.frames()]
+    assert len(shown) == pytest.approx(clip.info.duration_s * 30, abs=2)
+    for index in (0, 17, 60, 120, 170):
+        expected = [picture for time_s, picture in times if time_s <= (index + 0.5) / 30][-1]
+        assert np.abs(shown[index].astype(int) - expected).mean() < 12
+    constant = open_clip(media / TALK)
+    assert sum(1 for _ in constant.frames()) == 354  # each frame once
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that writes AVIF")
+def test_heif_that_pillow_does_not_know(media: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.heic"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(media / STILL).crop((0, 0, 400, 300)).save(path, "AVIF", quality=95, exif=turned)
+    expected = load_still(path).astype(int)
+    path.write_bytes(path.read_bytes().replace(b"avif", b"heic"))
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(path)
+    assert open_clip(path) is None
+    picture = load_still(path)
+    assert picture.shape == expected.shape == (400, 300, 3)
+    assert np.abs(picture - expected).mean() < 3
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="HEIF picture cannot be decoded"):
+        load_still(path)
+
+
+def test_heif_in_tiles_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dependent = av.stream.Disposition.dependent
+    streams = SimpleNamespace(best=lambda _: SimpleNamespace(disposition=dependent))
+    path = tmp_path / "tiles.heic"
+    path.write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
+    monkeypatch.setattr("av.open", lambda *_, **__: nullcontext(SimpleNamespace(streams=streams)))
+    with pytest.raises(ValueError, match="in tiles, as telephones store it, is not read; save it as JPEG"):
+        load_still(path)
+
+
+def test_stills_of_all_kinds(media: Path, tmp_path: Path) -> None:
+    assert load_still(media / "images/i09_shiba_dog_face_png_data_in_a_jpg_file.jpg").shape == (512, 512, 3)
+    assert load_still(media / "images/i26_chrome_robot_with_glasses_palette_mode_png.png").shape == (640, 512, 3)
+    rgba = np.zeros((4, 6, 4), np.uint8)
+    rgba[:, :3] = (10, 20, 30, 255)
+    cv2.imwrite(str(tmp_path / "clear.png"), rgba[..., [2, 1, 0, 3]])
+    picture = load_still(tmp_path / "clear.png")
+    assert (picture[:, :3] == (10, 20, 30)).all()
+    assert (picture[:, 3:] == 255).all()
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey * np.uint16(257))
+    Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "i.tif")
+    Image.fromarray(grey / np.float32(255)).save(tmp_path / "unit.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "bytes.tif")
+    for name in ("grey.png", "i.tif", "unit.tif", "bytes.tif"):
+        assert np.array_equal(load_still(tmp_path / name)[..., 1], grey), name
+    Image.open(media / STILL).save(tmp_path / "one.gif")
+    Image.open(media / STILL).save(tmp_path / "one.ico", sizes=[(256, 256)])
+    for name, size in (("one.gif", 400), ("one.ico", 256)):
+        assert open_clip(tmp_path / name) is None, name
+        assert load_still(tmp_path / name).shape == (size, size, 3), name
+    Image.fromarray(grey * np.float32(1000)).save(tmp_path / "other.tif")
+    with pytest.raises(ValueError, match="mode F with values from 0 to 255000"):
+        load_still(tmp_path / "other.tif")
+
+
+def test_pictures_are_scaled_down_to_even_sides() -> None:
+    picture = np.zeros((2401, 1600, 3), np.uint8)
+    for max_size_px, shape in ((1280, (1280, 852)), (601, (600, 400)), (2401, (2401, 1600)), (0, (2401, 1600))):
+        scaled = scaled_within(picture, max_size_px)
+        assert scaled.shape[:2] == shape
+        assert (scaled is picture) == (shape == (2401, 1600))
+    to_picture = resize_transform(scaled_within(picture, 1280), picture)
+    corners = transform_points(np.array([[-0.5, -0.5], [851.5, 1279.5]]), to_picture)
+    assert corners == pytest.approx(np.array([[-0.5, -0.5], [1599.5, 2400.5]]))

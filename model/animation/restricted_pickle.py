@@ -190,7 +190,12 @@ def _check_growth(content: bytes) -> None:
             stack.append(memo[argument])
         else:
             parts = _take(stack, marks, operation.stack_before)
-            changed = parts.pop(0) if name in _CHANGES else [_num_bytes(argument)]
+            if name in _CHANGES:
+                changed = parts.pop(0)
+            else:
+                changed = (_Named if name in ("GLOBAL", "STACK_GLOBAL") else list)([_num_bytes(argument)])
+            if name == "BUILD" and isinstance(changed, _Named):
+                raise UnsafePickleError("it changes what it names")  # which would last for the files read after it
             size = sum(part[0] for part in parts)
             num_left -= size
             if num_left < 0:
@@ -198,6 +203,10 @@ def _check_growth(content: bytes) -> None:
             changed[0] += size
             if operation.stack_after:
                 stack.append(changed)
+
+
+class _Named(list):
+    """The bytes of a function or class."""
 
 
 _CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}

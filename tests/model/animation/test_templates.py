@@ -240,6 +240,20 @@ def test_malicious_pickle_runs_nothing(tmp_path: Path, name: str) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nN}U\x08__name__U\1xs\x86b.",
+        b"\x80\x02cnumpy\ndtype\nN}U\x0c__setstate__c_codecs\nencode\ns\x86b.",
+    ],
+)
+def test_what_a_pickle_names_is_not_changed(tmp_path: Path, content: bytes) -> None:
+    """It would last, and spoil the files that are read afterwards."""
+    (tmp_path / "template.pkl").write_bytes(content)
+    with pytest.raises(UnsafePickleError, match="changes what it names"):
+        load_restricted_pickle(tmp_path / "template.pkl")
+
+
 def test_the_attacks_would_work_on_an_ordinary_reader(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     pickle.loads(_attacks(marker)["os.system"])

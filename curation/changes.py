@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
-from curation.recipe import recipe_of
+from curation.recipe import Recipe, recipe_of
 from manifests.store import Dataset, read_table
 
 
@@ -16,6 +17,7 @@ class Contents:
 
     recipe_hash: str | None = None
     """None: there is no data set yet; "damaged": its recipe cannot be read."""
+    recipe: Recipe | None = field(default=None, compare=False)
     num_kept: int = 0
     """Clips."""
     shards: dict[str, str] = field(default_factory=dict)
@@ -28,12 +30,12 @@ def read_contents(dataset: Dataset) -> Contents:
         return Contents()
     kept = pc.sum(pc.equal(read_table(dataset, "clips", ["decision"])["decision"], "keep")).as_py()
     shards = read_table(dataset, "shards", ["shard", "plan_hash"]).to_pylist()
-    try:
-        recipe_hash = recipe_of(dataset.root).stage_hash("pack")
-    except ValueError:  # a run replaces it
-        recipe_hash = "damaged"
+    recipe = None
+    with suppress(ValueError):  # a run replaces it
+        recipe = recipe_of(dataset.root)
     return Contents(
-        recipe_hash=recipe_hash,
+        recipe_hash="damaged" if recipe is None else recipe.stage_hash("pack"),
+        recipe=recipe,
         num_kept=kept or 0,
         shards={row["shard"]: row["plan_hash"] for row in shards},
     )

@@ -84,12 +84,12 @@ def run(
     require_cluster(cluster_options.address)
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
-    if dataset.recipe_file.exists() and not allow_looser_rights:
-        _require_rights(dataset, recipe)
     address = cluster_options.address or os.environ.get("RAY_ADDRESS", "")
     with only_run(dataset), cluster(cluster_options) as workers:
         before = read_contents(dataset)
-        changes = _replace_recipe(dataset, recipe)
+        if before.recipe is not None and not allow_looser_rights:
+            _require_rights(dataset, before.recipe, recipe)
+        changes = _replace_recipe(dataset, before.recipe, recipe)
         with record_run(dataset, inputs, recipe, address, changes=changes) as record:
             job = _Job(dataset, recipe, workers, record, (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ())))
             job.do_all(sources)
@@ -99,18 +99,18 @@ def run(
         return Outcome(job.num_units, workers.startup_s, describe_change(before, read_contents(dataset)))
 
 
-def _require_rights(dataset: Dataset, recipe: Recipe) -> None:
+def _require_rights(dataset: Dataset, before: Recipe, recipe: Recipe) -> None:
     """ValueError where a run would take in again what `select` or an earlier run has kept out for its rights."""
-    if looser := looser_rights(recipe_of(dataset.root), recipe):
+    if looser := looser_rights(before, recipe):
         raise ValueError(
             f"{dataset.root} keeps clips out for their rights, and this run would take them in ({', '.join(looser)}):"
             f" --recipe {dataset.recipe_file} keeps its options; --allow-looser-rights if this is meant"
         )
 
 
-def _replace_recipe(dataset: Dataset, recipe: Recipe) -> list[str]:
+def _replace_recipe(dataset: Dataset, before: Recipe | None, recipe: Recipe) -> list[str]:
     """Write the recipe of the data set. Returns the options in which it differs from the one before, and tells them."""
-    changes = told_changes(recipe_of(dataset.root), recipe) if dataset.recipe_file.exists() else []
+    changes = [] if before is None else told_changes(before, recipe)
     if changes:
         print(f"the data set's recipe changes: {', '.join(changes)}", file=sys.stderr)
     write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
@@ -147,9 +147,9 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
     """
     with only_run(dataset):
         require_reselectable(dataset, recipe)
-        changes = _replace_recipe(dataset, recipe)
-        with record_command(dataset, recipe, "select", changes=changes):
-            select(dataset, recipe, same_person_similarity(recipe.faces))
+        changes = _replace_recipe(dataset, recipe_of(dataset.root), recipe)
+        with record_command(dataset, recipe, "select", changes=changes) as record:
+            record.num_kept = select(dataset, recipe, same_person_similarity(recipe.faces))
 
 
 def require_reselectable(dataset: Dataset, recipe: Recipe) -> None:
@@ -218,7 +218,7 @@ class _Job:
         self.do("scan", self.scan_names(), self.scan_units)
         self.do("crop", self.crop_names(), self.crop_units)
         self.record.enter("select")
-        select(self.dataset, self.recipe, same_person_similarity(self.recipe.faces))
+        self.record.num_kept = select(self.dataset, self.recipe, same_person_similarity(self.recipe.faces))
         self.pack()
 
     def ledger(self, stage: str) -> Ledger:

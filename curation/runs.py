@@ -102,7 +102,7 @@ def record_run(
 
 
 class RunRecord:
-    """One attempt. `enter` begins a stage, `count` takes the summary of each unit."""
+    """One attempt. `enter` begins a stage, `count` takes the summary of each unit, `num_kept` what select has kept."""
 
     def __init__(
         self,
@@ -114,6 +114,7 @@ class RunRecord:
         changes: Sequence[str] = (),
     ) -> None:
         self._dataset, self._has_heartbeat = dataset, has_heartbeat
+        self.num_kept: int | None = None
         self._mutex = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -225,13 +226,15 @@ class RunRecord:
         self.stop()
         with self._mutex:
             self._end_stage(time.time())
-            self._state |= {"status": status, "last_error": error and error[:_MAX_ERROR], "ended_at": _text_of()}
+            self._state |= {
+                "status": status,
+                "num_kept": self.num_kept,
+                "last_error": error and error[:_MAX_ERROR],
+                "ended_at": _text_of(),
+            }
         with suppress(OSError):
             if status != "succeeded":
                 self.write()
-            if status == "succeeded":
-                decisions = read_table(self._dataset, "clips", ["decision"])["decision"]
-                self._state["num_kept"] = pc.sum(pc.equal(decisions, "keep")).as_py() or 0
             rows = read_table(self._dataset, "runs").to_pylist()
             others = [row for row in rows if row["run_id"] != self._state["run_id"]]
             _write_rows(self._dataset, [*others, _row_of(self._state)])

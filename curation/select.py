@@ -236,8 +236,8 @@ def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
     return clips
 
 
-def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> None:
-    """Decide and write the decisions to the manifests."""
+def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> int:
+    """Decide and write the decisions to the manifests. Returns the number of kept clips."""
     decided = decide(dataset, recipe, same_person_similarity)
     by_hand = {*recipe.select.keep_clips, *recipe.select.reject_clips}
     if missing := sorted(by_hand.difference(decided["clip_id"].to_pylist())):
@@ -260,6 +260,7 @@ def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> N
             " for among them: curate their sources into a new folder to have them found",
             file=sys.stderr,
         )
+    return pc.sum(pc.equal(decided["decision"], "keep")).as_py() or 0
 
 
 def rule_costs(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> list[dict[str, object]]:

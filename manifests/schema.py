@@ -276,7 +276,7 @@ RUNS = pa.schema(  # history: the one table that is not the same after the same 
         ("recipe_hash", pa.string()),
         ("recipe", pa.string()),  # TOML
         ("recipe_changes", _TEXTS),  # how it differs from the recipe before: `select.max_yaw_deg 50.0 -> 30.0`
-        ("num_kept", pa.int64()),  # clips, when it had succeeded
+        ("num_kept", pa.int64()),  # clips that it has selected; NULL: it did not come to that
         ("seed", pa.int64()),
         ("host", pa.string()),  # of the driver
         ("process", pa.int64()),

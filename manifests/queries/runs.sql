@@ -10,8 +10,8 @@
 --   num_frames          frames that they looked at
 --   num_workers         processes that did them
 --   host                where its driver ran
---   num_kept            clips that are kept after it; NULL unless it succeeded
---   num_kept_change     how many more that are than after the attempt before that succeeded
+--   num_kept            clips that it has selected; NULL where it did not come to that
+--   num_kept_change     how many more that are than in the attempt before that selected
 --   recipe_changes      options in which its recipe differs from the one before; `recipe` in the table runs has it whole
 --   recipe_hash         of the recipe
 --   last_error          why it failed

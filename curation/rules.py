@@ -26,9 +26,9 @@ class Rule:
     meaning: str
 
     def shown(self, condition: str) -> str:
-        """What to show for a condition of `active_rules`: of a source list's free text it tells only how words are
-        compared."""
-        return self.meaning if "lower(" in condition else condition
+        """What to show for a condition of `active_rules`: itself where it compares with a threshold, else what it is
+        about."""
+        return condition if self.condition.endswith("= {value}") else self.meaning
 
 
 RULES = (

@@ -36,7 +36,7 @@ CHECKS = (
           "SELECT clip_id FROM clips WHERE decision = 'keep' AND (split IS NULL OR len(failed_rules) > 0)"
           " OR decision = 'reject' AND coalesce(len(failed_rules), 0) = 0", _RUN),
     Check("clips", "in a shard that the table shards does not have, or of another split",
-          "SELECT clip_id FROM clips LEFT JOIN shards USING (shard) WHERE clips.shard IS NOT NULL"
+          "SELECT clip_id FROM clips LEFT JOIN shards USING (shard) WHERE clips.shard IS NOT NULL AND decision = 'keep'"
           " AND clips.split IS DISTINCT FROM shards.split", _RUN),
     Check("shards", "numbers of clips or samples that the table clips does not confirm",
           "SELECT shard FROM shards LEFT JOIN (SELECT shard, count(*) AS clips, sum(num_frames) AS samples FROM clips"

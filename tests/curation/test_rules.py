@@ -72,6 +72,15 @@ def test_what_is_kept_by_hand_still_needs_its_rights():
         replace(options, reject_clips=("a_0",))
 
 
+def test_thresholds_are_shown_and_lists_of_words_are_not():
+    active = active_rules(SelectOptions(require_consent=True, reject_clips=("a_0",)))
+    shown = {rule.name: rule.shown(condition) for rule, condition in active}
+    assert shown["yaw"] == "yaw_abs_p95_deg <= 50.0"
+    assert shown["too_short"] == "kind = 'still' OR duration_s >= 1.5"
+    assert shown["no_consent"] == "the list states no consent"
+    assert shown["rejected_by_hand"] == "somebody does not want this clip"
+
+
 def test_a_refusal_is_no_consent():
     required = replace(OFF, require_consent=True)
     stated = ["form 7", "yes", "1", "public figure", "no. 12", "Norah"]

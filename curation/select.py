@@ -200,7 +200,9 @@ def _split_groups(
         if keep or clip_id in previous
     }
     keys |= {row["clip_id"]: _keys(row["source_id"], row["identity_id"]) for row in gone if row["clip_id"] in previous}
-    return group_clips(list(keys), list(keys.values()), previous, shares)
+    groups = group_clips(list(keys), list(keys.values()), previous, shares)
+    of_source = {row["source_id"]: groups[row["clip_id"]] for row in gone if row["clip_id"] in groups}
+    return {i: of_source[source] for i, source in zip(ids, sources, strict=True) if source in of_source} | groups
 
 
 def _weights(

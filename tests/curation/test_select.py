@@ -135,6 +135,11 @@ def test_persons_and_splits_stay_when_sources_are_cut_elsewhere(tmp_path):
     elsewhere = decided(made, people("c", start_s=5.0, end_s=8.0, **place), "identity_id")
     assert not set(elsewhere) & set(names), "nobody says that it is the same person"
     assert read_table(made, "clips", ["split"])["split"].to_pylist() == splits, "but it is the same source"
+    keep_decisions(made)
+    decided(made, people("d", pitch_abs_p95_deg=60.0, start_s=1.0, end_s=3.0, **place), "split")
+    rows = [row | {"pitch_abs_p95_deg": 5.0} for row in read_table(made, "clips").to_pylist()]
+    (tmp_path / "staging" / "decisions.parquet").unlink()  # as a run does at its end
+    assert decided(made, rows, "split") == splits, "what was rejected then has the group of its source"
 
 
 @pytest.mark.parametrize("gone", [False, True])

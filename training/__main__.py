@@ -84,9 +84,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _tell_error(error: Exception) -> None:
     """One line. What all ranks meet is told by the first: torchrun has ended the others before they tell it."""
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(_OTHER_RANKS_WAIT_S)
+    _let_first_rank_speak()
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _let_first_rank_speak() -> None:
+    if not _is_first_rank():
+        time.sleep(_OTHER_RANKS_WAIT_S)
 
 
 def start_logging() -> None:
@@ -95,7 +103,7 @@ def start_logging() -> None:
 
     def is_new(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        return os.environ.get("RANK", "0") == "0" and not (text in told or told.add(text))
+        return _is_first_rank() and not (text in told or told.add(text))
 
     handler = logging.StreamHandler()
     handler.addFilter(is_new)
@@ -104,14 +112,27 @@ def start_logging() -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command with its options; those of a recipe start from its preset."""
+    """The command with its options; those of a recipe start from its preset.
+
+    Raises:
+        SystemExit: help was asked for (0), or there is no such command or option (2). The first rank says so.
+    """
+    try:
+        return _parse(arguments)
+    except SystemExit:
+        _let_first_rank_speak()
+        raise
+
+
+def _parse(arguments: list[str]) -> Any:
     if not arguments or arguments[0] not in COMMANDS:
         wants_help = bool(arguments) and arguments[0] in ("-h", "--help")
         unknown = f"error: unknown command {arguments[0]!r}\n" if arguments and not wants_help else ""
         text = f"{unknown}usage: python -m training COMMAND [OPTIONS]\n\n"
         text += "".join(f"  {name:<12} {about}\n" for name, (_, _, about) in COMMANDS.items())
         text += f"\n`python -m training COMMAND --help` explains the options.\n\n{(__doc__ or '').strip()}\n"
-        print(text, end="", file=sys.stdout if wants_help else sys.stderr)
+        if _is_first_rank():
+            print(text, end="", file=sys.stdout if wants_help else sys.stderr)
         sys.exit(0 if wants_help else 2)
     name, rest = arguments[0], arguments[1:]
     module, cls_name, _ = COMMANDS[name]
@@ -119,14 +140,14 @@ def parse(arguments: list[str]) -> Any:
     cls = Export if name == "export" else getattr(importlib.import_module(module), cls_name)
     prog = f"python -m training {name}"
     if not hasattr(cls, "RECIPE"):
-        return tyro.cli(cls, args=rest, prog=prog)
+        return tyro.cli(cls, args=rest, prog=prog, console_outputs=_is_first_rank())
     from manifests.recipes import named_on
     from training.recipe import load_recipe
 
     defaults = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     chosen = named_on(rest, "--recipe") or next(f.default for f in fields(cls) if f.name == "recipe_name")
     defaults["recipe"] = load_recipe(cls.RECIPE, cls.STAGE, chosen)
-    return tyro.cli(cls, args=rest, prog=prog, default=cls(**defaults))
+    return tyro.cli(cls, args=rest, prog=prog, default=cls(**defaults), console_outputs=_is_first_rank())
 
 
 def run_as_program() -> None:

@@ -146,6 +146,20 @@ def test_errors_are_one_line_and_status_2(arguments: list[str], message: str, ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("arguments", [["base", "--recpe", "tiny"], ["bass"]])
+def test_wrong_use_is_told_by_the_first_rank_alone(arguments: list[str], capsys, monkeypatch) -> None:
+    told = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("training.__main__._OTHER_RANKS_WAIT_S", 0.0)
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 2
+        told[rank] = "".join(capsys.readouterr())
+    assert arguments[-1] in told["0"] or "--recpe" in told["0"]
+    assert told["1"] == ""
+
+
 def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[losses]\nperceptive = 1.0\n")

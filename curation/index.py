@@ -13,7 +13,9 @@ import os
 import posixpath
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +51,51 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
             meaning, or a file is listed twice with different licences, attributions or consents.
     """
     units: dict[str, dict[str, Any]] = {}
-    left_out: set[str] = set()
-    hidden: set[str] = set()
+    left_out = _LeftOut()
     for text in inputs:
-        for entry in _expand(text, options, left_out, hidden):
+        for entry in _expand(text, options, left_out):
             known = units.setdefault(entry["uri"], entry)
             known["columns"] = _joined_columns(entry["uri"], known["columns"], entry["columns"])
-    if left_out:
-        shown, more = sorted(left_out)[:3], f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        print(f"data sets among the inputs are left out: {', '.join(shown)}{more}", file=sys.stderr)
-    if hidden:
-        print(f"{len(hidden)} hidden files are left out, such as {min(hidden)}", file=sys.stderr)
+    left_out.tell()
     for unit in units.values():
         size = unit["size_bytes"]
         mark = f"{unit['uri']}|{size}|{unit['changed']}|{sorted(unit['columns'].items())}"
         unit["expected_s"] = 0.02 + (size or 0) / 300e6
         unit["name"] = hashlib.sha256(mark.encode()).hexdigest()[:16]
     return [units[uri] for uri in sorted(units)]
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """What a search met and did not take."""
+
+    datasets: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+    """Files with endings that are not searched for."""
+
+    def tell(self) -> None:
+        """A line of each kind on standard error."""
+        if names := sorted(self.datasets):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            print(f"data sets among the inputs are left out: {', '.join(names[:3])}{more}", file=sys.stderr)
+        if self.hidden:
+            print(f"{len(self.hidden)} hidden files are left out, such as {min(self.hidden)}", file=sys.stderr)
+        if self.others:
+            counts = Counter(f".{ending}" if (ending := _ending(name)) else "none" for name in self.others)
+            common = sorted(counts, key=lambda ending: (-counts[ending], ending))
+            told = ", ".join(f"{ending} ({counts[ending]})" for ending in common[:5])
+            more = f" and {len(common) - 5} more endings" if len(common) > 5 else ""
+            print(
+                f"{len(self.others)} files are left out for their endings: {told}{more}; name a file itself to have it,"
+                " or its ending with --index.video-extensions or --index.still-extensions",
+                file=sys.stderr,
+            )
+
+
+def _ending(name: str) -> str:
+    """Of a file, in lower case without the dot; empty where it has none."""
+    return posixpath.splitext(posixpath.basename(name))[1].lower().removeprefix(".")
 
 
 def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
@@ -76,7 +106,7 @@ def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> 
     return second | first
 
 
-def _expand(text: str, options: IndexOptions, left_out: set[str], hidden: set[str]) -> Iterator[dict[str, Any]]:
+def _expand(text: str, options: IndexOptions, left_out: _LeftOut) -> Iterator[dict[str, Any]]:
     filesystem, path = filesystem_of(os.path.expanduser(text))
     is_local = filesystem.protocol in ("file", ("file", "local"))
     if is_local:
@@ -94,10 +124,12 @@ def _expand(text: str, options: IndexOptions, left_out: set[str], hidden: set[st
         endings = (*options.video_extensions, *options.still_extensions)
         found = filesystem.find(path, detail=True)
         datasets = _datasets_among(found)
-        of_media = [f for f in found.values() if f["name"].rsplit(".", 1)[-1].lower() in endings]
-        not_shown = {f["name"] for f in of_media if "/." in f["name"].removeprefix(path.rstrip("/"))}
-        hidden.update(map(printable, not_shown))
-        wanted = _files_of(filesystem, (f for f in of_media if f["name"] not in not_shown), datasets)
+        shown = [f for f in found.values() if "/." not in f["name"].removeprefix(path.rstrip("/"))]
+        of_media = {f["name"] for f in found.values() if _ending(f["name"]) in endings}
+        left_out.hidden.update(map(printable, of_media.difference(f["name"] for f in shown)))
+        wanted = _files_of(filesystem, (f for f in shown if f["name"] in of_media), datasets)
+        others = _files_of(filesystem, (f for f in shown if f["name"] not in of_media), datasets)
+        left_out.others.update(f["name"] for f in others)
     elif filesystem.exists(path):
         wanted = [filesystem.info(path)]
         if (problem := _problem(wanted[0])) and problem[0] == _NO_FILE:
@@ -106,7 +138,7 @@ def _expand(text: str, options: IndexOptions, left_out: set[str], hidden: set[st
         raise ValueError(f"no such file or folder: {text}")
     if path in datasets:
         raise ValueError(f"{text} is a data set: name the folder of its sources, or a folder in it")
-    left_out.update(printable(name if is_local else filesystem.unstrip_protocol(name)) for name in datasets)
+    left_out.datasets.update(printable(name if is_local else filesystem.unstrip_protocol(name)) for name in datasets)
     if not wanted:
         raise ValueError(f"nothing to curate in {text}: no file with a known ending ({len(found)} other files)")
     for info in wanted:
@@ -275,6 +307,9 @@ def _describe(path: str, options: IndexOptions) -> dict[str, Any]:
     try:
         info = probe_video(path)
     except VideoError as error:
+        if error.reason == "still_image":  # which Pillow could not open
+            row |= {"kind": "still"}
+            error = VideoError("damaged_still", "a picture that cannot be read; save it again, as JPEG or PNG")
         return row | {"status": "rejected", "reason": error.reason, "detail": str(error)}
     return row | {
         "status": "ok",

@@ -19,6 +19,14 @@ from manifests.storage import Place, full_path, place
 from model.faces import FacesConfig
 
 RECIPE_VERSION = 1
+# Endings decide which files are found and redo nothing; these stand for them in the hash of recipes of version 1.
+_HASHED_ENDINGS = {
+    "video_extensions": (
+        *("mp4", "m4v", "mov", "mkv", "webm", "avi", "wmv", "flv", "mpg", "mpeg", "ts", "mts", "m2ts", "3gp", "3g2"),
+        *("ogv", "mxf", "vob", "y4m"),
+    ),
+    "still_extensions": ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"),
+}
 PRESETS = Path(__file__).parent / "recipes"
 
 
@@ -31,7 +39,9 @@ class IndexOptions:
         *("ogv", "mxf", "vob", "y4m"),
     )
     """File name endings that a folder is searched for, besides the stills'; `.MP4` is the same as `mp4`."""
-    still_extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+    still_extensions: tuple[str, ...] = (
+        *("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "heic", "heif", "hif", "avif"),
+    )
     """File name endings of stills. What a file really is gets found out by its content."""
     max_span_s: float = 300.0
     """Longer videos are scanned in spans of at most this many seconds, side by side."""
@@ -258,7 +268,7 @@ class Recipe:
         """8 hex digits over the fields that `stage` (index scan crop select pack) and the stages before it read."""
         values = dataclasses.asdict(self)
         reads = {
-            "index": {"index": values["index"]},
+            "index": {"index": values["index"] | _HASHED_ENDINGS},
             "scan": {"scan": values["scan"], "faces": _identity_of_faces(self.faces), "decoder": self.decoder,
                      "crop": {k: values["crop"][k] for k in ("scale", "vy_ratio")}},
             "crop": {"crop": values["crop"]},

@@ -1,15 +1,14 @@
-"""Still pictures, read as they should be shown."""
+"""Still pictures, read as they should be shown. Importing this teaches Pillow the HEIC of telephones."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pi_heif
+from PIL import Image, ImageOps
 
-from model.video.frame import rotate_upright
-from model.video.probing import PICTURE_BRANDS, upright_deg
+pi_heif.register_heif_opener()
 
 
 def read_still(path: str | Path) -> np.ndarray:
@@ -18,13 +17,7 @@ def read_still(path: str | Path) -> np.ndarray:
     Raises:
         OSError, SyntaxError, ValueError: the file is no picture, damaged, or of a kind whose brightness is unknown.
     """
-    try:
-        image = Image.open(path)
-    except UnidentifiedImageError:
-        if not _is_heif(path):
-            raise
-        return _read_heif(path)
-    with image:
+    with Image.open(path) as image:
         picture = ImageOps.exif_transpose(image)
         if picture.mode.startswith(("I", "F")):
             picture = _eight_bits(picture, path)
@@ -32,27 +25,6 @@ def read_still(path: str | Path) -> np.ndarray:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return np.ascontiguousarray(picture.convert("RGB"))
-
-
-def _is_heif(path: str | Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:].decode("latin1") in PICTURE_BRANDS
-
-
-def _read_heif(path: str | Path) -> np.ndarray:
-    """A picture such as HEIC, which Pillow does not open. FFmpeg decodes it, but does not put tiles together."""
-    try:
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.disposition & av.stream.Disposition.dependent:
-                raise ValueError(
-                    f"{path}: a HEIF picture in tiles, as telephones store it, is not read; save it as JPEG or PNG"
-                )
-            picture = next(container.decode(stream))
-            return rotate_upright(picture.to_ndarray(format="rgb24", threads=1), upright_deg(picture))
-    except (av.FFmpegError, StopIteration) as error:
-        raise OSError(f"{path}: this HEIF picture cannot be decoded ({error}); save it as JPEG or PNG") from error
 
 
 def _eight_bits(picture: Image.Image, path: str | Path) -> Image.Image:

@@ -130,6 +130,8 @@ def open_container(source: VideoSource) -> av.container.InputContainer:
     except (av.FFmpegError, OSError, ValueError) as error:
         if any(box in head for box in _ENCRYPTION_BOXES):
             raise VideoError("encrypted", f"{name} is encrypted and cannot be decoded") from error
+        if head[4:8] == b"ftyp" and head[8:12].decode("latin1") in PICTURE_BRANDS:
+            raise VideoError("still_image", f"{name} is a still image, and damaged ({_cause(error)})") from error
         raise VideoError("not_a_video", f"{name} is not a video that FFmpeg can read ({_cause(error)})") from error
     if _is_still(container):
         container.close()

@@ -10,6 +10,7 @@ import pytest
 from curation.recipe import (
     PRESETS,
     CropOptions,
+    IndexOptions,
     PackOptions,
     Recipe,
     ScanOptions,
@@ -119,6 +120,7 @@ def test_no_recipe_no_data_set(tmp_path):
         ({"seed": 3}, "select"),
         ({"pack": PackOptions(shard_bytes=5)}, "pack"),
         ({"faces": FacesConfig(num_threads=4, device="cuda", weights_dir="elsewhere")}, None),
+        ({"index": IndexOptions(video_extensions=("mp4",), still_extensions=())}, None),
     ],
 )
 def test_a_changed_field_changes_its_stage_and_what_follows(changed, first):
@@ -142,6 +144,7 @@ def test_workers_in_other_folders_find_the_networks(tmp_path, monkeypatch):
 def test_every_option_is_read_by_a_stage():
     """A field that no stage's hash covers would change nothing on the next run."""
     unchanged = {"faces.weights_dir", "faces.root", "faces.num_threads", "faces.device"}
+    unchanged |= {"index.video_extensions", "index.still_extensions"}  # what is listed is a unit of its own
     for section in dataclasses.fields(Recipe):
         value = getattr(Recipe(), section.name)
         if not dataclasses.is_dataclass(value):

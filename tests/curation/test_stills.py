@@ -11,6 +11,7 @@ from PIL import Image
 from curation.index import IndexStage, list_inputs
 from curation.recipe import IndexOptions, Recipe
 from model.stills import read_still
+from tests.heic import write_heic
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -152,3 +153,34 @@ def test_still_is_as_wide_as_it_is_shown(tmp_path):
     Image.new("RGB", (40, 30)).save(path, exif=exif)
     row = index_still(path)
     assert (row["width_px"], row["height_px"], row["coded_width_px"], row["coded_height_px"]) == (30, 40, 40, 30)
+
+
+def test_heic_of_a_telephone(tmp_path, two_colours):
+    path = tmp_path / "photo.HEIC"
+    write_heic(path, np.asarray(two_colours.resize((200, 100))), quarter_turns=3)
+    row = index_still(path)
+    assert (row["kind"], row["status"], row["container"]) == ("still", "ok", "heif")
+    assert (row["width_px"], row["height_px"]) == (100, 200)
+    picture = read_still(str(path)).astype(int)
+    assert np.abs(picture[0, 0] - RED).max() <= 12
+    assert np.abs(picture[-1, -1] - GREEN).max() <= 12
+    whole = path.read_bytes()
+    for size in (200, len(whole) - 40):
+        path.write_bytes(whole[:size])
+        row = index_still(path)
+        assert (row["kind"], row["status"], row["reason"]) == ("still", "rejected", "damaged_still")
+
+
+def test_what_a_search_leaves_out_is_told(tmp_path, two_colours, capsys):
+    for name in ("a.png", "b.avif", "c.HEIC"):
+        two_colours.save(tmp_path / name, format="PNG")
+    for name in ("a.txt", "b.TXT", "README", "anim.gif", ".hidden", ".thumbs/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [Path(unit["uri"]).name for unit in list_inputs([str(tmp_path)], IndexOptions())] == [
+        "a.png",
+        "b.avif",
+        "c.HEIC",
+    ]
+    told = capsys.readouterr().err
+    assert "4 files are left out for their endings: .txt (2), .gif (1), none (1); name a file itself" in told

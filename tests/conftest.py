@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything reads it: processes side by side fight over the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from filelock import FileLock

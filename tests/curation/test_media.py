@@ -59,7 +59,7 @@ def run(media: Path, curate, tmp_path_factory: pytest.TempPathFactory) -> MediaR
     folder = tmp_path_factory.mktemp("media") / "dataset"
     inputs = [str(media / kind) for kind in ("videos", "malformed", "images")]
     arguments = ["run", *inputs, "--output", str(folder), "--workers", "2"]
-    curate(*arguments)
+    curate(*arguments, timeout_s=1200)  # minutes of video, on whatever machine
     return MediaRun(folder, arguments, media)
 
 

@@ -82,7 +82,7 @@ def files_left(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.name.endswith(".tmp") or "staging" in p.parts or p.name == ".lock"]
 
 
-EVERY = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @EVERY
@@ -101,7 +101,7 @@ def test_first_run_may_die_anywhere(sources, tmp_path, step):
         shutil.rmtree(output)
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("then", ["the same again", "back to the first"])
 def test_other_thresholds_may_die_anywhere(sources, tmp_path, then, step):
     """Shards are rewritten from shards; then the same thresholds again, or the old ones after all."""

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import tarfile
-import time
 from pathlib import Path
 
 import av
@@ -236,7 +235,7 @@ def test_offsets_point_at_the_members(run):
         assert run.picture(clip, clip["num_frames"] - 1).shape == (512, 512, 3)
 
 
-def test_select_is_quick_and_reads_no_video(run, tmp_path, monkeypatch):
+def test_select_reads_no_video(run, tmp_path, monkeypatch):
     from curation.__main__ import main
 
     copy = tmp_path / "dataset"
@@ -248,9 +247,7 @@ def test_select_is_quick_and_reads_no_video(run, tmp_path, monkeypatch):
     for place in ("model.video.open_video", "curation.scan.open_video", "curation.crop.open_video",
                   "curation.index.local_copy", "curation.scan.local_copy", "curation.crop.local_copy"):  # fmt: skip
         monkeypatch.setattr(place, forbidden)
-    start = time.perf_counter()
     assert main(["select", "--output", str(copy), "--select.max-yaw-deg", "12"]) == 0
-    assert time.perf_counter() - start < 5
     after = read_table(Dataset(copy), "clips").to_pylist()
     decided = ("decision", "failed_rules", "split", "split_group", "identity_id", "weight")
     measured = [{k: v for k, v in clip.items() if k not in decided} for clip in after]
@@ -265,9 +262,7 @@ def test_select_is_quick_and_reads_no_video(run, tmp_path, monkeypatch):
 def test_the_same_command_again_does_nothing(run, curate):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino, p.stat().st_size) for p in run.shards}
     clips, frames = run.rows("clips"), run.rows("frames")
-    start = time.perf_counter()
     done = curate(*run.arguments)
-    assert time.perf_counter() - start < 15
     assert "nothing to do" in done.stdout
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino, p.stat().st_size) for p in run.shards} == before
     assert (run.rows("clips"), run.rows("frames")) == (clips, frames)

@@ -60,15 +60,19 @@ def differences_of(root: str | Path) -> list[str]:
 
 
 def test_bucket_to_bucket_gives_what_files_give(s3, run_here, demo_run, capsys):
-    """Videos, with the real networks: the same shards byte for byte, the same manifests."""
+    """Videos that a glob finds, with the real networks: the same shards byte for byte, the same manifests."""
     local = demo_run[0]
     for path in sorted((local.parent / f"{local.name}_videos").iterdir()):
-        s3.upload_file(str(path), "data", f"raw/{path.name}")
-    assert run_here(["s3://data/raw"], ROOT, Recipe()).num_units > 0
+        s3.upload_file(str(path), "data", f"raw/deep/{path.name}")
+    s3.put_object(Bucket="data", Key="raw/deep/notes.txt", Body=b"no video")
+    videos = ["s3://data/raw/**/*.mp4"]
+    assert run_here(videos, ROOT, Recipe()).num_units > 0
     assert content_of(ROOT) == content_of(local)
+    uris = [uri for row in read_table(Dataset(ROOT), "sources").to_pylist() for uri in row["uris"]]
+    assert "s3://data/raw/deep/sway.mp4" in uris
     assert not [key for key in keys(s3) if "/staging/" in key or key.endswith((".lock", ".tmp"))]
     assert differences_of(ROOT) == []
-    assert run_here(["s3://data/raw"], ROOT, Recipe()).num_units == 0, "a second run does nothing"
+    assert run_here(videos, ROOT, Recipe()).num_units == 0, "a second run does nothing"
 
     assert manifests.__main__.main([ROOT]) == 0
     assert manifests.__main__.main([ROOT, "SELECT count(*) AS n FROM frames", "--format", "csv"]) == 0
@@ -93,6 +97,8 @@ def test_commands_on_a_bucket(s3, sources, remote_stills, tmp_path, capsys):
     assert "shards/stray.tar: no manifest knows this file" in capsys.readouterr().out
     assert command.main(["run", remote_stills, "--output", "s3://nowhere/portraits"]) == 2
     assert "there is no bucket 'nowhere'" in capsys.readouterr().err
+    assert command.main(["run", "s3://nowhere/videos", "--output", str(tmp_path / "local")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: there is no bucket 'nowhere'"
     assert command.main(["status", "s3://nowhere/portraits"]) == 2
     assert manifests.__main__.main(["s3://nowhere/portraits"]) == 2
     assert capsys.readouterr().err == "error: there is no bucket 'nowhere'\n" * 2

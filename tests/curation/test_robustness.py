@@ -74,7 +74,7 @@ def mutate(data: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("num_files", [36, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_files", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_mutations(num_files: int, request: pytest.FixtureRequest, curate, rows_of, tmp_path: Path):
     sources = tmp_path / "sources"
     sources.mkdir()

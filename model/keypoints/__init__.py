@@ -4,7 +4,7 @@ All of it runs in float32 on tensors of a few hundred numbers a frame, so whole 
 frames do not.
 """
 
-from model.keypoints.animation import AnimationOptions, KeypointAnimator, animate_keypoints
+from model.keypoints.animation import AnimationOptions, KeypointAnimator
 from model.keypoints.editing import FaceEdit, edit_keypoints
 from model.keypoints.motion import Motion, bins_to_degrees, rotation_matrix, transform_keypoints
 from model.keypoints.openness import open_ratios_68, open_ratios_203
@@ -16,7 +16,6 @@ __all__ = [
     "FaceEdit",
     "KeypointAnimator",
     "Motion",
-    "animate_keypoints",
     "bins_to_degrees",
     "edit_keypoints",
     "kalman_smooth",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -245,35 +244,3 @@ def _required(openness: Tensor | None, part: str) -> Tensor:
             "drive with a video or with a template that holds it"
         )
     return openness
-
-
-def animate_keypoints(
-    source: Motion,
-    driving: Motion | Iterable[Motion],
-    *,
-    networks: CorrectionNetworks,
-    options: AnimationOptions | None = None,
-    source_is_video: bool,
-    driving_is_video: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """x_s and x_d, each [1, K, 3], of every output frame.
-
-    A still source gives one frame for every driving frame and takes those from any iterator, chunk by chunk. A source
-    video gives min(source, driving) frames, or as many as it has itself when a still drives it.
-    """
-    if source_is_video:
-        driving = driving if isinstance(driving, Motion) else Motion.cat(list(driving))
-    animator = KeypointAnimator(
-        source,
-        networks=networks,
-        options=options,
-        source_is_video=source_is_video,
-        driving_is_video=driving_is_video,
-        driving=driving if source_is_video else None,
-    )
-    if source_is_video:
-        num_frames = min(len(source), len(driving)) if driving_is_video else len(source)
-        driving = driving[:num_frames] if driving_is_video else driving[0].expand(num_frames)
-    for chunk in [driving] if isinstance(driving, Motion) else driving:
-        for index in range(len(chunk)):
-            yield animator.step(chunk[index])

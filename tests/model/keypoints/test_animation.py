@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.keypoints import AnimationOptions, KeypointAnimator, Motion, animate_keypoints, open_ratios_203
+from model.keypoints import AnimationOptions, KeypointAnimator, Motion, open_ratios_203
 from model.keypoints.animation import hull_size_ratio
 from model.networks import LivePortrait
 
@@ -62,13 +62,27 @@ def read_motion(golden: dict[str, np.ndarray], side: str) -> Motion:
     )
 
 
+def animate(
+    source: Motion, driving: Motion, *, source_is_video: bool = False, driving_is_video: bool = True, **settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_s and x_d [num_frames, K, 3] of all output frames, a step a frame."""
+    if source_is_video:
+        num_frames = min(len(source), len(driving)) if driving_is_video else len(source)
+        driving = driving[:num_frames] if driving_is_video else driving[0].expand(num_frames)
+        settings["driving"] = driving
+    animator = KeypointAnimator(source, source_is_video=source_is_video, driving_is_video=driving_is_video, **settings)
+    frames = [animator.step(driving[index]) for index in range(len(driving))]
+    x_s, x_d = (torch.cat(points) for points in zip(*frames, strict=True))
+    return x_s, x_d
+
+
 @pytest.mark.parametrize("number", range(NUM_CASES))
 def test_published_case(number: int, cases, golden, networks) -> None:
     assert len(cases) == NUM_CASES
     case = cases[number]
     source, driving = read_motion(golden, "source"), read_motion(golden, "driving")
     source_is_video, driving_is_video = case["source"] == "video", case["driving"] == "video"
-    frames = animate_keypoints(
+    x_s, x_d = animate(
         source if source_is_video else source[0],
         driving if driving_is_video else driving[0],
         networks=networks,
@@ -76,8 +90,7 @@ def test_published_case(number: int, cases, golden, networks) -> None:
         source_is_video=source_is_video,
         driving_is_video=driving_is_video,
     )
-    x_s, x_d = (torch.cat(points).numpy() for points in zip(*frames, strict=True))
-    for name, got in (("x_s", x_s), ("x_d", x_d)):
+    for name, got in (("x_s", x_s.numpy()), ("x_d", x_d.numpy())):
         expected = golden[f"{case['id']}/{name}"]
         assert got.shape == expected.shape == (case["frames"], 21, 3)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
@@ -92,8 +105,7 @@ def test_batches_equal_single_frames(source_is_video: bool, golden, networks) ->
     source, driving = read_motion(golden, "source"), read_motion(golden, "driving")
     options = AnimationOptions(driving_option="expression-friendly", source_video_eye_retargeting=True)
     settings = {"networks": networks, "options": options, "source_is_video": source_is_video}
-    one_by_one = animate_keypoints(source, driving, driving_is_video=True, **settings)
-    expected_s, expected_d = (torch.cat(points) for points in zip(*one_by_one, strict=True))
+    expected_s, expected_d = animate(source, driving, **settings)
 
     animator = KeypointAnimator(source, driving=driving, **settings)
     batches = [animator.step(driving[:2]), animator.step(driving[2:])]
@@ -102,47 +114,24 @@ def test_batches_equal_single_frames(source_is_video: bool, golden, networks) ->
     torch.testing.assert_close(x_d, expected_d)
 
 
-def test_still_source_takes_driving_frames_as_they_come(golden, networks) -> None:
-    driving = read_motion(golden, "driving")
-    taken = []
-
-    def camera():
-        for index in range(len(driving)):
-            taken.append(index)
-            yield driving[index]
-
-    source = read_motion(golden, "source")[0]
-    frames = animate_keypoints(source, camera(), networks=networks, source_is_video=False, driving_is_video=True)
-    next(frames)
-    assert taken == [0]
-    assert len(list(frames)) == len(driving) - 1
-
-
 def test_source_without_landmarks_is_animated_without_lip_normalisation(golden, networks) -> None:
     source = read_motion(golden, "source")[0]
     driving = read_motion(golden, "driving")
 
-    def animate(motion: Motion, *, normalize_lip: bool) -> torch.Tensor:
-        options = AnimationOptions(normalize_lip=normalize_lip)
-        frames = animate_keypoints(
-            motion, driving, networks=networks, options=options, source_is_video=False, driving_is_video=True
-        )
-        return torch.cat([x_d for _, x_d in frames])
+    def moved(motion: Motion, *, normalize_lip: bool) -> torch.Tensor:
+        return animate(motion, driving, networks=networks, options=AnimationOptions(normalize_lip=normalize_lip))[1]
 
-    blind = animate(source.replace(eye_open=None, lip_open=None), normalize_lip=True)
-    assert torch.equal(blind, animate(source, normalize_lip=False))
-    assert not torch.equal(blind, animate(source, normalize_lip=True))
+    blind = moved(source.replace(eye_open=None, lip_open=None), normalize_lip=True)
+    assert torch.equal(blind, moved(source, normalize_lip=False))
+    assert not torch.equal(blind, moved(source, normalize_lip=True))
 
 
 def test_retargeting_without_driving_openness_says_so(golden, networks) -> None:
     source = read_motion(golden, "source")[0]
     driving = read_motion(golden, "driving").replace(eye_open=None)
     options = AnimationOptions(eye_retargeting=True)
-    frames = animate_keypoints(
-        source, driving, networks=networks, options=options, source_is_video=False, driving_is_video=True
-    )
     with pytest.raises(ValueError, match="driving eye openness"):
-        next(frames)
+        animate(source, driving, networks=networks, options=options)
 
 
 def test_unknown_region_lists_the_known_ones() -> None:

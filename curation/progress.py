@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+from manifests.console import clock
 from manifests.storage import Place, append_line
 
 _PLAIN_EVERY_S = 10.0
@@ -53,9 +54,9 @@ class StageProgress:
         if self.video_s:
             parts.append(f"{self.video_s / seconds:.1f} video-s/s")
         if self.done < self.total:
-            parts.append(f"ETA {_clock(eta)}" if eta is not None else "ETA -")
+            parts.append(f"ETA {clock(eta)}" if eta is not None else "ETA -")
         else:
-            parts.append(f"took {_clock(seconds)}")
+            parts.append(f"took {clock(seconds)}")
         nouns = {"index": "usable", "scan": "tracks", "crop": "clips", "pack": "shards"}  # recrop: pictures, no rows
         if self.stage in nouns:
             parts.append(f"{self.kept - self.rejected} {nouns[self.stage]}")
@@ -93,9 +94,3 @@ class StageProgress:
     def _say(self, text: str) -> None:
         self._out.write(("\r\x1b[2K" if self._is_live else "") + text + "\n")
         self._out.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Where summaries and tables are printed."""
+"""Where summaries and tables are printed, and how times are written there."""
 
 from __future__ import annotations
 
@@ -10,3 +10,12 @@ def make_console() -> Console:
     as_it_is = {"markup": False, "emoji": False, "highlight": False}
     console = Console(**as_it_is)
     return console if console.is_terminal else Console(width=180, **as_it_is)
+
+
+def clock(seconds: float) -> str:
+    """`9:05`, `1:02:03` or `5 d 3 h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
+from manifests.console import clock
 from training.distributed import Process
 from training.recipe import Recipe
 
@@ -31,7 +32,6 @@ class Reporter:
         self._recipe, self._process = recipe, process
         self._out = out or sys.stderr
         self._path = output / "metrics.jsonl"
-        self._first_image = first_image
         self._totals: dict[str, list[float]] = {}
         self._wait_s = self._paused_s = 0.0
         self._num_skipped = 0
@@ -177,10 +177,3 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -190,12 +190,6 @@ class PairOrder:
                 expected[stream.clips] = weight * (float(share) / weight.sum())
         return expected * (np.count_nonzero(expected) / expected.sum())
 
-    @property
-    def epoch_size(self) -> int:
-        """Samples until every stream has gone through its clips at least once."""
-        shares = (1 - self.still_share, self.still_share)
-        return max(math.ceil(len(s) / share) for s, share in zip(self._streams, shares, strict=True) if s and share)
-
     def pair(self, index: int) -> Pair:
         """The pair with global sample index `index`."""
         stills_before = math.floor(index * self.still_share)

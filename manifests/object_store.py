@@ -1,5 +1,8 @@
 """S3 with patience: every call is tried again while the store is overloaded or out of reach, for about two minutes.
 
+What a call answers is read within the call: a connection that breaks off in the middle of it costs that one part of the
+object, which is asked for again.
+
 Imported where the first `s3://` address is used (`manifests.storage` registers it with fsspec by its name), because it
 takes a second.
 """
@@ -7,17 +10,18 @@ takes a second.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import sys
 import time
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, NoCredentialsError
 from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
+from s3fs.core import S3_RETRYABLE_ERRORS
 
 from manifests.storage import NoBucket, StoreUnreachable
 
@@ -28,21 +32,24 @@ _is_waiting_told = False  # once a process
 _TRANSIENT_CODES = {
     *("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"),
     *("BandwidthLimitExceeded", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"),
+    "XAmzContentSHA256Mismatch",  # of a body that was damaged on its way
 }
+_TRANSIENT_ERRORS = (*S3_RETRYABLE_ERRORS, BotoConnectionError, IncompleteReadError, TimeoutError, ConnectionError)
+_WHOLE_BYTES = 16 << 20  # an object up to here is read with one request, a larger one by ranges
 
 
 class PatientS3FileSystem(S3FileSystem):
     """s3fs that waits out throttling, 5xx answers, timeouts and lost connections, and never shows a stale listing."""
 
-    default_block_size = 16 * 2**20
-    retries = 4  # of a body that breaks off while it is read; the calls themselves have PATIENCE_S
+    default_block_size = _WHOLE_BYTES
+    retries = 1  # of s3fs: one loop decides, that of `_call_s3`
 
     def __init__(self, *args: Any, **options: Any) -> None:
         _require_scheme()
         options.setdefault("use_listings_cache", False)
         options.setdefault("max_concurrency", 4)  # of the parts of one file, which are held in memory
         options["config_kwargs"] = {
-            "retries": {"mode": "standard", "total_max_attempts": 1},  # one loop decides, the one below
+            "retries": {"mode": "standard", "total_max_attempts": 1},
             "connect_timeout": 10,
             "read_timeout": 30,
             **(options.get("config_kwargs") or {}),
@@ -51,10 +58,11 @@ class PatientS3FileSystem(S3FileSystem):
 
     async def _call_s3(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         global _is_waiting_told
-        start, wait_s = time.monotonic(), _FIRST_WAIT_S
+        failing_since, wait_s = None, _FIRST_WAIT_S
         while True:
             try:
-                return await super()._call_s3(method, *args, **kwargs)
+                answer = await super()._call_s3(method, *args, **kwargs)
+                return await _with_body(answer, kwargs) if method == "get_object" else answer
             except NoCredentialsError as error:
                 raise PermissionError(
                     f"{error} for s3://{_place_of(kwargs)}: set AWS_* or ~/.aws/credentials"
@@ -67,9 +75,12 @@ class PatientS3FileSystem(S3FileSystem):
             except Exception as error:
                 if _code_of(error) == "NoSuchBucket":
                     raise NoBucket(f"there is no bucket {kwargs.get('Bucket')!r}") from error
+                if method == "get_object" and isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(f"there is no s3://{_place_of(kwargs)}") from error
                 if not is_transient(error):
                     raise
-                waited_s = time.monotonic() - start
+                failing_since = failing_since or time.monotonic()
+                waited_s = time.monotonic() - failing_since
                 if waited_s >= PATIENCE_S:
                     raise StoreUnreachable(  # which s3fs does not try again by itself
                         f"the object store has failed every call for {waited_s:.0f} s, last: {error} ({method} of"
@@ -88,6 +99,17 @@ class PatientS3FileSystem(S3FileSystem):
 
     call_s3 = sync_wrapper(_call_s3)
 
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        """As s3fs's, without asking for the size first."""
+        if start is not None or end is not None:
+            return await super()._cat_file(path, start=start, end=end, **options)
+        bucket, key, _ = self.split_path(path)
+        answer = await self._call_s3("get_object", Bucket=bucket, Key=key)
+        if isinstance(answer["Body"], _Body):
+            return await answer["Body"].read()
+        answer["Body"].close()
+        return await self._cat_file_concurrent(bucket, key, answer["ContentLength"], _WHOLE_BYTES)
+
     async def _isfile(self, path: str) -> bool:
         """As fsspec's, which takes every error for an answer."""
         try:
@@ -96,6 +118,23 @@ class PatientS3FileSystem(S3FileSystem):
             return False
 
     isfile = sync_wrapper(_isfile)
+
+
+class _Body(io.BytesIO):
+    """What has been read of an object, to be read as s3fs does."""
+
+    async def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+        return super().read(size)
+
+
+async def _with_body(answer: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """An answer of the store whose body has come; as it is where nobody reads it because it is too large."""
+    if "Range" not in asked and (answer.get("ContentLength") or 0) > _WHOLE_BYTES:
+        return answer
+    try:
+        return {**answer, "Body": _Body(await answer["Body"].read())}
+    finally:
+        answer["Body"].close()
 
 
 def _require_scheme() -> None:
@@ -125,5 +164,4 @@ def is_transient(error: BaseException) -> bool:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         is_overload = status in (408, 429) or (status >= 500 and status != 501)
         return is_overload or answer["Error"].get("Code") in _TRANSIENT_CODES
-    known = (HTTPClientError, BotoConnectionError, ResponseParserError, TimeoutError, ConnectionError)
-    return isinstance(error, known) or isinstance(cause, known)
+    return isinstance(error, _TRANSIENT_ERRORS) or isinstance(cause, _TRANSIENT_ERRORS)

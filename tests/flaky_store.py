@@ -32,6 +32,7 @@ class FlakyStore:
         self._lock = threading.Lock()
         self._throttled_until = 0.0
         self._num_throttled = 0
+        self._num_cut = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -44,6 +45,10 @@ class FlakyStore:
     def throttle_next(self, num_requests: int) -> None:
         """Answer so many requests with SlowDown, whenever they come."""
         self._num_throttled = num_requests
+
+    def cut_next(self, num_answers: int) -> None:
+        """Break off so many answers to GET in the middle, whenever they come."""
+        self._num_cut = num_answers
 
     def close(self) -> None:
         """Stop serving."""
@@ -59,6 +64,9 @@ class FlakyStore:
             if self._num_throttled or time.monotonic() < self._throttled_until:
                 failure = "slow down"
                 self._num_throttled = max(0, self._num_throttled - 1)
+            elif self._num_cut and method == "GET":
+                failure = "cut answer"
+                self._num_cut -= 1
             elif self._chance.random() < self.failed_share:
                 failure = self._chance.choice(_FAILURES)
             else:

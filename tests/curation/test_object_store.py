@@ -182,7 +182,7 @@ def test_a_store_that_stays_out_of_reach_is_one_clear_line(flaky_s3, monkeypatch
     monkeypatch.setattr("manifests.object_store._is_waiting_told", False)
     flaky_s3.throttle(600)
     with pytest.raises(
-        OSError, match=r"has failed every call for \d+ s, .*head_object of s3:..data.sets/portraits/recipe.toml"
+        OSError, match=r"has failed every call for \d+ s, .*get_object of s3:..data.sets/portraits/recipe.toml"
     ):
         read_bytes(place(ROOT) / "recipe.toml")
     assert command.main(["verify", ROOT]) == 1, "and not: there is no data set"

@@ -12,12 +12,14 @@ from manifests import storage
 from manifests.storage import (
     NewFile,
     NoBucket,
+    StoreUnreachable,
     append_line,
     is_local,
     list_files,
     list_folders,
     local_file,
     move_all,
+    open_to_read,
     place,
     read_bytes,
     read_files,
@@ -136,9 +138,46 @@ def test_many_small_files_come_in_order_through_a_failing_store(s3, flaky_s3):
     assert flaky_s3.num_failed > 2
 
 
+def _copied(path) -> bytes:
+    with local_file(path) as copy:
+        return copy.read_bytes()
+
+
+def _opened(path) -> bytes:
+    with open_to_read(path) as file:
+        return file.read()
+
+
+READERS = {
+    "whole": read_bytes,
+    "copied": _copied,
+    "opened": _opened,
+    "by ranges": lambda path: b"".join(read_ranges(path, [(0, 100_000), (100_000, 20 << 20)])),
+    "side by side": lambda path: b"".join(data for _, data in read_files({path: 0})),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_connections_that_break_off_in_a_body_are_waited_out(s3, flaky_s3, monkeypatch, reader):
+    """Of a small object, and of the parts of a large one; without any, nothing is asked for twice."""
+    monkeypatch.setattr("manifests.object_store._FIRST_WAIT_S", 0.01)
+    flaky_s3.failed_share = 0.0
+    for size, most_requests in ((200_000, 2), (17 << 20, 3)):
+        s3.put_object(Bucket="data", Key="x", Body=(content := os.urandom(size)))
+        assert READERS[reader](place("s3://data/x")) == content
+        assert len(flaky_s3.requests) <= most_requests
+        flaky_s3.cut_next(7)
+        assert READERS[reader](place("s3://data/x")) == content
+        flaky_s3.requests.clear()
+    monkeypatch.setattr("manifests.object_store.PATIENCE_S", 0.0)
+    flaky_s3.cut_next(100)
+    with pytest.raises(StoreUnreachable, match=r"has failed every call .* \(get_object of s3://data/x\)"):
+        READERS[reader](place("s3://data/x"))
+
+
 def test_what_is_absent_or_denied_is_not_tried_again(flaky_s3):
     flaky_s3.failed_share = 0.0
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="there is no s3://data/absent"):
         read_bytes(place("s3://data/absent"))
     with pytest.raises(NoBucket, match="there is no bucket 'nowhere'"):
         write_bytes_atomically(place("s3://nowhere/x"), b"")

@@ -54,8 +54,8 @@ class Sandbox:
         """The worker's result.
 
         Raises:
-            SandboxError: the child died ("crashed"), took longer than the deadline ("deadline"), or the system refused
-                it a file ("unreadable").
+            SandboxError: the child died ("crashed"), took longer than the deadline ("deadline"), or was refused a file
+                by the system or a store ("unreadable").
             FatalError: no argument can work: the worker cannot be built, or the object store is out of reach.
             NoSpaceError: the disk is full or read-only.
             RuntimeError: what the worker itself raised, as words.
@@ -147,8 +147,10 @@ def _weigh(error: Exception) -> str:
     # A foreign web server that breaks off costs the file that it serves.
     if isinstance(error, StoreUnreachable):
         return "fatal"
-    is_of_system = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno is not None)
-    return "unreadable" if is_of_system else "error"
+    # Of a store that refuses a file or has none there is a sentence, but no number.
+    is_of_place = isinstance(error, (TimeoutError, PermissionError, FileNotFoundError))
+    is_of_system = isinstance(error, OSError) and error.errno is not None
+    return "unreadable" if is_of_place or is_of_system else "error"
 
 
 def _end_with_parent(life: Connection) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from curation.sandbox import Sandbox, SandboxError
+from manifests.storage import place, read_bytes
 
 
 def _make_worker():
@@ -27,6 +28,23 @@ def _make_worker():
         return os.getpid(), len(calls)
 
     return work
+
+
+def _make_reader():
+    return lambda url: read_bytes(place(url))
+
+
+def test_what_a_store_denies_or_has_lost_is_unreadable(flaky_s3):
+    """And so tried again by the next run."""
+    flaky_s3.failed_share = 0.0
+    sandbox = Sandbox(_make_reader, deadline_s=60)
+    try:
+        for flaky_s3.denied, said in (((), "there is no s3://data/a.mp4"), (("GET",), "Access Denied")):
+            with pytest.raises(SandboxError, match=said) as refused:
+                sandbox("s3://data/a.mp4")
+            assert refused.value.reason == "unreadable"
+    finally:
+        sandbox.close()
 
 
 def test_crash_hang_and_exception_cost_one_argument_each():

@@ -110,6 +110,12 @@ class PatientS3FileSystem(S3FileSystem):
         answer["Body"].close()
         return await self._cat_file_concurrent(bucket, key, answer["ContentLength"], _WHOLE_BYTES)
 
+    async def _expand_path(
+        self, path: Any, recursive: bool = False, maxdepth: int | None = None, **_: Any
+    ) -> list[str]:
+        """As fsspec's, but names are names, also with a [ or * in them: who has a pattern asks `glob`."""
+        return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
+
     async def _isfile(self, path: str) -> bool:
         """As fsspec's, which takes every error for an answer."""
         try:

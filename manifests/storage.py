@@ -37,6 +37,7 @@ class NoBucket(ValueError):
     """An object store has no bucket of that name."""
 
 
+_S3 = ("s3", "s3a")
 _PART_BYTES = 16 << 20  # of an upload; a few of them are held in memory
 _READ_BYTES = 64 << 20  # of small objects that are read side by side
 _READ_FILES = 256
@@ -44,7 +45,7 @@ _WHOLE_BYTES = 8 << 20  # a file that is fetched with one request rather than by
 _SIDE_BY_SIDE = 16
 _SCRATCH, _OWNER = "portrait-scratch-", ".owner"
 
-for _protocol in ("s3", "s3a"):
+for _protocol in _S3:
     fsspec.register_implementation(_protocol, "manifests.object_store.PatientS3FileSystem", clobber=True)
 
 
@@ -74,7 +75,7 @@ def filesystem_of(where: str) -> tuple[Any, str]:
         ValueError: the URL names no bucket, or its protocol needs a package that is not installed.
     """
     protocol, _, rest = where.partition("://")
-    if "://" in where and (not rest.strip("/") or (protocol in ("s3", "s3a") and rest.startswith("/"))):
+    if "://" in where and (not rest.strip("/") or (protocol in _S3 and rest.startswith("/"))):
         raise ValueError(f"{where} names no bucket: expected {protocol}://BUCKET/...")
     try:
         return fsspec.core.url_to_fs(where)
@@ -200,7 +201,7 @@ def upload(source: Path, target: Place) -> None:
 
 
 def _upload_options(target: UPath) -> dict[str, Any]:
-    return {"chunksize": _PART_BYTES, "max_concurrency": 4} if target.protocol in ("s3", "s3a") else {}
+    return {"chunksize": _PART_BYTES, "max_concurrency": 4} if target.protocol in _S3 else {}
 
 
 def write_bytes_atomically(path: Place, data: bytes) -> None:
@@ -252,13 +253,9 @@ def read_files(sizes: Mapping[Place, int]) -> Iterator[tuple[Place, bytes]]:
 
 
 def _read_side_by_side(paths: list[Place]) -> Iterator[tuple[Place, bytes]]:
-    filesystem = paths[0].fs
-    options = {"max_concurrency": 1} if paths[0].protocol in ("s3", "s3a") else {}  # spares asking for the size first
-    found = filesystem.cat([path.path for path in paths], batch_size=_SIDE_BY_SIDE, **options)
-    if isinstance(found, bytes):
-        found = {paths[0].path: found}
-    for path in paths:
-        yield path, found[path.path]
+    names = [path.path for path in paths]  # not by `cat`, to which a [ or * in a name is a pattern
+    found = paths[0].fs.cat_ranges(names, None, None, batch_size=_SIDE_BY_SIDE, on_error="raise")
+    yield from zip(paths, found, strict=True)
 
 
 def read_range(path: Place, start: int, end: int) -> bytes:
@@ -319,11 +316,10 @@ def remove_file(path: Place) -> None:
 
 
 def remove_files(paths: Iterable[Place]) -> None:
-    """Remove files of one data set, in their order on a file system, a thousand with one call on an object store."""
+    """Remove files of one data set, in their order on a file system, a thousand with one call on S3."""
     paths = list(paths)
-    if all(is_local(path) for path in paths):
-        for path in paths:
-            remove_file(path)
+    if not all(getattr(path, "protocol", "") in _S3 for path in paths):
+        map_places(remove_file, paths)
         return
     # What a store could not remove it says in the answer, and s3fs keeps that to itself: those are removed one by one.
     for start in range(0, len(paths), 1000):

@@ -8,6 +8,7 @@ db.sql("SELECT decision, count(*) FROM clips GROUP BY ALL")
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _select(schema: pa.Schema, files: list[Place], types: dict[str, str], today:
             columns.append(f'"{name}"')
         else:
             columns.append(f'"{name}"::{kind} AS "{name}"')
-    paths = ", ".join(_quoted(file) for file in files)
+    paths = ", ".join(_pattern(file) for file in files)
     return f"SELECT {', '.join(columns)} FROM read_parquet([{paths}])"
 
 
@@ -118,7 +119,7 @@ def _create_view_of_files(db: duckdb.DuckDBPyConnection, dataset: Dataset) -> No
     for name in TABLES:
         for file, size in dataset.table_sizes(name).items():
             rows.append(f"('{name}', {_quoted(file)}, {size})")
-            paths.append(_quoted(file))
+            paths.append(_pattern(file))
     counts = "SELECT NULL AS file_name, 0 AS num_rows WHERE false"
     if paths:
         counts = f"SELECT file_name, num_rows FROM parquet_file_metadata([{', '.join(paths)}])"
@@ -129,5 +130,10 @@ def _create_view_of_files(db: duckdb.DuckDBPyConnection, dataset: Dataset) -> No
     )
 
 
-def _quoted(path: Place) -> str:
+def _pattern(path: Place) -> str:
+    """What DuckDB takes for this file alone: to its readers every path is a pattern."""
+    return _quoted(re.sub(r"[*?\[]", r"[\g<0>]", str(path)))
+
+
+def _quoted(path: Place | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"

@@ -107,6 +107,26 @@ def test_commands_on_a_bucket(s3, sources, remote_stills, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_name_that_looks_like_a_pattern_touches_no_neighbour(s3, sources, remote_stills):
+    """Which has all files of the same names, also those that a run or `forget` removes in the end."""
+    named, neighbour = "s3://data/sets/set*x", "s3://data/sets/set1x"
+
+    def neighbours() -> dict[str, str]:
+        found = s3.list_objects_v2(Bucket="data", Prefix="sets/set1x/")["Contents"]
+        return {entry["Key"]: f"{entry['ETag']} {entry['LastModified']}" for entry in found}
+
+    pipeline.run([remote_stills], neighbour, RECIPE, keep_staging=True)
+    before = neighbours()
+    assert any("/staging/" in key for key in before)
+    pipeline.run([remote_stills], named, RECIPE)
+    assert command.main(["forget", named, "--source", f"{remote_stills}/0.png", "--yes"]) == 0
+    assert differences_of(named) == []
+    assert len(read_table(Dataset(named), "clips")) == len(read_table(Dataset(neighbour), "clips")) - 1
+    assert not keys(s3, "sets/set*x/staging")
+    assert neighbours() == before
+
+
+@pytest.mark.slow
 def test_further_commands_on_a_bucket(s3, sources, remote_stills, tmp_path, capsys):
     pipeline.run([remote_stills], ROOT, RECIPE)
     before = read_table(Dataset(ROOT), "clips").to_pylist()

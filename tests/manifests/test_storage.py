@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from manifests.storage import (
     read_files,
     read_ranges,
     remove_file,
+    remove_files,
     remove_tree,
     require_local,
     write_bytes_atomically,
@@ -91,6 +93,21 @@ def test_files_are_listed_read_moved_and_removed(root):
     assert list(names(root, below=True)) == ["b.json", "d.json"]
     with pytest.raises(FileNotFoundError):
         read_bytes(root / "c.tar")
+
+
+@pytest.mark.parametrize(("name", "beside"), [("set*x", "set1x"), ("set[1]", "set1"), ("set?", "setz"), ("a#b", "a")])
+def test_names_are_no_patterns(root, name, beside):
+    """Nothing is read, moved or removed beside the folder that is named."""
+    for folder, file in product((name, beside), "abcd"):
+        write_bytes_atomically(root / folder / file, folder.encode())
+    assert [data for _, data in read_files(list_files(root / name))] == [name.encode()] * 4
+    move_all([(root / name / "a", root / name / "b")])
+    remove_file(root / name / "b")
+    remove_files([root / name / "c"])
+    with local_file(root / name / "d") as copy:
+        assert copy.read_bytes() == name.encode()
+    remove_tree(root / name)
+    assert names(root, below=True) == {f"{beside}/{file}": len(beside) for file in "abcd"}
 
 
 def test_lines_are_added(root):

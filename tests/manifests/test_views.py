@@ -21,6 +21,16 @@ def test_every_table_is_a_view_with_todays_columns(dataset):
     assert {name: n for name, n in counts.items() if n} == {"sources": 2, "clips": 3}
 
 
+@pytest.mark.parametrize(("name", "beside"), [("set*x", "set1x"), ("set[1]", "set1"), ("set?", "setz")])
+def test_the_name_of_a_data_set_is_no_pattern(tmp_path, name, beside):
+    for folder in (name, beside):
+        replace_table(Dataset(tmp_path / folder), "clips", make_table("clips", [{"clip_id": folder}]))
+    db = connect(tmp_path / name)
+    assert db.execute("SELECT clip_id FROM clips").fetchall() == [(name,)]
+    file = f"{tmp_path}/{name}/manifests/clips/clips.parquet"
+    assert db.execute('SELECT "table", path, num_rows FROM files').fetchall() == [("clips", file, 1)]
+
+
 def test_query_over_lists_maps_and_joins(dataset):
     db = connect(str(dataset.root))
     assert db.execute(

@@ -8,6 +8,7 @@ keys; row groups are small enough that a reader skips what it does not look for 
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -161,11 +162,20 @@ def read_parquet(files: Iterable[Place], name: str, columns: list[str] | None = 
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
     parts = [schema.empty_table()]
     for file in files:
-        with open_parquet(file) as parquet:
-            present = set(parquet.schema_arrow.names)
-            part = parquet.read([c for c in schema.names if c in present])
+        try:
+            part = _read_file(file, schema)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            part = _read_file(file, schema)  # it was replaced on an object store, which does not mix old and new
         parts.append(_conform(part, schema))
     return pa.concat_tables(parts)
+
+
+def _read_file(file: Place, schema: pa.Schema) -> pa.Table:
+    with open_parquet(file) as parquet:
+        present = set(parquet.schema_arrow.names)
+        return parquet.read([c for c in schema.names if c in present])
 
 
 def as_of_today(rows: pa.Table, name: str) -> pa.Table:

@@ -189,3 +189,21 @@ def test_places_in_a_data_set(tmp_path):
     dataset = Dataset(tmp_path)
     assert dataset.table_files("clips") == []
     assert dataset.table_folder("clips") == tmp_path / "manifests" / "clips"
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_read_again(s3, monkeypatch):
+    """From an object store in pieces, which must not be of two files; `status` reads while a run writes."""
+    dataset = Dataset("s3://data/set")
+    replace_table(dataset, "clips", make_table("clips", [{"clip_id": "old"}]))
+    monkeypatch.setattr(storage, "_WHOLE_BYTES", 0)
+    opened = []
+
+    class Late(pq.ParquetFile):
+        def __init__(self, *arguments, **options):
+            if not opened:
+                opened.append(arguments)
+                replace_table(dataset, "clips", make_table("clips", [{"clip_id": "new"}, {"clip_id": "newer"}]))
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Late)
+    assert read_table(dataset, "clips")["clip_id"].to_pylist() == ["new", "newer"]

@@ -7,7 +7,6 @@ that dies at any moment is finished by whatever command comes next. Shards witho
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -258,11 +257,9 @@ def _strip_failures(table: pa.Table, removal: Removal) -> pa.Table:
     whole = {source["source_id"] for source in removal.sources}
     uris = {uri for source in removal.sources for uri in source["uris"]}
     clips = set(removal.clips)
-    words = [set(re.findall(r"\w+", message or "")) for message in table["message"].to_pylist()]
-    columns = table.select(["source_id", "uri"]).to_pylist()
     keep = [
-        row["source_id"] not in whole and row["uri"] not in uris and not said & clips
-        for row, said in zip(columns, words, strict=True)
+        row["source_id"] not in whole and row["uri"] not in uris and not tombstones.names_any(row["message"], clips)
+        for row in table.select(["source_id", "uri", "message"]).to_pylist()
     ]
     return table if all(keep) else table.filter(pa.array(keep))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,44 @@ def refusals_of(tombstones: list[dict[str, Any]]) -> dict[str | None, list[dict[
         if row["kind"] != "source":
             found.setdefault(row["source_id"], []).append({name: row[name] for name in columns})
     return found
+
+
+class LateRows:
+    """Takes what was forgotten out of what units have committed: a worker may outlive its driver, and commit after
+    `forget` what it had in hand before."""
+
+    def __init__(self, tombstones: list[dict[str, Any]]) -> None:
+        self._sources = {row["source_id"] for row in tombstones if row["kind"] == "source"}
+        self._refused = refusals_of(tombstones)
+        self._clips: dict[str, set[str]] = {}
+        for row in tombstones:
+            if row["kind"] == "clip":
+                self._clips.setdefault(row["source_id"], set()).add(row["clip_id"])
+
+    def take_out(self, rows: dict[str, list[dict[str, Any]]], source_id: str | None) -> set[str] | None:
+        """Take it out of the rows, by table, of one unit of a source. Returns ids of clips that must not be there, of
+        other units of the source too; None: nothing of the source may be."""
+        if source_id in self._sources:
+            return None
+        stones = self._refused[None] + self._refused.get(source_id, [])
+        if not stones:
+            return set()
+        refusals, gone = Refusals(stones), set(self._clips.get(source_id, ()))
+        gone |= {row["clip_id"] for row in rows.get("clips", []) if refusals.refuses(row, row["analyser"])}
+        for row in rows.get("tracks", []):
+            gone |= {c["clip_id"] for c in row["candidates"] if refusals.refuses(c, row["analyser"])}
+        if "tracks" in rows:
+            rows["tracks"] = strip_tracks(rows["tracks"], lambda candidate: candidate["clip_id"] in gone)
+        for name in {"clips", "frames"} & rows.keys():
+            rows[name] = [row for row in rows[name] if row["clip_id"] not in gone]
+        if "failures" in rows:
+            rows["failures"] = [row for row in rows["failures"] if not names_any(row["message"], gone)]
+        return gone
+
+
+def names_any(text: str | None, clip_ids: set[str]) -> bool:
+    """Whether a text names one of the clips."""
+    return not clip_ids.isdisjoint(re.findall(r"\w+", text or ""))
 
 
 def strip_tracks(rows: list[dict[str, Any]], is_gone: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

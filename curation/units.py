@@ -200,15 +200,25 @@ class Ledger:
         Rows replace those of the same unit, so that repeating an interrupted call ends in the same state. `collapse`
         may map a table to a function that turns all its rows, old and new, into the rows to keep. Frames are written
         as they come, a file for about `FRAMES_OF_FILE` of them; the rows of all other tables wait in scratch until the
-        end. Tracks and clips are merged with the old ones without holding them all.
+        end. Tracks and clips are merged with the old ones without holding them all. What was forgotten is left out, and
+        its staged pictures are removed.
         """
+        from curation.tombstones import LateRows  # which reads plans of shards, which are units too
+
         staged = self._staged()
         if not staged:
             return 0
         rows = {"failures": _Rows("failures"), "units": _Rows("units")}
         frames = _FramesFiles(self.dataset, self._ledger_stage)
+        late = LateRows(read_table(self.dataset, "tombstones").to_pylist())
         for path, data in read_files(staged):
             content = orjson.loads(data)
+            gone = late.take_out(content["rows"], content["ledger"]["source_id"])
+            if gone is None or gone:
+                pictures = list_files(self.folder / path.stem)
+                remove_files(file for file in pictures if gone is None or file.stem in gone)
+            if gone is None:
+                continue
             content["rows"]["units"] = [{**content["ledger"], "stage": self._ledger_stage}]
             for table, unit_rows in content["rows"].items():
                 if table == "frames":

@@ -18,7 +18,7 @@ import pyarrow as pa
 from curation import tombstones
 from curation.lock import only_run, only_run_where_allowed
 from curation.recipe import Recipe, recipe_of
-from curation.removal import Removal, inherited_groups, plan_shards_without, remove, settle
+from curation.removal import Removal, inherited_groups, plan_shards_without, remove, settle, without_names
 from curation.runs import record_command
 from curation.summary import print_removal
 from manifests.query import find_sources
@@ -105,7 +105,8 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
         elif ask is not None and not ask():
             print("nothing was changed")
         else:
-            with record_command(dataset, recipe, "forget"):
+            stones = read_table(dataset, "tombstones").to_pylist() + removal.tombstones
+            with record_command(dataset, without_names(recipe, tombstones.forgets(stones)), "forget"):
                 remove(dataset, removal)
             check = f"python -m curation verify {shlex.quote(str(dataset.root))}"
             print(f"removed; `{check}` checks what is left. Weights, and which clips")

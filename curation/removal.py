@@ -7,9 +7,10 @@ that dies at any moment is finished by whatever command comes next. Shards witho
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from curation import decisions, pack, tombstones
 from curation.places import merge_sources
-from curation.recipe import Recipe, recipe_of
+from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.runs import run_file
 from curation.units import Ledger, commit_unit
 from manifests.schema import CLIP_PLACES, TABLES, make_table
@@ -38,6 +39,8 @@ from manifests.store import Dataset, as_of_today, open_parquet, read_table, writ
 from manifests.views import connect
 
 _PLACES = tuple(name for name, _ in CLIP_PLACES)
+BY_HAND = ("keep_clips", "reject_clips")
+"""Options of select that name clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +73,7 @@ def journal_file(dataset: Dataset) -> Place:
 
 def settle(dataset: Dataset, recipe: Recipe) -> None:
     """Bring what interrupted runs have finished into the manifests and drop the rest, so that there is one place to
-    look for anything."""
+    look for anything. Recipes that name a clip which was forgotten before do so no more."""
     make_folder(dataset.root / "manifests")  # a run may have ended before its first table
     refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
     for stage in ("index", "scan", "crop"):
@@ -89,6 +92,22 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
     for folder in list_folders(dataset.staging):
         if folder.name.startswith(("pack-", "plan-")):
             remove_tree(folder)
+    _drop_names(dataset)
+
+
+def without_names(recipe: Recipe, is_forgotten: Callable[[str], bool]) -> Recipe:
+    """The recipe without forgotten clips among those that are decided by hand."""
+    left = {name: tuple(i for i in getattr(recipe.select, name) if not is_forgotten(i)) for name in BY_HAND}
+    return replace(recipe, select=replace(recipe.select, **left))
+
+
+def _drop_names(dataset: Dataset) -> None:
+    """Take the ids of all forgotten clips out of the recipe and out of the recipes of earlier runs."""
+    is_forgotten = tombstones.forgets(read_table(dataset, "tombstones").to_pylist())
+    recipe = recipe_of(dataset.root)
+    if (left := without_names(recipe, is_forgotten)) != recipe:
+        write_bytes_atomically(dataset.recipe_file, recipe_toml(left).encode())
+    _rewrite(dataset, "runs", lambda table: _strip_recipes(table, is_forgotten))
 
 
 def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) -> dict[str, list]:
@@ -149,6 +168,7 @@ def finish_removal(dataset: Dataset) -> bool:
 def _carry_out(dataset: Dataset, removal: Removal) -> None:
     """Every step may have been done before, in part or in full."""
     tombstones.add_tombstones(dataset, removal.tombstones)
+    _drop_names(dataset)
     folder = dataset.staging / f"forget-{removal.request}"
     _write_shards(dataset, removal, folder)
     _remove_staged(dataset, removal)
@@ -273,6 +293,25 @@ def _strip_runs(table: pa.Table, removal: Removal) -> pa.Table:
         row["inputs"] = ["(forgotten)" if text in uris else text for text in row["inputs"] or []]
         if row["last_error"] and any(name in row["last_error"] for name in names):
             row["last_error"] = "(forgotten)"
+    return make_table("runs", rows)
+
+
+def _strip_recipes(table: pa.Table, is_forgotten: Callable[[str], bool]) -> pa.Table:
+    """With recipes, and changes of recipes, that name no forgotten clip. Their hashes stay as they were."""
+
+    def strip(line: str) -> str:
+        name, _, ids = line.partition(" = ")
+        return (
+            f"{name} = {json.dumps([i for i in json.loads(ids) if not is_forgotten(i)])}" if name in BY_HAND else line
+        )
+
+    rows = table.to_pylist()
+    for row in rows:
+        row["recipe"] = row["recipe"] and "".join(f"{strip(line)}\n" for line in row["recipe"].splitlines())
+        row["recipe_changes"] = row["recipe_changes"] and [
+            f"{text.split()[0]} (forgotten)" if any(map(is_forgotten, re.findall(r"\w+", text))) else text
+            for text in row["recipe_changes"]
+        ]
     return make_table("runs", rows)
 
 

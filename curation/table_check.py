@@ -23,7 +23,7 @@ class Check:
 
 _RUN = "run the `run` command again, with --recipe DATASET/recipe.toml for the thresholds in force"
 _DAMAGED = "the manifests were changed by something else: restore them from a copy, or make the data set again"
-_FORGET = "forget it again: `python -m curation forget DATASET --where \"clip_id = '...'\"`"
+FORGET = "forget it again: `python -m curation forget DATASET --where \"clip_id = '...'\"`"
 
 CHECKS = (
     Check("clips", "the same clip_id more than once",
@@ -80,25 +80,30 @@ CHECKS = (
           " WHERE coalesce(status, '') NOT IN ('ok', 'rejected')", _DAMAGED),
     Check("sources", "forgotten, but there",
           "SELECT source_id FROM sources WHERE content_sha256 IN (SELECT content_sha256 FROM tombstones"
-          " WHERE kind = 'source')", _FORGET),
+          " WHERE kind = 'source')", FORGET),
     Check("tracks", "of a forgotten source, or with a forgotten clip",
           "SELECT track_id FROM tracks WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')"
           " UNION SELECT track_id FROM (SELECT track_id, unnest(candidates).clip_id AS clip_id FROM tracks)"
-          " WHERE clip_id IN (SELECT clip_id FROM tombstones)", _FORGET),
+          " WHERE clip_id IN (SELECT clip_id FROM tombstones)", FORGET),
     Check("clips", "forgotten, but there",
           "SELECT clip_id FROM clips WHERE clip_id IN (SELECT clip_id FROM tombstones)"
-          " OR source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')", _FORGET),
+          " OR source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')", FORGET),
     Check("frames", "of forgotten clips",
-          "SELECT clip_id FROM frame_sums WHERE clip_id IN (SELECT clip_id FROM tombstones)", _FORGET),
+          "SELECT clip_id FROM frame_sums WHERE clip_id IN (SELECT clip_id FROM tombstones)", FORGET),
     Check("failures", "of a forgotten source or clip",
           "SELECT unit FROM failures WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')"
           " OR len(list_intersect(regexp_extract_all(message, '\\w+'),"
-          " (SELECT coalesce(list(clip_id), []) FROM tombstones))) > 0", _FORGET),
+          " (SELECT coalesce(list(clip_id), []) FROM tombstones))) > 0", FORGET),
     Check("runs", "the same run_id more than once",
           "SELECT run_id FROM runs GROUP BY run_id HAVING count(*) > 1", _DAMAGED),
+    Check("runs", "with a recipe that names a forgotten clip",
+          "SELECT run_id FROM (SELECT run_id, regexp_extract_all(concat_ws(' ', recipe, array_to_string(recipe_changes,"
+          " ' ')), '\\w+') AS words FROM runs) WHERE list_has_any(list_concat(words, list_transform(words, lambda word:"
+          " split_part(word, '_', 1))), (SELECT coalesce(list(coalesce(clip_id, source_id)), []) FROM tombstones"
+          " WHERE kind <> 'face'))", FORGET),
     Check("units", "of a forgotten source",
           "SELECT unit FROM units WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')",
-          _FORGET),
+          FORGET),
 )  # fmt: skip
 
 
@@ -109,7 +114,7 @@ def check_tables(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[tupl
         if names:
             yield check, names
     if names := _refused_faces(db):
-        yield Check("clips", "of a face that is refused", "", _FORGET), names
+        yield Check("clips", "of a face that is refused", "", FORGET), names
 
 
 def _rules_check(recipe: Recipe) -> Check:

@@ -65,6 +65,13 @@ def refused_contents(tombstones: list[dict[str, Any]]) -> set[str]:
     return {row["content_sha256"] for row in tombstones if row["kind"] == "source"}
 
 
+def forgets(tombstones: list[dict[str, Any]]) -> Callable[[str], bool]:
+    """Whether a name is the clip_id of a forgotten clip, or of any clip that a forgotten source ever had."""
+    clips = {row["clip_id"] for row in tombstones if row["kind"] == "clip"}
+    sources = {row["source_id"] for row in tombstones if row["kind"] == "source"}
+    return lambda name: name in clips or name.split("_")[0] in sources
+
+
 class Refusals:
     """What must not be taken from one source, as its unit of the scan carries it."""
 

@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from curation.lock import DatasetBusy, require_idle
 from curation.recipe import Recipe, recipe_of, recipe_toml
-from curation.removal import journal_file
+from curation.removal import BY_HAND, journal_file
 from curation.shard_check import check_shard
-from curation.table_check import check_tables
+from curation.table_check import FORGET, check_tables
+from curation.tombstones import forgets
 from manifests.schema import CLIP_PLACES, FRAMES, TABLES
 from manifests.storage import list_files, list_folders, read_bytes
 from manifests.store import Dataset, open_parquet, read_table
@@ -60,6 +61,9 @@ def verify(dataset: Dataset, report: Callable[[str], None] = lambda line: None) 
     if is_of_today and written != expected:  # a program with other options would write another hash
         changed = "; ".join(sorted(set(written) ^ set(expected)))
         yield Difference("recipe.toml", f"changed by hand: {changed}", "run `select` or `run` again")
+    is_forgotten = forgets(_read(dataset, "tombstones", ["kind", "source_id", "clip_id"]))
+    if names := sorted(filter(is_forgotten, {i for name in BY_HAND for i in getattr(recipe.select, name)})):
+        yield Difference("recipe.toml", f"names forgotten clips: {', '.join(names)}", FORGET)
     yield from _check_files(dataset)
     damaged = list(_check_parquet(dataset, report))
     yield from damaged

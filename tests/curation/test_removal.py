@@ -1,0 +1,107 @@
+"""Recipes name no forgotten clip: that of the data set, those of earlier runs, and what a card prints of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from curation import pipeline, removal
+from curation.card import write_card
+from curation.forget import Request, forget
+from curation.lock import only_run
+from curation.recipe import Recipe, SelectOptions, recipe_of, recipe_toml
+from curation.verify import verify
+from manifests.store import Dataset, read_table
+
+LAX = SelectOptions(min_sharpness=None, max_upscale=None)
+
+
+@pytest.fixture
+def chosen(sources, tmp_path) -> tuple[Dataset, list[str]]:
+    """A data set of five clips of which three are decided by hand, and their ids in the order of their names."""
+    dataset = Dataset(tmp_path / "dataset")
+    pipeline.run(sources, dataset.root, Recipe(select=LAX))
+    ids = read_table(dataset, "clips")["clip_id"].to_pylist()
+    lists = {"keep_clips": (ids[0], ids[1]), "reject_clips": (ids[2],)}
+    pipeline.reselect(dataset, Recipe(select=replace(LAX, **lists)))
+    pipeline.run(sources, dataset.root, recipe_of(dataset.root))
+    assert list(verify(dataset)) == []
+    return dataset, ids
+
+
+def files_that_name(dataset: Dataset, *names: str) -> set[str]:
+    """Files other than tombstones, Parquet columns decoded."""
+    found = set()
+    for path in (path for path in dataset.root.rglob("*") if path.is_file()):
+        text = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+        if any(name.encode() in text for name in names):
+            found.add(path.name)
+    return found - {"tombstones.parquet"}
+
+
+def shards(dataset: Dataset) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in dataset.shards.iterdir()}
+
+
+def test_recipes_do_not_name_what_was_forgotten(chosen, sources):
+    dataset, ids = chosen
+    source_id = ids[2].split("_")[0]
+    assert files_that_name(dataset, ids[0], source_id) >= {"recipe.toml", "runs.parquet"}
+    assert forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
+    assert forget(dataset, Request(sources=(source_id,)))
+    recipe = recipe_of(dataset.root)
+    assert (recipe.select.keep_clips, recipe.select.reject_clips) == ((ids[1],), ())
+    assert dataset.recipe_file.read_text() == recipe_toml(recipe)
+    write_card(dataset)
+    assert files_that_name(dataset, ids[0], source_id) == set()
+    runs = read_table(dataset, "runs").to_pylist()
+    assert [row["recipe_changes"] for row in runs if row["recipe_changes"]] == [
+        ["select.keep_clips (forgotten)", "select.reject_clips (forgotten)"]
+    ]
+    assert f'keep_clips = ["{ids[1]}"]\nreject_clips = []\n' in runs[2]["recipe"]
+    assert list(verify(dataset)) == []
+    before = shards(dataset)
+    for given in (recipe, replace(recipe, select=replace(recipe.select, keep_clips=()))):
+        assert pipeline.run(sources, dataset.root, given).num_units == 0, "nothing is redone"
+        assert shards(dataset) == before
+        assert list(verify(dataset)) == []
+
+
+@pytest.mark.parametrize("step", ["write_bytes_atomically", "_rewrite", "_write_shards", "_remove_staged"])
+def test_a_removal_that_dies_is_finished_in_recipes_too(chosen, monkeypatch, step):
+    dataset, ids = chosen
+    original, journal = getattr(removal, step), removal.journal_file(dataset)
+
+    def die(*arguments):
+        if journal.exists():
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(removal, step, die)
+        with pytest.raises(KeyboardInterrupt):
+            forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
+    assert journal.exists()
+    with only_run(dataset) as was_finished:
+        assert was_finished
+    assert recipe_of(dataset.root).select.keep_clips == (ids[1],)
+    assert files_that_name(dataset, ids[0]) == set()
+    assert list(verify(dataset)) == []
+
+
+def test_a_recipe_that_names_it_again_is_told_and_mended(chosen, sources):
+    """As one that the user has kept, and one from before recipes were looked at."""
+    dataset, ids = chosen
+    recipe = recipe_of(dataset.root)
+    assert forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
+    pipeline.run(sources, dataset.root, recipe)
+    told = {(difference.what, difference.problem.split(":")[0]) for difference in verify(dataset)}
+    assert told == {
+        ("recipe.toml", "names forgotten clips"),
+        ("table runs", "with a recipe that names a forgotten clip"),
+    }
+    forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
+    assert files_that_name(dataset, ids[0]) == set()
+    assert list(verify(dataset)) == []

@@ -10,6 +10,7 @@ import _thread
 import errno
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -25,7 +26,10 @@ from curation.sandbox import FatalError
 from manifests.storage import Place, is_local, read_bytes, remove_file
 from manifests.store import Dataset, remove_temporary_files
 
-RENEW_S, STALE_S, _LOOK_S = 5.0, 45.0, 0.5
+RENEW_S, STALE_S, _LOOK_S = 5.0, 60.0, 0.5
+"""A holder may be silent for about 45 s after a store has come back: a request that got no answer ends after 30 s, and
+the next one is sent up to 15 s later (`manifests.object_store`)."""
+_CLOSE_S = RENEW_S  # looks that are further apart say nothing of the time between them
 
 
 @contextmanager
@@ -69,7 +73,7 @@ class NotWritable(ValueError):
 def require_idle(dataset: Dataset) -> None:
     """For readers that need a data set at rest; takes no lock, so a command may begin right after this.
 
-    On an object store this takes some seconds where there is a lock: only one that is written again is held.
+    On an object store this takes half a minute where a killed run left a lock: only one that is written again is held.
 
     Raises:
         DatasetBusy: a command holds the lock.
@@ -89,10 +93,9 @@ def require_idle(dataset: Dataset) -> None:
 
 
 def _require_forsaken(path: Any) -> None:
-    lock = _LockObject(path)
+    lock, silence = _LockObject(path), _Silence()
     seen = first = lock._look()
-    deadline = time.monotonic() + 3 * RENEW_S
-    while seen is not None and time.monotonic() < deadline:
+    while seen is not None and silence.after(seen[0]) < 5 * RENEW_S:  # 15 s of them for a call that is tried again
         if seen[0] != first[0]:
             raise _refusal(path, seen[1])
         time.sleep(_LOOK_S)
@@ -154,6 +157,23 @@ def _hold_object(path: Any) -> Iterator[None]:
         lock.release()
 
 
+class _Silence:
+    """For how long the lock has not been written again, as one sees who looks often. Time in which the store did not
+    answer does not count: the holder, too, may have waited for it."""
+
+    def __init__(self) -> None:
+        self._version = ""
+        self._since = self._last_look = -math.inf
+
+    def after(self, version: str) -> float:
+        """Seconds, after a look that has just found this version."""
+        now = time.monotonic()
+        if version != self._version or now - self._last_look > _CLOSE_S:
+            self._since = now
+        self._version, self._last_look = version, now
+        return now - self._since
+
+
 class _LockObject:
     """The object `.lock`. Whoever creates it holds it; it is replaced only by who knows its last version."""
 
@@ -167,12 +187,12 @@ class _LockObject:
         self.is_lost = False
 
     def take(self) -> None:
-        """Create it, or take over one that has not been written again for `STALE_S`, by this machine's clock.
+        """Create it, or take over one that has not been written again for `STALE_S` in which the store answered.
 
         Raises:
             ValueError: its holder is alive.
         """
-        seen, seen_at = "", 0.0
+        seen, silence = "", _Silence()
         while not self._write(IfNoneMatch="*"):
             found = self._look()
             if found is None:
@@ -181,12 +201,13 @@ class _LockObject:
             if self._is_mine(note):  # the answer to the first attempt at writing it was lost
                 self._version = version
                 return
+            silence_s = silence.after(version)
             if not seen:
-                seen, seen_at = version, time.monotonic()
+                seen = version
                 print(f"waiting up to {STALE_S:.0f} s: {_refusal(self._path, note)}", file=sys.stderr, flush=True)
             elif version != seen:
                 raise _refusal(self._path, note)
-            elif time.monotonic() - seen_at > STALE_S:
+            elif silence_s > STALE_S:
                 if self._write(IfMatch=version):
                     print("it has ended without a word: going on", file=sys.stderr, flush=True)
                     return

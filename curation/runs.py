@@ -21,11 +21,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.recipe import Recipe, recipe_toml
 from manifests.schema import TABLES, make_table
-from manifests.storage import Place, full_path, list_files, printable, read_bytes
+from manifests.storage import Place, full_path, is_local, printable, read_bytes
 from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
 
 BEAT_S, STALE_S, RECENT_S = 10.0, 45.0, 300.0
@@ -46,15 +47,36 @@ def read_heartbeat(dataset: Dataset) -> dict[str, Any] | None:
         return None
 
 
-def committed_units(dataset: Dataset, ledger_stage: str) -> tuple[int, int]:
-    """Units of a stage and recipe (`scan-0123abcd`) that are finished, and how many of them are still staged.
+def committed_units(dataset: Dataset, ledger_stage: str) -> tuple[int, int, float | None]:
+    """Units of a stage and recipe (`scan-0123abcd`) that are finished, how many of them are still staged, and when the
+    last of these was committed, by the clock of the file system.
 
     A listing and one column: no commit file is read, and no driver needs to be alive.
     """
-    staged = {path.stem for path in list_files(dataset.staging / ledger_stage, ".json")}
+    names, last_at = _list_commits(dataset.staging / ledger_stage)
+    staged = pa.array(names, pa.string())
     units = read_table(dataset, "units", ["stage", "unit"])
-    absorbed = units.filter(pc.equal(units["stage"], ledger_stage))["unit"].to_pylist()
-    return len(staged.union(absorbed)), len(staged)
+    absorbed = units.filter(pc.equal(units["stage"], ledger_stage))["unit"].combine_chunks()
+    num_both = pc.sum(pc.is_in(staged, absorbed)).as_py() or 0
+    return len(absorbed) + len(staged) - num_both, len(staged), last_at
+
+
+def _list_commits(folder: Place) -> tuple[list[str], float | None]:
+    """Units with a commit file in a folder, and when the last one came."""
+    names, last_at = [], 0.0
+    if is_local(folder):
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in (entry for entry in entries if entry.name.endswith(".json")):
+                names.append(entry.name.removesuffix(".json"))
+                with suppress(FileNotFoundError):  # it has gone since, into the manifests
+                    last_at = max(last_at, entry.stat().st_mtime)
+    else:
+        with suppress(FileNotFoundError):
+            for entry in (e for e in folder.fs.ls(folder.path, detail=True) if e["name"].endswith(".json")):
+                names.append(entry["name"].rsplit("/", 1)[-1].removesuffix(".json"))
+                if "LastModified" in entry:
+                    last_at = max(last_at, entry["LastModified"].timestamp())
+    return names, last_at or None
 
 
 @contextmanager

@@ -10,21 +10,23 @@ import json
 import os
 import socket
 import time
-from collections import Counter
-from contextlib import suppress
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
 from curation.runs import RECENT_S, STALE_S, committed_units, is_command, read_heartbeat
 from manifests.console import make_console
-from manifests.storage import is_local, list_files, list_folders
-from manifests.store import Dataset, read_table
+from manifests.storage import list_folders
+from manifests.store import Dataset, open_parquet, read_table
 
 _MAX_FAILURES_SHOWN = 8
+_OF_FAILURES = ("stage", "uri", "reason", "message")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,52 +93,62 @@ def read_status(dataset: Dataset) -> Status:
     """
     if not dataset.recipe_file.exists():
         raise ValueError(f"no data set at {dataset.root}: expected a folder with recipe.toml in it")
-    now = time.time()
-    beat = read_heartbeat(dataset)  # before the table: a run that ends in between has its row
-    rows = [row for row in read_table(dataset, "runs").to_pylist() if not is_command(row)]
+    beat, rows = _read_runs(dataset)
+    age_s = _age_of(beat, rows)
     last = rows[-1] if rows else None
     counts = Counter(row["status"] for row in rows)
-    failures = read_table(dataset, "failures").to_pylist()
-    problems = {stage: len({f["unit"] for f in failures if f["stage"] == stage}) for stage in _stages_of(failures)}
+    problems = _count_problems(dataset)
     if last is None:
         stages = _stages_without_plan(dataset, problems)
-        return Status(dataset=str(dataset.root), status="none", stages=stages, failures=_last(failures), runs={})
-    if beat is not None and beat["run_id"] != last["run_id"]:
-        beat = None  # of an earlier one: the last has just begun
+        failures = _last_failures(dataset)
+        return Status(dataset=str(dataset.root), status="none", stages=stages, failures=failures, runs={})
     status = last["status"]
-    if status == "running" and not _is_alive(beat, last, now):
+    if status == "running" and (
+        age_s >= STALE_S or (last["host"] == socket.gethostname() and not _is_process(last["process"]))
+    ):
         status = "lost"
         counts = counts - Counter(["running"]) + Counter(["lost"])
-    if status == "running" and beat is not None:
-        stages = [_live_stage(dataset, stage, problems, beat["beat_at"], is_alive=True) for stage in beat["stages"]]
-    elif status == "lost" and beat is not None:
-        stages = [_live_stage(dataset, stage, problems, beat["beat_at"], is_alive=False) for stage in beat["stages"]]
+    at_work = beat["stages"][-1]["ledger_stage"] if beat and beat["stages"] else ""
+    committed = committed_units(dataset, at_work) if at_work else None
+    if status in ("running", "lost") and beat is not None:
+        is_alive = status == "running"
+        stages = [_live_stage(stage, committed, problems, age_s, is_alive=is_alive) for stage in beat["stages"]]
     else:
         stages = [_past_stage(stage, problems) for stage in last["stages"] or []]
         if stages and status != "succeeded":  # it went through those before
             stages[-1] = replace(stages[-1], state="stopped")
     workers = (beat or {}).get("workers", {})
+    heard = [at for at in ((beat or {}).get("last_unit_at"), committed and committed[2]) if at]
     return Status(
         dataset=str(dataset.root),
         status=status,
         **{k: last[k] for k in ("run_id", "started_at", "ended_at", "host", "process", "address", "recipe_hash")},
         last_error=last["last_error"],
-        heartbeat_s=None if beat is None else round(now - beat["beat_at"], 1),
+        heartbeat_s=None if beat is None else round(age_s, 1),
         stages=stages,
         num_workers=max((beat or {}).get("num_workers", 0), last["num_workers"] or 0),
-        num_recent_workers=sum(at >= now - RECENT_S for at in workers.values()) if status == "running" else 0,
-        last_unit_at=_text_of(_last_commit_at(dataset, beat) if beat else None),
-        failures=_last((beat or {}).get("failures") or failures),
+        num_recent_workers=_num_recent(workers, beat["beat_at"] + age_s) if beat and status == "running" else 0,
+        last_unit_at=_text_of(max(heard, default=None)),
+        failures=_shown((beat or {}).get("failures") or []) or _last_failures(dataset),
         runs=dict(sorted(counts.items())),
     )
 
 
-def _is_alive(beat: dict[str, Any] | None, row: dict[str, Any], now: float) -> bool:
-    """Whether the driver lives: its process, where it ran on this machine, and its heartbeat."""
-    if row["host"] == socket.gethostname() and not _is_process(row["process"]):
-        return False
-    seen_at = beat["beat_at"] if beat else datetime.fromisoformat(row["started_at"]).timestamp()
-    return now - seen_at < STALE_S
+def _read_runs(dataset: Dataset) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The heartbeat of the last run and the rows of all."""
+    beat = read_heartbeat(dataset)  # before the table: a run that ends in between has its row
+    rows = [row for row in read_table(dataset, "runs").to_pylist() if not is_command(row)]
+    if beat is not None and rows and beat["run_id"] != rows[-1]["run_id"]:
+        beat = None  # of an earlier one: the last has just begun
+    return beat, rows
+
+
+def _age_of(beat: dict[str, Any] | None, rows: list[dict[str, Any]]) -> float:
+    """Of the driver's last sign of life, by this machine's clock."""
+    if not rows:
+        return 0.0
+    seen_at = beat["beat_at"] if beat else datetime.fromisoformat(rows[-1]["started_at"]).timestamp()
+    return time.time() - seen_at
 
 
 def _is_process(number: int) -> bool:
@@ -150,9 +162,14 @@ def _is_process(number: int) -> bool:
 
 
 def _live_stage(
-    dataset: Dataset, stage: dict[str, Any], problems: dict[str, int], beat_at: float, *, is_alive: bool
+    stage: dict[str, Any],
+    committed: tuple[int, int, float | None] | None,
+    problems: dict[str, int],
+    age_s: float,
+    *,
+    is_alive: bool,
 ) -> StageStatus:
-    """A stage of a heartbeat, with what has been committed by now."""
+    """A stage of a heartbeat of that age. committed: of the stage at work, the last one, see `committed_units`."""
     name, planned, took_s = stage["stage"], stage["num_planned"], stage["took_s"]
     before = stage["num_done_before"] or 0
     num_done, num_new, num_problems = before + stage["num_done"], stage["num_done"], problems.get(name, 0)
@@ -160,13 +177,13 @@ def _live_stage(
         num_done, state = planned, "done"
     else:
         state = "running" if is_alive else "stopped"
-        if stage["ledger_stage"]:
-            finished, staged = committed_units(dataset, stage["ledger_stage"])
+        if committed is not None:
+            finished, staged, _ = committed
             num_new = max(finished - stage["num_committed_before"], 0)  # the driver may not have heard of the last
             num_done = before + num_new
             num_problems += stage["failed_before"] + stage["num_failed"] if staged else 0
         if is_alive:
-            took_s += max(time.time() - beat_at, 0.0)
+            took_s += max(age_s, 0.0)
     if name == "pack":
         num_problems = stage["failed_before"] + stage["num_failed"]
     timed = num_new if state == "running" else stage["num_done"]  # a dead driver's clock stopped at its last heartbeat
@@ -227,29 +244,32 @@ def _rate(number: int | None, seconds: float | None) -> float | None:
     return round(number / seconds, 4) if number and seconds else None
 
 
-def _last_commit_at(dataset: Dataset, beat: dict[str, Any]) -> float | None:
-    """When the last unit of the stage at work committed, by the clock of the file system; else as the driver says."""
-    ledger_stage = beat["stages"][-1]["ledger_stage"] if beat["stages"] else ""
-    folder = dataset.staging / ledger_stage
-    times = [beat["last_unit_at"]] if beat["last_unit_at"] else []
-    if ledger_stage and is_local(folder):
-        for path in list_files(folder, ".json"):
-            with suppress(FileNotFoundError):  # it has gone since, into the manifests
-                times.append(path.stat().st_mtime)
-    elif ledger_stage:
-        with suppress(FileNotFoundError):
-            entries = folder.fs.ls(folder.path, detail=True)
-            times += [entry["LastModified"].timestamp() for entry in entries if "LastModified" in entry]
-    return max(times, default=None)
+def _num_recent(workers: dict[str, float], now: float) -> int:
+    """Workers that have finished a unit in the last minutes. now: by the clock of the driver."""
+    return sum(at >= now - RECENT_S for at in workers.values())
 
 
-def _stages_of(failures: list[dict[str, Any]]) -> set[str]:
-    return {failure["stage"] for failure in failures}
+def _count_problems(dataset: Dataset) -> dict[str, int]:
+    """Units with failures, by stage."""
+    failures = read_table(dataset, "failures", ["stage", "unit"])
+    counted = failures.group_by("stage").aggregate([("unit", "count_distinct", pc.CountOptions(mode="all"))])
+    return dict(zip(counted["stage"].to_pylist(), counted["unit_count_distinct"].to_pylist(), strict=True))
 
 
-def _last(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    wanted = ("stage", "uri", "reason", "message")
-    return [{k: f.get(k) for k in wanted} for f in failures[-_MAX_FAILURES_SHOWN:]]
+def _last_failures(dataset: Dataset) -> list[dict[str, Any]]:
+    """The last rows of the table, of which no more than its end is held."""
+    batches: deque[pa.RecordBatch] = deque(maxlen=_MAX_FAILURES_SHOWN)
+    for file in dataset.table_files("failures")[-1:]:
+        with open_parquet(file) as parquet:
+            last = list(range(parquet.num_row_groups))[-2:]
+            batches.extend(parquet.iter_batches(1024, row_groups=last, columns=list(_OF_FAILURES)))
+    return _shown(
+        [row for batch in batches for row in batch.slice(max(len(batch) - _MAX_FAILURES_SHOWN, 0)).to_pylist()]
+    )
+
+
+def _shown(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: f.get(k) for k in _OF_FAILURES} for f in failures[-_MAX_FAILURES_SHOWN:]]
 
 
 def _text_of(at: float | None) -> str | None:

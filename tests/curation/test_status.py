@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from datetime import datetime
 
 import pytest
 
+from curation import runs
 from curation import status as status_module
 from curation.__main__ import main
 from curation.recipe import Recipe, recipe_toml
@@ -19,7 +21,6 @@ from curation.runs import read_heartbeat, record_run, run_file
 from curation.status import read_status
 from curation.units import Ledger, UnitResult, commit_unit
 from manifests.schema import make_table
-from manifests.storage import list_files
 from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
 
 RECIPE = Recipe()
@@ -111,16 +112,18 @@ def test_rows_on_their_way_into_the_manifests_are_counted_once(dataset):
 def test_commits_that_go_while_they_are_looked_at(dataset, monkeypatch):
     scan = ledger(dataset)
 
-    def list_then_absorb(folder, ending):
-        found = list_files(folder, ending)
+    def list_then_absorb(folder):
+        found = list_commits(folder)
         scan.absorb()
         return found
+
+    list_commits = runs._list_commits
 
     with record_run(dataset, [], RECIPE) as record:
         record.enter("scan", scan.folder.name, 2, 2)
         do(scan, record, 0, 1)
         record.write()
-        monkeypatch.setattr(status_module, "list_files", list_then_absorb)
+        monkeypatch.setattr(runs, "_list_commits", list_then_absorb)
         assert (read_status(dataset).stages[0].num_done, read_status(dataset).last_unit_at is None) == (2, False)
 
 
@@ -175,6 +178,31 @@ def test_driver_on_another_machine(dataset, age_s, status):
     found = read_status(dataset)
     assert found.status == status
     assert age_s <= found.heartbeat_s < age_s + 60
+
+
+def test_commits_are_listed_once_a_look(dataset, monkeypatch):
+    """There may be hundreds of thousands."""
+    scan, listed, scandir = ledger(dataset), [], os.scandir
+    with record_run(dataset, [], RECIPE) as record:
+        record.enter("index", ledger(dataset, "index").folder.name, 2, 0)
+        record.enter("scan", scan.folder.name, 2, 2)
+        do(scan, record, 0, 1)
+        record.write()
+        monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or scandir(folder))
+        assert read_status(dataset).stages[1].num_done == 2
+        assert [folder for folder in listed if folder.parent == dataset.staging] == [scan.folder]
+
+
+def test_only_the_end_of_many_failures_is_read_in_full(dataset):
+    """Units are counted once a stage, however many failures they have."""
+    rows = [{"stage": "crop", "unit": None, "message": "no unit"}]
+    rows += [{"stage": "scan", "unit": f"u{k // 2:06d}", "uri": f"/v/{k}", "message": str(k)} for k in range(5000)]
+    replace_table(dataset, "failures", make_table("failures", rows))
+    do(ledger(dataset), None, 0)
+    do(ledger(dataset, "crop"), None, 1)
+    found = read_status(dataset)
+    assert {stage.stage: stage.num_problems for stage in found.stages} == {"scan": 2500, "crop": 1}
+    assert [failure["message"] for failure in found.failures] == [str(k) for k in range(4992, 5000)]
 
 
 def test_after_its_end(dataset, capsys):

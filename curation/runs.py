@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -77,6 +78,16 @@ def _list_commits(folder: Place) -> tuple[list[str], float | None]:
                 if "LastModified" in entry:
                     last_at = max(last_at, entry["LastModified"].timestamp())
     return names, last_at or None
+
+
+def pid_space() -> str:
+    """Where a number of a process means the same: the host, this boot of it, and the PID namespace, as far as the
+    system tells."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 @contextmanager
@@ -155,6 +166,7 @@ class RunRecord:
             "seed": recipe.seed,
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "pid_space": pid_space(),
             "address": address or None,
             "num_workers": 0,
             "program_version": _program_version(),

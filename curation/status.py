@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import sys
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -20,13 +21,15 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from curation.runs import RECENT_S, STALE_S, committed_units, is_command, read_heartbeat
+from curation.runs import BEAT_S, RECENT_S, STALE_S, committed_units, is_command, pid_space, read_heartbeat
 from manifests.console import make_console
 from manifests.storage import list_folders
 from manifests.store import Dataset, open_parquet, read_table
 
 _MAX_FAILURES_SHOWN = 8
 _OF_FAILURES = ("stage", "uri", "reason", "message")
+_MAX_CLOCK_DIFFERENCE_S = 900.0  # an object store refuses requests from clocks that are further off
+_TWO_BEATS_S, _LOOK_S = 2 * BEAT_S, 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +71,7 @@ class Status:
     recipe_hash: str | None = None
     last_error: str | None = None
     heartbeat_s: float | None = None
-    """Age of the driver's last sign of life."""
+    """Age of the driver's last sign of life; 0 where the clocks of the two machines differ."""
     stages: list[StageStatus]
     num_workers: int = 0
     """Processes that finished a unit in this run."""
@@ -95,6 +98,8 @@ def read_status(dataset: Dataset) -> Status:
         raise ValueError(f"no data set at {dataset.root}: expected a folder with recipe.toml in it")
     beat, rows = _read_runs(dataset)
     age_s = _age_of(beat, rows)
+    if _may_be_clock(beat, rows, age_s) and _moves(dataset, beat):
+        (beat, rows), age_s = _read_runs(dataset), 0.0
     last = rows[-1] if rows else None
     counts = Counter(row["status"] for row in rows)
     problems = _count_problems(dataset)
@@ -103,9 +108,7 @@ def read_status(dataset: Dataset) -> Status:
         failures = _last_failures(dataset)
         return Status(dataset=str(dataset.root), status="none", stages=stages, failures=failures, runs={})
     status = last["status"]
-    if status == "running" and (
-        age_s >= STALE_S or (last["host"] == socket.gethostname() and not _is_process(last["process"]))
-    ):
+    if status == "running" and (age_s >= STALE_S or (_is_here(beat) and not _is_process(last["process"]))):
         status = "lost"
         counts = counts - Counter(["running"]) + Counter(["lost"])
     at_work = beat["stages"][-1]["ledger_stage"] if beat and beat["stages"] else ""
@@ -144,11 +147,41 @@ def _read_runs(dataset: Dataset) -> tuple[dict[str, Any] | None, list[dict[str, 
 
 
 def _age_of(beat: dict[str, Any] | None, rows: list[dict[str, Any]]) -> float:
-    """Of the driver's last sign of life, by this machine's clock."""
+    """Of the driver's last sign of life, by this machine's clock; never less than 0."""
     if not rows:
         return 0.0
     seen_at = beat["beat_at"] if beat else datetime.fromisoformat(rows[-1]["started_at"]).timestamp()
-    return time.time() - seen_at
+    return max(time.time() - seen_at, 0.0)
+
+
+def _is_here(beat: dict[str, Any] | None) -> bool:
+    """Whether the driver's process, and its clock, are this machine's: a container may have another's host name."""
+    return beat is not None and beat.get("pid_space") == pid_space()
+
+
+def _may_be_clock(beat: dict[str, Any] | None, rows: list[dict[str, Any]], age_s: float) -> bool:
+    """Whether a run may only seem to be silent, because this machine's clock is ahead of the driver's."""
+    is_running = bool(rows) and rows[-1]["status"] == "running"
+    return is_running and STALE_S <= age_s < _MAX_CLOCK_DIFFERENCE_S and not _is_here(beat)
+
+
+def _moves(dataset: Dataset, beat: dict[str, Any] | None) -> bool:
+    """Whether another heartbeat comes, or the run ends."""
+    _say_once(
+        "the last heartbeat is old by the clock of this machine, which may be wrong: waiting up to"
+        f" {_TWO_BEATS_S:.0f} s for the next one"
+    )
+    deadline = time.monotonic() + _TWO_BEATS_S
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+        if _read_runs(dataset)[0] != beat:
+            return True
+    return False
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _is_process(number: int) -> bool:
@@ -183,7 +216,7 @@ def _live_stage(
             num_done = before + num_new
             num_problems += stage["failed_before"] + stage["num_failed"] if staged else 0
         if is_alive:
-            took_s += max(age_s, 0.0)
+            took_s += age_s
     if name == "pack":
         num_problems = stage["failed_before"] + stage["num_failed"]
     timed = num_new if state == "running" else stage["num_done"]  # a dead driver's clock stopped at its last heartbeat

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -167,17 +168,59 @@ def set_process(dataset: Dataset, number: int, host: str | None = None) -> None:
     replace_table(dataset, "runs", make_table("runs", rows))
 
 
-@pytest.mark.parametrize(("age_s", "status"), [(5, "running"), (600, "lost")])
+@pytest.mark.parametrize(("age_s", "status"), [(5, "running"), (3600, "lost")])
 def test_driver_on_another_machine(dataset, age_s, status):
     """Only its heartbeat tells: process numbers mean nothing there."""
     with suppress(_Killed), record_run(dataset, [], RECIPE) as record:
         record.enter("scan", ledger(dataset).folder.name, 6, 6)
         raise _Killed
     set_process(dataset, end_of_a_process(), host="elsewhere")
-    change_heartbeat(dataset, beat_at=time.time() - age_s)
+    change_heartbeat(dataset, beat_at=time.time() - age_s, pid_space="elsewhere")
     found = read_status(dataset)
     assert found.status == status
     assert age_s <= found.heartbeat_s < age_s + 60
+
+
+def test_process_numbers_of_another_container_mean_nothing(dataset, monkeypatch):
+    """Which may have the same host name."""
+    with record_run(dataset, [], RECIPE) as record:
+        record.enter("scan", ledger(dataset).folder.name, 6, 6)
+        set_process(dataset, end_of_a_process())
+        assert read_status(dataset).status == "lost"
+        monkeypatch.setattr(status_module, "pid_space", lambda: "the same host, another namespace")
+        assert read_status(dataset).status == "running"
+
+
+@pytest.mark.parametrize(("ahead_s", "status"), [(-60, "running"), (60, "running"), (60, "lost")])
+def test_clock_that_differs_from_the_drivers(dataset, monkeypatch, capsys, ahead_s, status):
+    """Whether the heartbeat moves decides, not its age by this machine's clock."""
+    monkeypatch.setattr(status_module, "pid_space", lambda: "elsewhere")
+    monkeypatch.setattr(status_module, "_TWO_BEATS_S", 1.0)
+    monkeypatch.setattr(status_module, "_LOOK_S", 0.1)
+    status_module._say_once.cache_clear()
+    now = time.time
+    with record_run(dataset, [], RECIPE) as record:
+        record.enter("scan", ledger(dataset).folder.name, 6, 6)
+        record.count({"worker": "a/1"})
+        record.write()
+        beats = threading.Timer(0.3, record.write)
+        if status == "running":
+            beats.start()
+        monkeypatch.setattr(status_module.time, "time", lambda: now() + (ahead_s if called_by_status() else 0))
+        found = read_status(dataset)
+        assert found.status == status
+        assert found.heartbeat_s == pytest.approx(0 if status == "running" else 60, abs=5)
+        assert found.heartbeat_s >= 0
+        assert found.num_recent_workers == (status == "running")
+        (stage,) = found.stages
+        assert stage.took_s < 5
+        assert ("which may be wrong: waiting up to 1 s" in capsys.readouterr().err) == (ahead_s > 0)
+        beats.cancel()
+
+
+def called_by_status() -> bool:
+    """Whether the reader's clock is asked, and not the driver's, which is in the same process here."""
+    return sys._getframe(2).f_globals["__name__"] == status_module.__name__
 
 
 def test_commits_are_listed_once_a_look(dataset, monkeypatch):

@@ -9,23 +9,19 @@ committed is never done twice.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import sys
-import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from curation import leftovers
 from curation.fetching import remove_kept
 from curation.plans import Plan
+from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation_warnings, start_embedded
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
@@ -35,9 +31,6 @@ from manifests.storage import Place
 
 _BUNDLES_AT_ONCE = 4096  # Ray holds some kilobytes of each in the driver
 _TIDY_S = 60.0
-_START_ATTEMPTS = 3
-_LATE_S = 20.0
-_NOT_JOINED = "still waiting for the Ray cluster: is its address that of `ray start --head`, with the port 6379?\n"
 _WORKERS_TO_COME = 32  # a cluster may grow: there are bundles for so many, whatever it has now
 
 
@@ -92,29 +85,20 @@ class Cluster:
         """Join the cluster or start an embedded one."""
         if self.is_connected:
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        import_ray()
         import ray
-        import ray.data
         from ray.data import ExecutionResources
-
-        for name in list(logging.root.manager.loggerDict):
-            if name.startswith("ray"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # pages of what is raised all the same
 
         start = time.perf_counter()
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
-        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         self._is_embedded = not address and not ray.is_initialized()
         self._is_begun = True
         with sigterm_kept_from_ray():
             if self._is_embedded:
-                self._start_embedded(quiet)
+                self._folder = make_ray_folder()
+                start_embedded(self._folder, (self._options.workers or os.cpu_count() or 1) + 1)  # one for Ray's tasks
             else:
-                with _quiet_stderr(late=_NOT_JOINED):
-                    ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **quiet)
+                join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
             raise ValueError(f"--gpus-per-worker {self._options.gpus_per_worker:g}: Ray finds no GPU on this machine")
         context = ray.data.DataContext.get_current()
@@ -122,36 +106,13 @@ class Cluster:
         context.enable_operator_progress_bars = False
         context.print_on_execution_start = False
         context.execution_options.preserve_order = False
-        with _no_deprecation_warnings():
+        with no_deprecation_warnings():
             context.execution_options.exclude_resources = ExecutionResources(cpu=1)  # Ray's own tasks find room
         context.execution_no_progress_timeout_s = -1  # every unit has its deadline
         context.max_errored_blocks = -1  # what is lost is done again
         context.max_consecutive_actor_init_deaths = 3
         self.is_connected = True
         self.startup_s = time.perf_counter() - start
-
-    def _start_embedded(self, quiet: dict[str, Any]) -> None:
-        import ray
-
-        self._folder = _make_ray_folder()
-        root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        for attempt in range(1, _START_ATTEMPTS + 1):
-            try:
-                with _quiet_stderr():
-                    ray.init(
-                        num_cpus=(self._options.workers or os.cpu_count() or 1) + 1,  # one more than the actors take
-                        include_dashboard=False,
-                        object_store_memory=200_000_000,
-                        _temp_dir=self._folder,
-                        **quiet,
-                    )
-                return
-            except Exception as error:  # Ray raises nothing more precise, also where a busy machine takes over 30 s
-                ray.shutdown()
-                if attempt == _START_ATTEMPTS:
-                    raise FatalError(f"Ray cannot be started on this machine: {error}") from error
-                print("Ray could not be started: trying again", file=sys.stderr)
 
     @property
     def workers(self) -> int:
@@ -258,7 +219,7 @@ class Cluster:
         most = min(self._options.workers or (now if self._is_embedded else sys.maxsize), len(bundles))
         least = min(now if self._is_embedded else self._options.min_workers, most)
         rows = [{"bundle": path} for path in bundles]
-        with _no_deprecation_warnings():
+        with no_deprecation_warnings():
             results = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
                 worker,
                 fn_constructor_kwargs=options,
@@ -306,56 +267,6 @@ def _message_of(do: Callable[[], None]) -> str:
     except FatalError as error:
         return str(error)
     return ""
-
-
-def _runtime_env() -> dict[str, Any] | None:
-    """These packages for all nodes of a cluster that this process joins; a submitted job has brought them."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return None
-    root = Path(__file__).resolve().parents[1]
-    return {"py_modules": [str(root / name) for name in ("curation", "manifests", "model")]}
-
-
-_RAY_FOLDER = "portrait-ray-"
-
-
-def _make_ray_folder() -> str:
-    """A folder for the files of an embedded Ray; those that killed runs left behind are removed first."""
-    # Ray puts sockets below this folder, and a socket's path may have 107 characters.
-    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
-    for entry in Path(parent).glob(f"{_RAY_FOLDER}*"):
-        owner = entry.name.removeprefix(_RAY_FOLDER).split("-")[0]
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
-            shutil.rmtree(entry, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{_RAY_FOLDER}{os.getpid()}-", dir=parent)
-
-
-@contextmanager
-def _no_deprecation_warnings() -> Iterator[None]:
-    """Around two options that Ray Data announces to remove without naming what takes their place."""
-    from ray.util.annotations import RayDeprecationWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        yield
-
-
-@contextmanager
-def _quiet_stderr(late: str = "") -> Iterator[None]:
-    """Hide what Ray's C++ parts print while they start; errors come as exceptions. Says `late` when it takes long."""
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    timer = threading.Timer(_LATE_S, os.write, (saved, late.encode()))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):
         time.sleep(10)
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr("curation.distribute._make_ray_folder", lambda: str(tmp_path / "ray"))
+    monkeypatch.setattr("curation.distribute.make_ray_folder", lambda: str(tmp_path / "ray"))
     (tmp_path / "ray").mkdir()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), cluster(ClusterOptions(workers=1)) as made:
@@ -186,7 +186,7 @@ def test_a_cluster_that_does_not_answer_is_told(monkeypatch, capfd):
     import ray
 
     monkeypatch.setattr(ray, "init", lambda **_: (os.write(2, b"noise"), time.sleep(0.3)))
-    monkeypatch.setattr("curation.distribute._LATE_S", 0.05)
+    monkeypatch.setattr("curation.ray_start._LATE_S", 0.05)
     with cluster(ClusterOptions(address="127.0.0.1:8265")) as made:
         made.connect()
     assert capfd.readouterr().err.startswith("still waiting for the Ray cluster: ")

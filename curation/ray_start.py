@@ -1,0 +1,119 @@
+"""How a run gets its Ray: it joins a cluster, or starts one inside this process with all files in one folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from curation.sandbox import FatalError
+
+_START_ATTEMPTS = 3
+_LATE_S = 20.0
+_NOT_JOINED = "still waiting for the Ray cluster: is its address that of `ray start --head`, with the port 6379?\n"
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+_RAY_FOLDER = "portrait-ray-"
+
+
+def import_ray() -> None:
+    """Import Ray and Ray Data so that they keep to themselves what is told in other words."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray.data  # noqa: F401  (whose loggers are silenced)
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # pages of what is raised all the same
+
+
+def join(address: str) -> None:
+    """Join a cluster; an empty address: what this process has joined already."""
+    import ray
+
+    with _quiet_stderr(late=_NOT_JOINED):
+        ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **_QUIET)
+
+
+def start_embedded(folder: str, num_cpus: int) -> None:
+    """Start Ray inside this process.
+
+    Raises:
+        FatalError: it cannot be started.
+    """
+    import ray
+
+    root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            with _quiet_stderr():
+                ray.init(
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=200_000_000,
+                    _temp_dir=folder,
+                    **_QUIET,
+                )
+            return
+        except Exception as error:  # Ray raises nothing more precise, also where a busy machine takes over 30 s
+            ray.shutdown()
+            if attempt == _START_ATTEMPTS:
+                raise FatalError(f"Ray cannot be started on this machine: {error}") from error
+            print("Ray could not be started: trying again", file=sys.stderr)
+
+
+def make_ray_folder() -> str:
+    """A folder for the files of an embedded Ray; those that killed runs left behind are removed first."""
+    # Ray puts sockets below this folder, and a socket's path may have 107 characters.
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
+    for entry in Path(parent).glob(f"{_RAY_FOLDER}*"):
+        owner = entry.name.removeprefix(_RAY_FOLDER).split("-")[0]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
+            shutil.rmtree(entry, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{_RAY_FOLDER}{os.getpid()}-", dir=parent)
+
+
+@contextmanager
+def no_deprecation_warnings() -> Iterator[None]:
+    """Around two options that Ray Data announces to remove without naming what takes their place."""
+    from ray.util.annotations import RayDeprecationWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """These packages for all nodes of a cluster that this process joins; a submitted job has brought them."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    root = Path(__file__).resolve().parents[1]
+    return {"py_modules": [str(root / name) for name in ("curation", "manifests", "model")]}
+
+
+@contextmanager
+def _quiet_stderr(late: str = "") -> Iterator[None]:
+    """Hide what Ray's C++ parts print while they start; errors come as exceptions. Says `late` when it takes long."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    timer = threading.Timer(_LATE_S, os.write, (saved, late.encode()))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

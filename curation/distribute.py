@@ -27,7 +27,7 @@ from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
 from curation.worker import UnitWorker, give_up
 from manifests.recipes import require_finite
-from manifests.storage import Place
+from manifests.storage import Place, make_folder
 
 _BUNDLES_AT_ONCE = 4096  # Ray holds some kilobytes of each in the driver
 _TIDY_S = 60.0
@@ -180,6 +180,7 @@ class Cluster:
             FatalError: no unit can be done (the stage cannot start, the disk is full).
         """
         self.connect()
+        make_folder(folder)
         plan = Plan(folder.parent / f"plan-{stage}", units, self._workers_to_plan_for)
         worker = type(stage.capitalize(), (UnitWorker,), {})  # the operator's name on the dashboard
         options = {

@@ -191,6 +191,20 @@ def _holds_other_things(dataset: Dataset) -> bool:
     return any(n != ".lock" and not n.startswith(f".{dataset.recipe_file.name}.") for n in names)
 
 
+def _require_results(ledger: Ledger, missing: set[str], workers: set[str]) -> None:
+    """FatalError where units are `missing` after `workers` have told that all are done."""
+    if not missing:
+        return
+    units = read_table(ledger.dataset, "units", ["stage", "worker"])
+    seen = units.filter(pc.equal(units["stage"], ledger.folder.name))["worker"].to_pylist()
+    hosts = sorted({worker.rsplit("/", 1)[0] for worker in workers.difference(seen)})
+    by = f" by workers on {', '.join(hosts[:5])}{', ...' if len(hosts) > 5 else ''}" if hosts else ""
+    raise FatalError(
+        f"{ledger.stage}: {len(missing)} units were told as done{by}, but are not in {ledger.dataset.root}: a node that"
+        " does not see this folder keeps what it writes to itself; mount it there, or leave the node out, and run again"
+    )
+
+
 class _Job:
     """One run over one data set."""
 
@@ -246,8 +260,9 @@ class _Job:
         finished = ledger.finished_units()
         num_todo = sum(name not in finished for name in names)
         self.record.enter(stage, ledger.folder.name, len(names), num_todo, len(finished))
-        self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
+        workers = self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
         ledger.absorb(collapse)
+        _require_results(ledger, set(names) - ledger.finished_units(), workers)
         ledger.drop_superseded(names, uris)
         release_memory()
 
@@ -259,19 +274,22 @@ class _Job:
         total: int,
         folder: Place,
         shown_as: str | None = None,
-    ) -> None:
-        """Do `units`, which are `num_todo` of the `total` of a stage, and show how it goes."""
+    ) -> set[str]:
+        """Do `units`, which are `num_todo` of the `total` of a stage, and show how it goes; returns who did them."""
         if not num_todo:
-            return
+            return set()
         self.workers.connect()
         self.record.restart_clock()
         metrics = self.dataset.root / "metrics.jsonl"
         progress = StageProgress(shown_as or stage, total, total - num_todo, metrics)
+        workers = set()
         for summary in self.workers.run(stage, self.recipe, folder, units):
             progress.add(summary)
             self.record.count(summary)
+            workers.add(summary.get("worker") or "")
         progress.finish()
         self.num_units += num_todo
+        return workers - {""}
 
     def scan_names(self) -> list[str]:
         """Of one unit a span of every usable source."""
@@ -367,5 +385,6 @@ class _Job:
                 )
         units = pack.pack_units(self.dataset, unwritten, crop)
         self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))
-        self.work("pack", units, len(units), len(plan), ledger.folder)
+        workers = self.work("pack", units, len(units), len(plan), ledger.folder)
+        _require_results(ledger, {unit["name"] for unit in units}.difference(ledger.staged_units()), workers)
         pack.publish(self.dataset, plan, ledger.folder)

@@ -16,7 +16,7 @@ from curation.plans import read_bundle
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
-from manifests.storage import Place, StoreUnreachable, is_local, make_folder, read_bytes
+from manifests.storage import Place, StoreUnreachable, is_local, place, read_bytes
 
 ATTEMPTS = 2
 
@@ -46,7 +46,6 @@ def make_unit_worker(
 
     cv2.setNumThreads(1)
     keep_up_to(kept_bytes)
-    make_folder(folder)
     work = stage_class(stage)(recipe, folder)
 
     def do(unit: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +83,23 @@ def _worker_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
+def _require_folder(folder: Place) -> None:
+    """FatalError on a node that does not see where the results go, and would write them to its own disk."""
+    if is_local(folder) and not folder.is_dir():
+        raise FatalError(
+            f"node {socket.gethostname()} does not see {folder}: a local output must be on a file system that all"
+            " nodes see; mount it there, or leave the node out, and run again"
+        )
+
+
+def _read_shared(bundle: str) -> list[dict[str, Any]]:
+    try:
+        return read_bundle(bundle)
+    except FileNotFoundError:  # a folder of the same name is there, but not the shared one
+        _require_folder(place(bundle).parent)
+        raise
+
+
 class UnitWorker:
     """The actor: does bundles of units in its sandbox and accounts for those that fail."""
 
@@ -94,7 +110,8 @@ class UnitWorker:
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """`row["bundle"]`: where a bundle of units lies; returns one row with a summary, as JSON, for each unit."""
         try:
-            summaries = [self._do(unit) for unit in read_bundle(row["bundle"])]
+            _require_folder(self._folder)
+            summaries = [self._do(unit) for unit in _read_shared(row["bundle"])]
         except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]
@@ -102,6 +119,7 @@ class UnitWorker:
     def finish(self, unit: dict[str, Any]) -> dict[str, Any]:
         """The summary of a unit that another actor may have committed before it died."""
         try:
+            _require_folder(self._folder)
             return committed_summary(self._folder, unit) or self._do(unit)
         except (FatalError, StoreUnreachable) as error:
             return {"fatal": str(error)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from curation.pipeline import run
 from curation.recipe import CropOptions, Recipe
 from curation.sandbox import FatalError
 from curation.termination import Terminated
-from curation.worker import committed_summary, give_up
+from curation.worker import UnitWorker, committed_summary, give_up
 from manifests.store import Dataset
 from model.faces import Detections, FacesConfig
 from model.faces.yunet import YuNetDetector
@@ -115,6 +116,19 @@ def test_a_file_that_takes_its_actor_down_is_named_and_the_job_goes_on(curate, r
     assert {names[row["source_id"]] for row in rows_of(tmp_path / "dataset", "clips")} >= {"good.png", "fine.png"}
     units = [(row["stage"], row["unit"]) for row in rows_of(tmp_path / "dataset", "units")]
     assert len(units) == len(set(units))
+
+
+def test_a_node_that_does_not_see_the_output_ends_the_run_and_writes_nothing(tmp_path: Path):
+    """Its mount was forgotten."""
+    staging, unit = tmp_path / "staging", {"name": "u1"}
+    worker = UnitWorker(stage="index", recipe=Recipe(), folder=staging / "index-1", deadline_s=0, kept_bytes=0)
+    (row,) = worker({"bundle": str(staging / "plan-index" / "000000.json")})
+    assert f"{socket.gethostname()} does not see {staging / 'index-1'}: " in json.loads(row["summary"])["fatal"]
+    assert f"does not see {staging / 'index-1'}: " in worker.finish(unit)["fatal"]
+    assert not staging.exists()
+    (staging / "index-1").mkdir(parents=True)  # on its own disk
+    (row,) = worker({"bundle": str(staging / "plan-index" / "000000.json")})
+    assert f"does not see {staging / 'plan-index'}" in json.loads(row["summary"])["fatal"]
 
 
 def test_workers_get_places_that_mean_the_same_in_other_folders(tmp_path: Path, monkeypatch):

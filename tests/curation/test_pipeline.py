@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from curation import pipeline, scan
+from curation import pipeline, scan, worker
 from curation.__main__ import main
 from curation.demo import make_videos
 from curation.recipe import PackOptions, Recipe
-from curation.units import UnitResult
+from curation.sandbox import FatalError
+from curation.units import UnitResult, commit_unit
 from manifests.query import ask
 from manifests.views import connect
 
@@ -222,6 +223,29 @@ def test_failures_of_a_replaced_file_go(sources, rows_of, tmp_path, monkeypatch)
     pipeline.run([f"{folder}/0.png"], output, Recipe())
     (failure,) = rows_of(output, "failures")
     assert failure["uri"] == f"{folder}/1.png"
+
+
+@pytest.mark.parametrize(("lost", "num_lost"), [("index", 3), ("scan", 3), ("crop", 3), ("pack", 1)])
+def test_units_that_are_told_as_done_and_are_not_there_end_the_run(sources, tmp_path, monkeypatch, lost, num_lost):
+    """A node that does not see the shared output writes to its own disk."""
+    output = tmp_path / "dataset"
+    calls = 0
+
+    def commit(folder, stage, *rest):
+        nonlocal calls
+        calls += stage == lost
+        is_lost = stage == lost and calls % 2
+        place = tmp_path / "elsewhere" if is_lost else folder
+        return commit_unit(place, stage, *rest[:-1], "node7/8" if is_lost else rest[-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "commit_unit", commit)
+        with pytest.raises(FatalError) as told:
+            pipeline.run(sources, output, Recipe())
+    said = str(told.value)
+    assert said.startswith(f"{lost}: {num_lost} units were told as done by workers on node7, but are not in {output}: ")
+    pipeline.run(sources, output, Recipe())
+    assert len(list((output / "shards").iterdir())) == 1
 
 
 def test_nothing_usable_is_status_1(made, command_here, rows_of, tmp_path):

@@ -25,7 +25,7 @@ from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
-from curation.worker import UnitWorker, give_up
+from curation.worker import NoScratchError, UnitWorker, give_up
 from manifests.recipes import require_finite
 from manifests.storage import Place, make_folder
 
@@ -250,12 +250,18 @@ class Cluster:
     ) -> Iterator[dict[str, Any]]:
         import ray
 
-        print(f"{options['stage']}: {len(units)} units were lost with their workers: doing them again", file=sys.stderr)
+        why = "their worker died or had no room"
+        print(f"{options['stage']}: {len(units)} units came back undone ({why}): doing them again", file=sys.stderr)
         actor = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(worker)
         for unit, answer in leftovers.do_again(units, lambda: actor.remote(**options), self.workers):
             if isinstance(answer, leftovers.Loss):
-                message = f"every worker that it was given to died, the last one: {answer.message}"
-                yield give_up(options["folder"], options["stage"], unit, "worker_died", message, answer.attempts)
+                reason, message = (
+                    "worker_died",
+                    f"every worker that it was given to died, the last one: {answer.message}",
+                )
+                if isinstance(answer.error, NoScratchError):
+                    reason, message = "unreadable", f"{answer.message}; the next run tries again"
+                yield give_up(options["folder"], options["stage"], unit, reason, message, answer.attempts)
             elif "fatal" in answer:
                 raise FatalError(answer["fatal"])
             else:

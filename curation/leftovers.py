@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 ATTEMPTS = 3
@@ -18,18 +18,23 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A unit that took down every worker that it was given to."""
+    """A unit that took down every worker that it was given to, or that none could do."""
 
     attempts: int
-    message: str
+    error: BaseException
     """What was heard of the last one."""
+
+    @property
+    def message(self) -> str:
+        """That in one line."""
+        return describe_loss(self.error)
 
 
 @dataclass(slots=True)
 class _Case:
     unit: dict[str, Any]
     attempts: int = 0
-    message: str = ""
+    error: BaseException = field(default_factory=BaseException)
 
 
 def do_again(
@@ -43,7 +48,7 @@ def do_again(
     suspects = yield from _do([_Case(unit) for unit in units], start, workers, ATTEMPTS - 1)
     for suspect in suspects:
         for case in (yield from _do([suspect], start, 1, ATTEMPTS)):
-            yield case.unit, Loss(case.attempts, case.message)
+            yield case.unit, Loss(case.attempts, case.error)
 
 
 def _do(
@@ -69,7 +74,7 @@ def _do(
                 ray.kill(actor)
                 lost_before, lost_nodes = lost_nodes, _num_lost_nodes()
                 case.attempts += lost_nodes == lost_before
-                case.message = describe_loss(error)
+                case.error = _cause_of(error)
                 (waiting if case.attempts < attempts else given_up).append(case)
             else:
                 if waiting:
@@ -89,11 +94,13 @@ def _num_lost_nodes() -> int:
     return sum(not node["Alive"] for node in ray.nodes())
 
 
+def _cause_of(error: BaseException) -> BaseException:
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
+
+
 def describe_loss(error: BaseException) -> str:
     """The sentence of Ray's message, some ten lines, that says what happened."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        error = cause
-    text = " ".join(str(error).split())
+    text = " ".join(str(_cause_of(error)).split())
     found = re.search(r"(Worker exit type: .*|The actor (?:is dead|died) because .*|.* running low on memory.*)", text)
     return (found.group(1) if found else text or type(error).__name__)[:500]

@@ -6,8 +6,10 @@ import functools
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from curation.fetching import keep_up_to
@@ -100,6 +102,10 @@ def _read_shared(bundle: str) -> list[dict[str, Any]]:
         raise
 
 
+class NoScratchError(OSError):
+    """The disk of this node is full or read-only, and the results go elsewhere: another node may do the unit."""
+
+
 class UnitWorker:
     """The actor: does bundles of units in its sandbox and accounts for those that fail."""
 
@@ -111,7 +117,10 @@ class UnitWorker:
         """`row["bundle"]`: where a bundle of units lies; returns one row with a summary, as JSON, for each unit."""
         try:
             _require_folder(self._folder)
-            summaries = [self._do(unit) for unit in _read_shared(row["bundle"])]
+            summaries = []
+            for unit in _read_shared(row["bundle"]):
+                with suppress(NoScratchError):  # what has no summary is done again: see `leftovers`
+                    summaries.append(self._do(unit))
         except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]
@@ -134,7 +143,8 @@ class UnitWorker:
             except NoSpaceError as error:
                 if is_local(self._folder):
                     raise
-                raise OSError(str(error)) from error  # this node's own disk: another node may do it
+                where = f"node {socket.gethostname()} cannot write to its scratch {tempfile.gettempdir()}"
+                raise NoScratchError(f"{where}: {error}") from error
             except SandboxError as error:
                 reason, message = error.reason, str(error)
             except RuntimeError as error:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from curation import leftovers
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
 from curation.recipe import CropOptions, Recipe
-from curation.sandbox import FatalError
+from curation.sandbox import FatalError, NoSpaceError
 from curation.termination import Terminated
-from curation.worker import UnitWorker, committed_summary, give_up
+from curation.worker import NoScratchError, UnitWorker, committed_summary, give_up
+from manifests.storage import place
 from manifests.store import Dataset
 from model.faces import Detections, FacesConfig
 from model.faces.yunet import YuNetDetector
@@ -70,6 +74,46 @@ def test_a_shard_that_cannot_be_written_ends_the_run(tmp_path: Path):
     with pytest.raises(FatalError, match=r"train-000000\.tar cannot be written: SIGKILL"):
         give_up(tmp_path, "pack", {"name": "1f", "shard": "train-000000.tar"}, "worker_died", "SIGKILL", 3)
     assert not list(tmp_path.iterdir())
+
+
+class _FullDisk:
+    """Stands in for the child process of a worker: its scratch has no room for two of the units."""
+
+    def __init__(self, make, deadline_s: float) -> None:
+        pass
+
+    def __call__(self, unit: dict, deadline_s: float) -> dict:
+        if unit["name"] in ("u2", "u3"):
+            raise NoSpaceError("OSError: [Errno 28] No space left on device")
+        return {"unit": unit["name"], "failures": []}
+
+
+def test_a_unit_for_which_no_node_has_scratch_is_left_to_the_next_run(tmp_path: Path, monkeypatch, capsys):
+    """The results are on an object store; with a local output the disk is taken for that of the results."""
+    store = place("memory://bucket/staging/scan-1")
+    options = {"stage": "scan", "recipe": Recipe(), "folder": store, "deadline_s": 0.0, "kept_bytes": 0}
+    monkeypatch.setattr("curation.worker.Sandbox", _FullDisk)
+    units = [{"name": f"u{k}", "source_id": "s", "uri": f"{k}.mp4"} for k in range(5)]
+    (tmp_path / "bundle").write_text(json.dumps(units))
+    rows = UnitWorker(**options)({"bundle": str(tmp_path / "bundle")})
+    assert [json.loads(row["summary"])["unit"] for row in rows] == ["u0", "u1", "u4"], "the others are left to others"
+    with pytest.raises(
+        NoScratchError, match=rf"{socket.gethostname()} cannot write to its scratch {tempfile.gettempdir()}"
+    ) as full:
+        UnitWorker(**options).finish(units[2])
+    assert pickle.loads(pickle.dumps(full.value)).args == full.value.args, "it comes from another process"
+
+    monkeypatch.setattr(leftovers, "do_again", lambda given, *_: ((u, leftovers.Loss(3, full.value)) for u in given))
+    monkeypatch.setattr(Cluster, "workers", 1)
+    (given_up,) = Cluster(ClusterOptions())._run_leftovers(units[2:3], UnitWorker, options, 0)
+    assert given_up["failures"][0]["reason"] == "unreadable", "every run tries again"
+    assert (
+        f"{socket.gethostname()} cannot write to its scratch {tempfile.gettempdir()}"
+        in given_up["failures"][0]["message"]
+    )
+    local = options | {"folder": tmp_path}
+    (row,) = UnitWorker(**local)({"bundle": str(tmp_path / "bundle")})
+    assert "No space left" in json.loads(row["summary"])["fatal"]
 
 
 class KillsItsWorker(YuNetDetector):

@@ -25,6 +25,7 @@ from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
+from curation.waiting import telling_of_the_wait
 from curation.worker import NoScratchError, UnitWorker, give_up
 from manifests.recipes import require_finite
 from manifests.storage import Place, make_folder
@@ -116,14 +117,15 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """Actors that there is room for at the moment."""
+        """Actors that there is room for at the moment; of several CPUs one is left free for Ray's own tasks."""
         import ray
 
         there = ray.cluster_resources()
-        room = int(there.get("CPU", 2)) - 1
+        num_cpus = int(there.get("CPU", 0))
+        room = max(num_cpus - 1, min(num_cpus, 1))
         if share := self._options.gpus_per_worker:
             room = min(room, int(there.get("GPU", 0) / share))
-        return max(1, min(room, self._options.workers or room))
+        return min(room, self._options.workers or room)
 
     def close(self) -> None:
         """Leave the cluster; an embedded one is ended and its temporary files removed."""
@@ -236,9 +238,11 @@ class Cluster:
             )
         done = 0
         try:
-            for row in results.iter_rows():
-                done += 1
-                yield json.loads(row["summary"])
+            with telling_of_the_wait(options["stage"]) as row_came:
+                for row in results.iter_rows():
+                    row_came()
+                    done += 1
+                    yield json.loads(row["summary"])
         except (ray.exceptions.RayError, SystemException, UserCodeException) as error:
             if not done:
                 other = "; if the cluster was started with another RAY_AUTH_MODE or token, set the same here"
@@ -253,19 +257,22 @@ class Cluster:
         why = "their worker died or had no room"
         print(f"{options['stage']}: {len(units)} units came back undone ({why}): doing them again", file=sys.stderr)
         actor = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(worker)
-        for unit, answer in leftovers.do_again(units, lambda: actor.remote(**options), self.workers):
-            if isinstance(answer, leftovers.Loss):
-                reason, message = (
-                    "worker_died",
-                    f"every worker that it was given to died, the last one: {answer.message}",
-                )
-                if isinstance(answer.error, NoScratchError):
-                    reason, message = "unreadable", f"{answer.message}; the next run tries again"
-                yield give_up(options["folder"], options["stage"], unit, reason, message, answer.attempts)
-            elif "fatal" in answer:
-                raise FatalError(answer["fatal"])
-            else:
-                yield answer
+        with telling_of_the_wait(options["stage"]) as answer_came:
+            for unit, answer in leftovers.do_again(units, lambda: actor.remote(**options), max(1, self.workers)):
+                answer_came()
+                if isinstance(answer, leftovers.Loss):
+                    yield _give_up_lost(options["folder"], options["stage"], unit, answer)
+                elif "fatal" in answer:
+                    raise FatalError(answer["fatal"])
+                else:
+                    yield answer
+
+
+def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftovers.Loss) -> dict[str, Any]:
+    reason, message = "worker_died", f"every worker that it was given to died, the last one: {loss.message}"
+    if isinstance(loss.error, NoScratchError):
+        reason, message = "unreadable", f"{loss.message}; the next run tries again"
+    return give_up(folder, stage, unit, reason, message, loss.attempts)
 
 
 def _message_of(do: Callable[[], None]) -> str:

@@ -37,11 +37,20 @@ def import_ray() -> None:
 
 
 def join(address: str) -> None:
-    """Join a cluster; an empty address: what this process has joined already."""
+    """Join a cluster; an empty address: what this process has joined already.
+
+    Raises:
+        FatalError: it has other versions of Ray or Python than this process.
+    """
     import ray
 
-    with _quiet_stderr(late=_NOT_JOINED):
-        ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **_QUIET)
+    try:
+        with _quiet_stderr(late=_NOT_JOINED):
+            ray.init(address=address or None, runtime_env=_runtime_env(), ignore_reinit_error=True, **_QUIET)
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise FatalError(f"{' '.join(str(error).split())}; install on this machine what the nodes have") from error
 
 
 def start_embedded(folder: str, num_cpus: int) -> None:

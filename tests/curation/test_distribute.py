@@ -220,6 +220,24 @@ def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):
         made.connect()
 
 
+def test_another_version_than_the_cluster_has_is_one_line(monkeypatch):
+    import ray
+
+    def init(**_):
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.2\n"
+            "This process on 127.0.0.1 was started with:\n    Ray: 2.61.0\n    Python: 3.11.2\n"
+        )
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(FatalError) as told, cluster(ClusterOptions(address="127.0.0.1:6379")) as made:
+        made.connect()
+    assert str(told.value) == (
+        "Version mismatch: The cluster was started with: Ray: 2.60.0 Python: 3.11.2 This process on 127.0.0.1 was "
+        "started with: Ray: 2.61.0 Python: 3.11.2; install on this machine what the nodes have"
+    )
+
+
 def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):
     """Ray takes the signal for itself while it starts, and would end the process at once."""
     import ray

@@ -32,8 +32,9 @@ def import_ray() -> None:
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # pages of what is raised all the same
+            # Of an error in a worker Ray Data writes pages, where it is raised here or its units are done again.
+            is_told_otherwise = name.startswith("ray.data")
+            logging.getLogger(name).setLevel(logging.CRITICAL if is_told_otherwise else logging.ERROR)
 
 
 def join(address: str) -> None:

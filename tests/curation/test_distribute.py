@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import signal
@@ -209,6 +210,8 @@ def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):
     made = Cluster(ClusterOptions(workers=1))
     made.connect()
     assert made.workers == 1
+    silent = ("ray.data.dataset", "ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+    assert {logging.getLogger(name).getEffectiveLevel() for name in silent} == {logging.CRITICAL}, "they write pages"
     made.close()
     assert len(tries) == 2
     assert "trying again" in capsys.readouterr().err

@@ -31,6 +31,7 @@ from curation.recipe import (
     told_changes,
     with_full_paths,
 )
+from curation.removal import without_names
 from curation.runs import RunRecord, record_command, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
@@ -89,6 +90,7 @@ def run(
         before = read_contents(dataset)
         if before.recipe is not None and not allow_looser_rights:
             _require_rights(dataset, before.recipe, recipe)
+        recipe = _without_forgotten(dataset, recipe)
         changes = _replace_recipe(dataset, before.recipe, recipe)
         with record_run(dataset, inputs, recipe, address, changes=changes) as record:
             job = _Job(dataset, recipe, workers, record, (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ())))
@@ -106,6 +108,11 @@ def _require_rights(dataset: Dataset, before: Recipe, recipe: Recipe) -> None:
             f"{dataset.root} keeps clips out for their rights, and this run would take them in ({', '.join(looser)}):"
             f" --recipe {dataset.recipe_file} keeps its options; --allow-looser-rights if this is meant"
         )
+
+
+def _without_forgotten(dataset: Dataset, recipe: Recipe) -> Recipe:
+    """The recipe without the names of forgotten clips, which a recipe of the user's own may still have."""
+    return without_names(recipe, tombstones.forgets(read_table(dataset, "tombstones").to_pylist()))
 
 
 def _replace_recipe(dataset: Dataset, before: Recipe | None, recipe: Recipe) -> list[str]:
@@ -147,6 +154,7 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
     """
     with only_run(dataset):
         require_reselectable(dataset, recipe)
+        recipe = _without_forgotten(dataset, recipe)
         changes = _replace_recipe(dataset, recipe_of(dataset.root), recipe)
         with record_command(dataset, recipe, "select", changes=changes) as record:
             record.num_kept = select(dataset, recipe, same_person_similarity(recipe.faces))

@@ -91,12 +91,24 @@ def test_a_removal_that_dies_is_finished_in_recipes_too(chosen, monkeypatch, ste
     assert list(verify(dataset)) == []
 
 
-def test_a_recipe_that_names_it_again_is_told_and_mended(chosen, sources):
-    """As one that the user has kept, and one from before recipes were looked at."""
+@pytest.mark.parametrize("act", ["run", "select"])
+def test_a_recipe_of_the_users_own_brings_no_name_back(chosen, sources, act):
     dataset, ids = chosen
     recipe = recipe_of(dataset.root)
     assert forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
-    pipeline.run(sources, dataset.root, recipe)
+    pipeline.run(sources, dataset.root, recipe) if act == "run" else pipeline.reselect(dataset, recipe)
+    assert files_that_name(dataset, ids[0]) == set()
+    assert list(verify(dataset)) == []
+
+
+def test_recipes_from_before_are_told_and_mended(chosen, sources, monkeypatch):
+    """Of programs that did not look at recipes."""
+    dataset, ids = chosen
+    recipe = recipe_of(dataset.root)
+    assert forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_without_forgotten", lambda _, given: given)
+        pipeline.run(sources, dataset.root, recipe)
     told = {(difference.what, difference.problem.split(":")[0]) for difference in verify(dataset)}
     assert told == {
         ("recipe.toml", "names forgotten clips"),

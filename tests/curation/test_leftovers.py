@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from curation.leftovers import ATTEMPTS, Loss, describe_loss, do_again
+from curation.waiting import _has_workers
 
 
 class _Worker:
@@ -82,6 +83,18 @@ def test_actors_that_find_no_room_wait_for_those_that_are_done(ray, tmp_path: Pa
     actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
     results = list(do_again(units, lambda: actor.remote(tmp_path), 5))  # of which three have a CPU
     assert sorted(answer for _, answer in results) == [f"u{k} done" for k in range(6)]
+
+
+def test_it_is_seen_whether_a_worker_of_a_stage_has_started(ray):
+    scan = type("MapWorker(FlatMap(Scan))", (_Worker,), {})
+    actors = [ray.remote(num_cpus=99)(scan).remote(Path()), ray.remote(num_cpus=1)(_Worker).remote(Path())]
+    ray.get(actors[1].__ray_ready__.remote())
+    assert not _has_workers("scan")
+    actors.append(ray.remote(num_cpus=1)(scan).remote(Path()))
+    ray.get(actors[2].__ray_ready__.remote())
+    assert _has_workers("scan")
+    for actor in actors:
+        ray.kill(actor)
 
 
 def test_what_ray_says_becomes_one_line():

@@ -14,15 +14,15 @@ from curation.waiting import telling_of_the_wait
 
 
 @pytest.fixture
-def actors(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+def actors(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """Those that have started in a cluster of four CPUs, of which another job has three."""
-    import ray.util.state
+    import ray
 
-    started: list[SimpleNamespace] = []
+    started: list[dict[str, str]] = []
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "memory": 1e9})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
-    monkeypatch.setattr(ray.util.state, "list_actors", lambda **_: started)
+    monkeypatch.setattr("ray._private.state.actors", lambda **_: dict(enumerate(started)))
     monkeypatch.setattr(waiting, "_FIRST_S", 0.01)
     monkeypatch.setattr(waiting, "_EVERY_S", 0.02)
     return started
@@ -35,12 +35,12 @@ def test_waiting_is_told_until_a_worker_starts(actors, monkeypatch, capsys):
     with telling_of_the_wait("scan"):
         _until(lambda: len(looks) > 2)
     assert capsys.readouterr().err.splitlines()[:2] == [line, line], "now and again"
-    actors.append(SimpleNamespace(class_name="MapWorker(FlatMap(Index))"))
+    actors.append({"JobID": "01", "ActorClassName": "MapWorker(FlatMap(Index))"})
     looks.clear()
     with telling_of_the_wait("scan"):
         _until(lambda: looks)
     assert capsys.readouterr().err.startswith(line), "of another stage"
-    actors.append(SimpleNamespace(class_name="MapWorker(FlatMap(Scan))"))
+    actors.append({"JobID": "01", "ActorClassName": "MapWorker(FlatMap(Scan))"})
     looks.clear()
     with telling_of_the_wait("scan"):
         _until(lambda: len(looks) > 2)

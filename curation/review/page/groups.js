@@ -47,8 +47,8 @@ function refreshIdentities() {
 
 function showIdentities(least) {
   leastClips = least;
-  byId('least-clips').value = least;
   showTab('identities');
+  byId('least-clips').value = least;
   refreshIdentities();
 }
 

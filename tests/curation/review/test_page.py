@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,17 @@ def test_identities_and_copies(measured: Path, visit: Callable[..., Any]) -> Non
     assert first.locator(".tag", has_text="best copy").count() == 1
     first.locator(".copy .thumb").nth(1).click()
     assert "Same footage" in page.inner_text("#detail")
+
+
+def test_bars_of_identities_lead_to_a_list_that_was_never_opened(measured: Path, visit: Callable[..., Any]) -> None:
+    seen = visit(measured)
+    page = seen.page
+    bar = page.locator(".panel", has_text="Identities by number of clips").locator("button.row").nth(1)
+    bar.click()
+    assert page.is_visible("#identities")
+    assert page.input_value("#least-clips") == "2"
+    numbers = Counter(read_table(Dataset(measured), "clips")["identity_id"].to_pylist()).values()
+    assert seen.count("#identity-count") == sum(number >= 2 for number in numbers) > 0
 
 
 def test_texts_of_sources_are_only_ever_shown(demo_copy: Path, visit: Callable[..., Any]) -> None:

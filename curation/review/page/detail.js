@@ -8,7 +8,7 @@ function rulesTable(row) {
   const lines = [];
   for (const rule of judge.rules) {
     const isOff = rule.kind === 'number' ? rule.initial === null : rule.kind === 'choice' ? !rule.initial.length : false;
-    let value = '', threshold = '';
+    let value = '', threshold = '', allowed;
     if (rule.kind === 'number') {
       const measure = rule.measure.includes(' ') ? rule.option : rule.measure;
       value = formatMeasure(measure, rule.column[row]);
@@ -17,13 +17,15 @@ function rulesTable(row) {
       threshold = isOff ? 'off' : `${rule.compare === '>=' ? '≥' : '≤'} ${limit}`;
     } else if (rule.kind === 'choice') {
       value = rule.column.codes[row] < 0 ? '–' : rule.column.values[rule.column.codes[row]] || 'not stated';
-      threshold = isOff ? 'any' : rule.initial.join(', ');
+      threshold = isOff ? 'any' : rule.initial.length > 1 ? `one of ${formatCount(rule.initial.length)}` : rule.initial[0];
+      if (!isOff) allowed = rule.initial.join('\n');
     } else {
       threshold = rule.initial ? 'on' : 'off';
     }
     const verdict = failed.has(rule.name) ? h('span.bad', {}, 'fails') : isOff || value === '–' ? h('span.soft', {}, '·') : h('span.good', {}, 'passes');
+    const words = rule.kind === 'choice' ? '.words' : '';
     lines.push(h(failed.has(rule.name) ? 'tr.failed' : 'tr', { title: `${rule.meaning}\n${rule.condition.replace('{value}', rule.option)}` },
-      h('td', {}, ruleName(rule.name)), h('td.number', {}, value), h('td.number.soft', {}, threshold), h('td', {}, verdict)));
+      h('td', {}, ruleName(rule.name)), shortened(`td.number${words}`, value), shortened(`td.number.soft${words}`, threshold, allowed), h('td', {}, verdict)));
   }
   for (const name of failed) {
     if (!judge.otherReasons.has(name)) continue;

@@ -31,6 +31,13 @@ function fill(element, ...children) {
 
 const byId = (id) => document.getElementById(id);
 
+// An element with at most 48 characters of a text; where that is not all of it, all is its title.
+function shortened(tag, text, all = text) {
+  const letters = Array.from(text);
+  const shown = letters.length > 48 ? `${letters.slice(0, 47).join('')}…` : text;
+  return h(tag, shown === all ? {} : { title: all }, shown);
+}
+
 // At most one call a frame, with the latest arguments.
 function everyFrame(action) {
   let latest = null;

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
+from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.review import build
-from manifests.store import Dataset, read_table
+from curation.rules import failed_rules_sql
+from manifests.schema import make_table
+from manifests.store import Dataset, read_table, replace_table
 from tests.benchmarks.review import make_dataset
 
 
@@ -19,6 +25,32 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made data set of 240 clips with measures, copies and licences; rejected ones without pictures. Read only."""
     folder = tmp_path_factory.mktemp("measured") / "dataset"
     make_dataset(folder, 240)
+    return folder
+
+
+LICENCES = (
+    "https://creativecommons.org/licenses/by-nc-sa/4.0/legalcode.en",
+    "MIT License\n\nPermission is hereby granted, free of charge, to any person " * 60,
+    "-evil",
+    *(f"Licence {k:02d}" for k in range(40)),
+)
+
+
+@pytest.fixture(scope="session")
+def licensed(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same clips under `LICENCES` in turn, of which the recipe allows the first two. Read only."""
+    folder = tmp_path_factory.mktemp("licensed") / "dataset"
+    dataset = Dataset(shutil.copytree(measured, folder))
+    options = replace(recipe_of(folder).select, licences=LICENCES[:2])
+    dataset.recipe_file.write_text(recipe_toml(Recipe(select=options)))
+    clips = read_table(dataset, "clips").to_pylist()
+    clips = make_table("clips", [row | {"licence": LICENCES[k % len(LICENCES)]} for k, row in enumerate(clips)])
+    db = duckdb.connect()
+    db.register("clips", clips)
+    decided = f"""SELECT * REPLACE (failed AS failed_rules, if(len(failed) = 0, 'keep', 'reject') AS decision)
+        FROM (SELECT *, {failed_rules_sql(options)} AS failed FROM clips) ORDER BY clip_id"""
+    rows = db.sql(decided).to_arrow_table().drop_columns(["failed"]).to_pylist()
+    replace_table(dataset, "clips", make_table("clips", rows))
     return folder
 
 

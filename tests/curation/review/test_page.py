@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from curation.recipe import recipe_of
 from curation.review import build
 from manifests.store import Dataset, read_table, replace_table
+from tests.curation.review.conftest import LICENCES
 
 HOSTILE = """/x/<img src=x onerror=alert(1)>"'&amp;.mp4"""
 
@@ -111,6 +113,32 @@ def test_a_clip_tells_its_rules_and_where_it_is_from(demo_dataset: Path, visit: 
     assert page.get_attribute("#detail .places a", "href").startswith("file:///")
     threshold = recipe_of(demo_dataset).select.min_sharpness
     assert f"≥ {threshold}" in page.inner_text("#detail tr.failed >> nth=-1") or f"≥ {threshold}" in text
+
+
+def _overhang(page: Any, inner: str, outer: str) -> float:
+    """How many pixels the widest `inner` reaches to the right over the `outer` around it."""
+    reach = "(all, outer) => Math.max(...all.map((e) => e.getBoundingClientRect().right"
+    return page.eval_on_selector_all(inner, f"{reach} - e.closest(outer).getBoundingClientRect().right))", outer)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_licences_leave_room_for_the_verdicts(licensed: Path, visit: Callable[..., Any], width: int) -> None:
+    rows = read_table(Dataset(licensed), "clips").to_pylist()
+    seen = visit(licensed)
+    page = seen.page
+    page.set_viewport_size({"width": width, "height": 820})
+    for licence in LICENCES[:2]:
+        clip = next(row["clip_id"] for row in rows if row["licence"] == licence)
+        page.evaluate("id => { location.hash = `clip=${id}`; }", clip)
+        line = page.locator("#detail .rules tr", has_text="licence not allowed")
+        page.locator("#detail dd", has_text=clip).wait_for()
+        assert _overhang(page, "#detail .rules td", "#detail section") <= 0
+        assert [cell.strip() for cell in line.locator("td").all_inner_texts()][2:] == ["one of 2", "passes"]
+        shown = line.locator("td").nth(1)
+        allowed = [name.strip().lower() for name in LICENCES[:2]]
+        assert (shown.get_attribute("title") or shown.inner_text()) == licence.strip().lower()
+        assert line.locator("td").nth(2).get_attribute("title") == "\n".join(allowed)
+        assert line.bounding_box()["height"] < 120
 
 
 def test_identities_and_copies(measured: Path, visit: Callable[..., Any]) -> None:

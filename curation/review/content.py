@@ -92,7 +92,8 @@ def _totals(dataset: Dataset) -> dict[str, Any]:
             coalesce(sum(num_frames) FILTER (decision = 'keep'), 0)::BIGINT AS kept_frames,
             count(DISTINCT identity_id) AS identities,
             count(DISTINCT identity_id) FILTER (decision = 'keep') AS kept_identities,
-            count(DISTINCT source_id) FILTER (decision = 'keep') AS kept_sources FROM clips""",
+            count(DISTINCT source_id) FILTER (decision = 'keep') AS kept_sources,
+            count(DISTINCT coalesce(licence, '')) AS licences FROM clips""",
         "shards": "SELECT count(*) AS num, coalesce(sum(size_bytes), 0)::BIGINT AS bytes FROM shards",
         "splits": """SELECT split AS name, count(*) AS clips, round(coalesce(sum(duration_s), 0) / 3600, 6) AS hours,
             sum(num_frames)::BIGINT AS frames, count(DISTINCT identity_id) AS identities FROM clips

@@ -47,9 +47,11 @@ function reasonPanels(reasons) {
 }
 
 function figuresTable(heading, rows, action) {
-  const body = rows.map((row) => h('tr', {},
-    h('td', {}, action ? h('button.link', { type: 'button', onclick: () => action(row) }, row.label) : row.label),
-    row.cells.map((cell) => h('td.number', {}, cell))));
+  const body = rows.map((row) => {
+    const link = shortened('button.link', row.label);
+    link.addEventListener('click', () => action(row));
+    return h('tr', {}, h('td', {}, link), row.cells.map((cell) => h('td.number', {}, cell)));
+  });
   return h('table', {}, h('thead', {}, h('tr', {}, heading.map((name, k) => h(k ? 'th.number' : 'th', {}, name)))), h('tbody', {}, body));
 }
 
@@ -93,7 +95,9 @@ function buildOverview() {
           label: l.name || 'not stated',
           name: l.name || NOT_STATED,
           cells: [formatCount(l.clips), formatHours(l.hours), formatCount(l.candidates)],
-        })), (row) => showClips({ licence: row.name }))),
+        })), (row) => showClips({ licence: row.name })),
+        all.licences > licences.length && h('p.soft.more', {}, `and ${formatCount(all.licences - licences.length)} more: `,
+          h('code', {}, `python -m manifests ${quoteForShell(content.folder)} licences`))),
       reasonPanels(reasons),
       hasWeights ? rangePanel('Sampling weight', 'weight', kept) : rangePanel('Exposure', 'exposure')));
 }

@@ -141,6 +141,24 @@ def test_long_licences_leave_room_for_the_verdicts(licensed: Path, visit: Callab
         assert line.bounding_box()["height"] < 120
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_licences_stay_in_their_panel(licensed: Path, visit: Callable[..., Any], width: int) -> None:
+    num_clips = Counter(read_table(Dataset(licensed), "clips")["licence"].to_pylist())
+    page = (seen := visit(licensed)).page
+    page.set_viewport_size({"width": width, "height": 820})
+    assert _overhang(page, "#overview td", ".panel") < 0
+    table = page.locator("#overview .panel", has_text="Licences").locator("table").last
+    heights = {cell.bounding_box()["height"] for cell in table.locator("tbody tr >> nth=-1").locator("td").all()}
+    assert max(heights) < 30, "figures are not broken"
+    assert table.locator("tbody tr").count() == 30
+    assert f"and {len(num_clips) - 30} more: python -m manifests" in page.inner_text("#overview .more")
+    licence = table.locator("button[title^='MIT License']")
+    assert len(licence.text_content()) == 48
+    assert licence.get_attribute("title") == LICENCES[1]
+    licence.click()
+    assert seen.count("#clip-count") == num_clips[LICENCES[1]]
+
+
 def test_identities_and_copies(measured: Path, visit: Callable[..., Any]) -> None:
     rows = read_table(Dataset(measured), "clips").to_pylist()
     people: dict[str, list[str]] = {}

@@ -5,6 +5,8 @@ A function of the manifests and the recipe alone: the same data set gives the sa
 
 from __future__ import annotations
 
+import html
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -78,13 +80,15 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str
 
 
 def _cell(value: Any) -> str:
+    """Texts of source lists are text on the card, too: neither HTML nor the end of a cell or a line."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    text = re.sub(r"([\\|])", r"\\\1", html.escape(str(value), quote=False))
+    return " ".join(text.split())
 
 
 def _size(db: duckdb.DuckDBPyConnection) -> list[str]:
@@ -140,7 +144,7 @@ def _provenance(db: duckdb.DuckDBPyConnection) -> list[str]:
         n for (n,) in db.execute("SELECT DISTINCT unnest(map_keys(provenance)) FROM sources ORDER BY 1").fetchall()
     ]
     if columns:
-        lines += ["", f"Further columns of the source lists, in `clips.provenance`: {', '.join(columns)}."]
+        lines += ["", f"Further columns of the source lists, in `clips.provenance`: {', '.join(map(_cell, columns))}."]
     credit = db.execute(
         """SELECT DISTINCT attribution FROM clips WHERE decision = 'keep' AND coalesce(attribution, '') <> ''
            ORDER BY 1"""

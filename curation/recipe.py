@@ -27,6 +27,7 @@ _HASHED_ENDINGS = {
     ),
     "still_extensions": ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"),
 }
+MAY_BE_NEGATIVE = ("min_quality", "min_identity_similarity")  # a network's own scale, and a cosine
 PRESETS = Path(__file__).parent / "recipes"
 
 
@@ -220,9 +221,8 @@ class SelectOptions:
     """Share of the groups that goes to the test split."""
 
     def __post_init__(self) -> None:
-        may_be_negative = ("min_quality", "min_identity_similarity")  # a network's own scale, and a cosine
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith(("min_", "max_"))]
-        require_not_negative(self, *(n for n in names if n not in may_be_negative), "val_share", "test_share")
+        require_not_negative(self, *(n for n in names if n not in MAY_BE_NEGATIVE), "val_share", "test_share")
         if both := set(self.keep_clips) & set(self.reject_clips):
             raise ValueError(f"{min(both)} is in select.keep_clips and in select.reject_clips: leave it in one of them")
         if self.max_weight <= 1:

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from curation.recipe import SelectOptions
+from curation.recipe import MAY_BE_NEGATIVE, SelectOptions
 from curation.review.columns import encode_column
 from curation.rules import RULES, Rule, sql_literal
 
@@ -59,6 +59,7 @@ def _encode_rule(
             "measure": match["measure"],
             "compare": match["compare"],
             "is_single": is_single,
+            "may_be_negative": rule.option in MAY_BE_NEGATIVE,
             "column": None if measure in clips.column_names else encode_column(column),
         }
     match = _CHOICE.fullmatch(rule.condition)

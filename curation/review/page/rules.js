@@ -87,9 +87,11 @@ class Judge {
 
   isActive(rule) { return rule.kind === 'switch' || (rule.kind === 'choice' ? rule.value.length > 0 : rule.value !== null); }
 
-  // Lines of the recipe's section [select] and options of the command line for every threshold that was moved.
+  // Lines of the recipe's section [select] and options of the command line for every threshold that was moved, and a
+  // name that the command line would take for an option.
   changes() {
     const lines = [], options = [];
+    let dashed = '';
     for (const rule of this.rules.filter((r) => this.isChanged(r))) {
       const option = `--select.${rule.option.replaceAll('_', '-')}`;
       if (rule.kind === 'switch') {
@@ -98,12 +100,13 @@ class Judge {
       } else if (rule.kind === 'choice') {
         lines.push(`${rule.option} = [${rule.value.map((v) => JSON.stringify(v)).join(', ')}]`);
         options.push([option, ...rule.value.map(quoteForShell)].join(' '));
+        dashed ||= rule.value.find((name) => name.startsWith('-')) ?? '';
       } else {
         lines.push(`${rule.option} = ${rule.value === null ? '"none"' : tomlNumber(rule.value)}`);
         options.push(`${option} ${rule.value === null ? 'none' : tomlNumber(rule.value)}`);
       }
     }
-    return { lines, options };
+    return { lines, options, dashed };
   }
 }
 

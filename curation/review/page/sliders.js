@@ -13,7 +13,7 @@ function numberCard(rule, onmove) {
   const restingPlace = rule.initial ?? (rule.compare === '>=' ? low : high);
   const enabled = h('input', { type: 'checkbox', checked: rule.value !== null, 'aria-label': `${ruleName(rule.name)}: on` });
   const slider = h('input', { type: 'range', min: low, max: high, step: 'any', value: restingPlace, 'aria-label': `${ruleName(rule.name)}: threshold` });
-  const number = h('input', { type: 'number', step: 'any', value: restingPlace, 'aria-label': `${ruleName(rule.name)}: value` });
+  const number = h('input', { type: 'number', step: 'any', min: rule.may_be_negative ? '' : 0, value: restingPlace, 'aria-label': `${ruleName(rule.name)}: value` });
   const cut = h('div.cut'), costs = h('span.costs');
   slider.dataset.rule = number.dataset.rule = enabled.dataset.rule = rule.name;
 
@@ -29,7 +29,7 @@ function numberCard(rule, onmove) {
     draw();
     onmove();
   };
-  const read = () => (number.value === '' || !Number.isFinite(Number(number.value)) ? null : Number(number.value));
+  const read = () => (number.value === '' || !number.validity.valid || !Number.isFinite(Number(number.value)) ? null : Number(number.value));
   slider.addEventListener('input', () => {
     const rounded = Number((Math.round(slider.valueAsNumber / step) * step).toPrecision(10));
     number.value = rounded;
@@ -50,6 +50,7 @@ function numberCard(rule, onmove) {
     enabled.checked = true;
     move(value);
   });
+  number.addEventListener('blur', () => { if (read() === null) number.value = slider.value = rule.value ?? restingPlace; });
   enabled.addEventListener('change', () => move(enabled.checked ? read() ?? restingPlace : null));
 
   function draw() {

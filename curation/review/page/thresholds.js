@@ -45,9 +45,11 @@ function buildThresholds() {
     if (totals.lost) parts.push(`${formatCount(totals.lost)} newly rejected`);
     change.textContent = parts.join(', ') || 'as select has decided';
     look.disabled = !parts.length;
-    const { lines, options } = judge.changes();
+    const { lines, options, dashed } = judge.changes();
     recipe.textContent = lines.length ? ['[select]', ...lines].join('\n') : '# nothing moved: as in recipe.toml';
-    command.textContent = ['python -m curation select', `--output ${quoteForShell(content.folder)}`, ...options].join(' \\\n  ');
+    command.textContent = dashed
+      ? `# no command: it would take ${JSON.stringify(dashed)} for an option. Put the recipe lines into a file for run --recipe`
+      : ['python -m curation select', `--output ${quoteForShell(content.folder)}`, ...options].join(' \\\n  ');
     reset.disabled = !lines.length;
     countCosts();
     judgeChanged();

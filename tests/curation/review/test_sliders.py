@@ -139,6 +139,35 @@ def test_switches_choices_and_several_sliders_at_once(measured: Path, visit: Cal
     assert seen.count("#clip-count") == num_changed > 0
 
 
+def test_what_the_command_would_refuse_is_not_offered(
+    licensed: Path, tmp_path: Path, visit: Callable[..., Any]
+) -> None:
+    page = (seen := visit(licensed)).page
+    page.click("#tab-thresholds")
+    kept = seen.count("#survivors")
+    yaw, similarity = (f"input[type=number][data-rule={rule}]" for rule in ("yaw", "identity_changes"))
+    page.fill(yaw, "-5")
+    assert page.inner_text("#recipe-lines").startswith("#"), "an angle below 0 is none"
+    page.fill(yaw, "")
+    page.locator(yaw).blur()
+    assert page.input_value(yaw) == str(recipe_of(licensed).select.max_yaw_deg).removesuffix(".0")
+    assert seen.count("#survivors") == kept
+    page.fill(similarity, "-0.5")
+    assert page.inner_text("#recipe-lines").splitlines()[1:] == ["min_identity_similarity = -0.5"]
+    assert page.inner_text("#command").endswith("--select.min-identity-similarity -0.5")
+    page.check("input[value='-evil']")
+    assert page.inner_text("#command").splitlines() == [
+        '# no command: it would take "-evil" for an option. Put the recipe lines into a file for run --recipe'
+    ]
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(page.inner_text("#recipe-lines"))
+    options = load_recipe(str(recipe)).select
+    assert "-evil" in options.licences
+    assert options.min_identity_similarity == -0.5
+    page.uncheck("input[value='-evil']")
+    assert page.inner_text("#command").startswith("python -m curation select")
+
+
 def test_the_printed_lines_and_command_do_what_the_sliders_showed(
     demo_copy: Path, tmp_path: Path, visit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,8 @@
 """The rules of selection as the page's sliders apply them: a measured column, a comparison and a threshold.
 
 The measure is computed here by the database that also decides, so that the page has one comparison left to do and
-counts exactly what `select` would.
+counts what `select` would, but for copies: which clip is a copy of which is as the last `select` has found. Where the
+best of several copies falls, `select` keeps the next best, and the page says "about".
 """
 
 from __future__ import annotations

@@ -73,6 +73,17 @@ class Judge {
     return { num, hours: seconds / 3600, gained, lost };
   }
 
+  // Whether a clip is rejected for nothing but being a copy of one that falls, too: `select` would look for the next best.
+  missesNextBest() {
+    const rule = this.rules.find(({ name }) => name === 'duplicate');
+    for (let row = 0; row < this.numRows; row++) {
+      if (!rule.fails[row] || this.numFailed[row] > 1 || this.isLocked[row]) continue;
+      const best = rowOfClip.get(clips.text('duplicate_of', row));
+      if (best !== undefined && !this.survives(best)) return true;
+    }
+    return false;
+  }
+
   // Clips that a rule rejects, and those that only it rejects.
   costs(rule) {
     let alone = 0, only = 0, onlySeconds = 0;

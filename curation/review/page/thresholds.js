@@ -3,7 +3,8 @@
 function buildThresholds() {
   const makers = { number: numberCard, switch: switchCard, choice: choiceCard };
   const cards = judge.rules.map((rule) => ({ rule, ...makers[rule.kind](rule, () => moved()) }));
-  const count = h('div.value', { id: 'survivors' }), hours = h('div.value', { id: 'surviving-hours' });
+  const count = h('span', { id: 'survivors' }), hours = h('span', { id: 'surviving-hours' });
+  const abouts = [0, 1].map(() => h('span.about', { title: 'The best of several copies falls; select looks for the next best, which is not counted.' }, 'about '));
   const change = h('div.soft', { id: 'change' });
   const meter = h('div.meter', {}, h('span.fill'));
   const recipe = h('pre', { id: 'recipe-lines', tabIndex: 0 }), command = h('pre', { id: 'command', tabIndex: 0 });
@@ -15,7 +16,7 @@ function buildThresholds() {
   const asWhole = content.totals.clips.num;
   const isSample = asWhole > clips.numRows;
 
-  const nums = h('div.survivors', {}, h('div', {}, count, h('div.label', {}, `of ${plural(clips.numRows, 'clip')}${isSample ? ' shown' : ''} survive`)), h('div', {}, hours, h('div.label', {}, 'of material')));
+  const nums = h('div.survivors', {}, h('div', {}, h('div.value', {}, abouts[0], count), h('div.label', {}, `of ${plural(clips.numRows, 'clip')}${isSample ? ' shown' : ''} survive`)), h('div', {}, h('div.value', {}, abouts[1], hours), h('div.label', {}, 'of material')));
   fill(byId('thresholds'),
     h('div.rules-grid', {}, cards.map((card) => card.card)),
     h('div.outcome', {}, nums, meter, change, h('div.buttons', {}, look, reset),
@@ -39,6 +40,8 @@ function buildThresholds() {
     const totals = judge.totals();
     count.textContent = formatCount(totals.num);
     hours.textContent = formatHours(totals.hours);
+    const isAbout = judge.missesNextBest();
+    for (const about of abouts) about.hidden = !isAbout;
     meter.firstChild.style.width = `${(100 * totals.num) / Math.max(1, clips.numRows)}%`;
     const parts = [];
     if (totals.gained) parts.push(`${formatCount(totals.gained)} newly kept`);

@@ -139,6 +139,26 @@ def test_switches_choices_and_several_sliders_at_once(measured: Path, visit: Cal
     assert seen.count("#clip-count") == num_changed > 0
 
 
+def test_the_count_is_about_where_the_best_copy_falls(measured: Path, visit: Callable[..., Any]) -> None:
+    rows = {row["clip_id"]: row for row in read_table(Dataset(measured), "clips").to_pylist()}
+    pairs = [(row["sharpness"], rows[row["duplicate_of"]]["sharpness"]) for row in rows.values() if row["duplicate_of"]]
+    copy, best = max(pairs, key=lambda pair: pair[0] - pair[1])
+    assert copy > best
+    page = visit(measured).page
+    page.click("#tab-thresholds")
+    about, slider = page.locator("#thresholds .about"), "input[type=number][data-rule=blurred]"
+    assert about.count() == 2
+    assert not about.first.is_visible()
+    page.fill(slider, repr((copy + best) / 2))
+    assert about.first.is_visible()
+    assert about.last.is_visible()
+    page.check("[data-rule=duplicate]")
+    assert not about.first.is_visible(), "copies are kept, so the count is exact"
+    page.uncheck("[data-rule=duplicate]")
+    page.fill(slider, "1000")
+    assert not about.first.is_visible(), "the copies fall, too"
+
+
 def test_what_the_command_would_refuse_is_not_offered(
     licensed: Path, tmp_path: Path, visit: Callable[..., Any]
 ) -> None:

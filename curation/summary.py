@@ -11,7 +11,7 @@ from rich.table import Table
 
 from curation.recipe import SelectOptions
 from curation.rules import active_rules
-from manifests.console import make_console
+from manifests.console import make_console, shorten
 from manifests.storage import list_files
 from manifests.store import Dataset
 from manifests.views import connect
@@ -117,13 +117,9 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
         table.add_column(column, justify=justify)
     table.add_column("rule, or an example", overflow="ellipsis", no_wrap=True)
     for what, reason, count, seconds, example in reasons:
-        note = _shorten(conditions.get(reason, "")) if what == "clip" else example or ""
+        note = shorten(conditions.get(reason, ""), _MAX_CONDITION) if what == "clip" else example or ""
         table.add_row(what, reason, str(count), f"{seconds:.1f}" if seconds else "", note)
     console.print(table)
-
-
-def _shorten(condition: str) -> str:
-    return condition if len(condition) <= _MAX_CONDITION else condition[: _MAX_CONDITION - 1] + "…"
 
 
 def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> None:

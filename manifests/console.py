@@ -5,6 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 
 
+def shorten(text: str, most: int) -> str:
+    """A text of source lists as one line of at most so many characters; "…" at its end where that is not all of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def make_console() -> Console:
     """Standard output, with texts as they are: `[x]` and `:cat:` are parts of names. A log file is taken to be wide."""
     as_it_is = {"markup": False, "emoji": False, "highlight": False}

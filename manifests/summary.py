@@ -13,13 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from manifests.console import make_console
+from manifests.console import make_console, shorten
 from manifests.query import ask
 from manifests.schema import SCHEMA_VERSION
 from manifests.storage import Place, is_local, list_files
 from manifests.store import Dataset
 
 MAX_ROWS = 8
+_MAX_CELL = 120  # characters; some licences are whole texts, and errors tell most at their beginning
 _FOLDERS = ("shards", "manifests", "staging", "report")
 _SECTIONS = {
     "splits": "Splits",
@@ -68,7 +69,8 @@ def _heading(db: duckdb.DuckDBPyConnection, dataset: Dataset, overview: dict[str
 
 
 def print_rows(console: Console, title: str, rows: list[dict[str, object]], more: str = "") -> None:
-    """Print rows as a titled table: at most `MAX_ROWS`, and the command `more` that shows all of them."""
+    """Print rows as a titled table: at most `MAX_ROWS`, and the command `more` that shows all of them; long texts are
+    shortened."""
     if not rows:
         return
     look = {"box": box.SIMPLE_HEAD} if console.is_terminal else {"box": None, "pad_edge": False}
@@ -78,7 +80,8 @@ def print_rows(console: Console, title: str, rows: list[dict[str, object]], more
         is_number = isinstance(value, (int, float)) or formats[name] is not str
         table.add_column(_header(name), justify="right" if is_number else "left", overflow="fold")
     for row in rows[:MAX_ROWS]:
-        table.add_row(*("" if value is None else formats[name](value) for name, value in row.items()))
+        texts = ("" if value is None else formats[name](value) for name, value in row.items())
+        table.add_row(*(shorten(text, _MAX_CELL) for text in texts))
     console.print()
     console.print(table)
     if len(rows) > MAX_ROWS:

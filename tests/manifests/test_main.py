@@ -60,6 +60,16 @@ def test_summary_names_leaks_and_what_more_there_is(dataset, capfd):
     assert f"in two splits: python -m manifests {shlex.quote(str(dataset.root))} split_leaks" in shown
 
 
+def test_summary_shortens_texts(dataset, capfd):
+    rows = [{"clip_id": "c", "decision": "keep", "licence": "MIT License\n\nPermission is hereby granted " * 100}]
+    replace_table(dataset, "clips", make_table("clips", rows))
+    assert main([str(dataset.root)]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    (shown,) = [line for line in lines if "Permission" in line]
+    assert shown.startswith("MIT License Permission is hereby granted MIT")
+    assert len(shown.split("…")[0]) == 119
+
+
 def test_table(dataset, capfd):
     assert main([str(dataset.root), QUERY]) == 0
     shown = capfd.readouterr().out

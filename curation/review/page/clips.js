@@ -7,11 +7,11 @@ let layout = 'cards';
 
 function decisionTags(row) {
   const split = clips.text('split', row);
-  if (clips.text('duplicate_of', row)) return [tag('copy', 'warn')];
-  if (isKept[row]) return [tag(split || 'kept', 'good')];
-  const rules = clips.text('failed_rules', row).split(' ').filter(Boolean);
-  if (!rules.length) return [tag(clips.text('decision', row) || 'undecided')];
-  return [tag(ruleName(rules[0]), 'bad'), rules.length > 1 && tag(`+${rules.length - 1}`, 'bad')];
+  const isCopy = clips.text('duplicate_of', row) !== '';
+  if (isKept[row] && !isCopy) return [tag(split || 'kept', 'good')];
+  const rules = clips.text('failed_rules', row).split(' ').filter((name) => name && !(isCopy && name === 'duplicate'));
+  if (!rules.length && !isCopy) return [tag(clips.text('decision', row) || 'undecided')];
+  return [isCopy && tag('copy', 'warn'), rules.length > 0 && tag(ruleName(rules[0]), 'bad'), rules.length > 1 && tag(`+${rules.length - 1}`, 'bad')];
 }
 
 function shortFacts(row) {

@@ -76,7 +76,7 @@ function copyCard(row, first) {
     return h(isOther ? 'div.differs' : 'div', {}, h('dt', {}, nameAndUnit(name)[0]), h('dd', {}, value));
   });
   add(card, [h('div.copy-head', {}, h('span.title', { title: uriOf(row) }, fileName(uriOf(row))),
-    h('span.tags', {}, row === first ? tag('best copy', 'good') : tag('copy', 'warn'), row === first && decisionTags(row))),
+    h('span.tags', {}, row === first && tag('best copy', 'good'), decisionTags(row))),
   wholeStrip(row), h('div.copy-body', {}, open, h('dl', {}, facts))]);
   return card;
 }

@@ -184,6 +184,18 @@ def test_identities_and_copies(measured: Path, visit: Callable[..., Any]) -> Non
     assert "Same footage" in page.inner_text("#detail")
 
 
+def test_copies_tell_what_else_they_fail(licensed: Path, visit: Callable[..., Any]) -> None:
+    failed = [row["failed_rules"] for row in read_table(Dataset(licensed), "clips").to_pylist() if row["duplicate_of"]]
+    expected = sorted("copy\nlicence not allowed" if "licence_not_allowed" in names else "copy" for names in failed)
+    page = visit(licensed).page
+    page.click("#tab-clips")
+    page.select_option("[data-filter=rule]", "duplicate")
+    assert sorted(page.locator(".card .tags").all_inner_texts()) == expected
+    assert "copy\nlicence not allowed" in expected
+    page.click("#tab-duplicates")
+    assert "copy\nlicence not allowed" in page.locator(".copy .tags").all_inner_texts()
+
+
 def test_bars_of_identities_lead_to_a_list_that_was_never_opened(measured: Path, visit: Callable[..., Any]) -> None:
     seen = visit(measured)
     page = seen.page

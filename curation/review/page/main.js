@@ -61,7 +61,8 @@ function start() {
   byId('theme').addEventListener('click', () => setTheme(document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark'));
   document.addEventListener('keydown', onKey);
   const follow = () => {
-    const wanted = decodeURIComponent(location.hash.slice(1));
+    let wanted = '';
+    try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* not one of this page's: the Overview */ }
     const row = wanted.startsWith('clip=') ? rowOfClip.get(wanted.slice(5)) : undefined;
     showTab(TABS.some(([id]) => id === wanted) ? wanted : row === undefined ? 'overview' : 'clips');
     if (row !== undefined) openDetail(row);

@@ -159,6 +159,15 @@ def test_long_licences_stay_in_their_panel(licensed: Path, visit: Callable[..., 
     assert seen.count("#clip-count") == num_clips[LICENCES[1]]
 
 
+def test_an_address_that_is_none_leads_to_the_overview(measured: Path, visit: Callable[..., Any]) -> None:
+    url = visit(measured).page.url.split("#")[0]
+    page = visit(f"{url}#%").page
+    assert page.is_visible("#overview .panels")
+    page.click("#tab-clips")
+    page.evaluate("location.hash = '#%E0%A4'")
+    page.wait_for_selector("#overview .panels")
+
+
 def test_identities_and_copies(measured: Path, visit: Callable[..., Any]) -> None:
     rows = read_table(Dataset(measured), "clips").to_pylist()
     people: dict[str, list[str]] = {}

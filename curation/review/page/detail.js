@@ -126,11 +126,14 @@ function closeDetail() {
   byId('detail').hidden = true;
   byId('detail').replaceChildren();
   history.replaceState(null, '', `#${currentTab}`);
-  if (opener?.isConnected) opener.focus();
+  if (opener?.isConnected && opener !== document.body) opener.focus();
+  else if (currentTab === 'clips') clipGrid.focus(clipGrid.current);
 }
 
+// To the next clip of the list; to its first where the open one is not in it.
 function stepDetail(step) {
+  if (isListStale) shownRows = matchingRows();
   const at = shownRows.indexOf(openRow);
-  const next = at < 0 ? openRow + step : shownRows[at + step];
-  if (next !== undefined && next >= 0 && next < clips.numRows) openDetail(next);
+  const next = shownRows[at < 0 ? 0 : at + step];
+  if (next !== undefined) openDetail(next);
 }

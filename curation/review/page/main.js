@@ -39,7 +39,7 @@ function onKey(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches('input, select, textarea')) return;
   if (openRow >= 0 && event.key === 'ArrowLeft') stepDetail(-1);
   else if (openRow >= 0 && event.key === 'ArrowRight') stepDetail(1);
-  else if (event.key === '/') { event.preventDefault(); showTab('clips'); byId('search').focus(); }
+  else if (event.key === '/') { event.preventDefault(); closeDetail(); showTab('clips'); byId('search').focus(); }
 }
 
 function start() {

@@ -98,6 +98,29 @@ def test_pictures_play_under_the_pointer_and_keys_move(demo_dataset: Path, visit
     assert page.is_visible("#thresholds")
 
 
+def test_keys_with_a_clip_open(measured: Path, visit: Callable[..., Any]) -> None:
+    seen = visit(measured)
+    page = seen.page
+    page.click("#tab-clips")
+    page.locator(".card").first.click()
+    page.keyboard.press("/")
+    assert page.is_hidden("#detail")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.locator(".card").first.click()
+    page.fill("#search", "interview_000007")  # beside the open pane
+    seen.wait_for_count("#clip-count", 4)
+    page.evaluate("document.activeElement.blur()")
+    titles = []
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+        titles.append(page.inner_text("#detail .places") + page.inner_text("#detail dd >> nth=0"))
+    assert all("interview_000007" in title for title in titles)
+    assert titles[0] != titles[1]
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#detail")
+    assert page.evaluate("document.activeElement.dataset.index") == "0"
+
+
 def test_a_clip_tells_its_rules_and_where_it_is_from(demo_dataset: Path, visit: Callable[..., Any]) -> None:
     row = next(r for r in read_table(Dataset(demo_dataset), "clips").to_pylist() if "blurred" in r["failed_rules"])
     build_of = visit(demo_dataset)

@@ -42,8 +42,8 @@ def do_again(
 ) -> Iterator[tuple[dict[str, Any], Any | Loss]]:
     """Each unit once, with the answer of an actor or with its `Loss`, in any order.
 
-    `start` makes an actor with a method `finish(unit)`; up to `workers` of them work side by side. That a node went
-    away counts against no unit.
+    `start` makes an actor with a method `finish(unit)`; up to `workers` of them work side by side. What was lost with
+    the node of its actor counts against no unit.
     """
     suspects = yield from _do([_Case(unit) for unit in units], start, workers, ATTEMPTS - 1)
     for suspect in suspects:
@@ -60,11 +60,13 @@ def _do(
     waiting, given_up = deque(cases), []
     busy: dict[Any, tuple[Any, _Case]] = {}
     idle: list[Any] = []
-    lost_nodes = _num_lost_nodes()
+    nodes: dict[Any, Any] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
                 actor, case = idle.pop() if idle else start(), waiting.popleft()
+                if actor not in nodes:
+                    nodes[actor] = actor.__ray_call__.remote(_node_id)
                 busy[actor.finish.remote(case.unit)] = actor, case
             answer = ray.wait(list(busy), num_returns=1)[0][0]
             actor, case = busy.pop(answer)
@@ -72,8 +74,7 @@ def _do(
                 summary = ray.get(answer)
             except ray.exceptions.RayError as error:
                 ray.kill(actor)
-                lost_before, lost_nodes = lost_nodes, _num_lost_nodes()
-                case.attempts += lost_nodes == lost_before
+                case.attempts += not _is_lost(nodes.pop(actor))
                 case.error = _cause_of(error)
                 (waiting if case.attempts < attempts else given_up).append(case)
             else:
@@ -88,10 +89,22 @@ def _do(
     return given_up
 
 
-def _num_lost_nodes() -> int:
+def _node_id(actor: Any) -> str:
+    """Where an actor is; called there."""
     import ray
 
-    return sum(not node["Alive"] for node in ray.nodes())
+    return ray.get_runtime_context().get_node_id()
+
+
+def _is_lost(node: Any) -> bool:
+    """Whether the node that an actor has told with `_node_id` is gone; False where it had died before it could."""
+    import ray
+
+    try:
+        node_id = ray.get(node, timeout=0)
+    except ray.exceptions.RayError:
+        return False
+    return not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node_id)
 
 
 def _cause_of(error: BaseException) -> BaseException:

@@ -7,7 +7,9 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +85,37 @@ def test_actors_that_find_no_room_wait_for_those_that_are_done(ray, tmp_path: Pa
     actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
     results = list(do_again(units, lambda: actor.remote(tmp_path), 5))  # of which three have a CPU
     assert sorted(answer for _, answer in results) == [f"u{k} done" for k in range(6)]
+
+
+class _ActorOf:
+    """Stands in for an actor on a node; what it is given is lost if that node is lost."""
+
+    def __init__(self, node: str, lost: set[str]) -> None:
+        self._node, self._is_lost = node, node in lost
+        self.finish = SimpleNamespace(remote=lambda unit: partial(self._do, unit))
+        self.__ray_call__ = SimpleNamespace(remote=lambda ask: lambda: node)
+
+    def _do(self, unit: dict[str, Any]) -> str:
+        import ray
+
+        if self._is_lost or unit.get("kills"):
+            raise ray.exceptions.RayActorError
+        return f"{unit['name']} done"
+
+
+def test_a_lost_node_counts_against_none_of_the_units_that_it_had(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer())
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers[:1], answers[1:]))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": k, "Alive": k != "a"} for k in "ab"])
+    nodes = iter(9 * "a" + 20 * "b")
+    units = [{"name": "u1"}, {"name": "u2"}, {"name": "poison", "kills": True}]
+    answers = {unit["name"]: answer for unit, answer in do_again(units, lambda: _ActorOf(next(nodes), {"a"}), 3)}
+    assert answers["u1"] == "u1 done", "it was lost three times with its node"
+    assert answers["u2"] == "u2 done"
+    assert answers["poison"].attempts == ATTEMPTS, "on the node that is there"
 
 
 def test_it_is_seen_whether_a_worker_of_a_stage_has_started(ray):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 from curation import leftovers
 from curation.fetching import remove_kept
 from curation.plans import Plan
-from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation_warnings, start_embedded
+from curation.ray_start import RayFolder, import_ray, join, no_deprecation_warnings, start_embedded
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
@@ -76,7 +75,7 @@ class Cluster:
 
     def __init__(self, options: ClusterOptions) -> None:
         self._options = options
-        self._folder: str | None = None
+        self._folder: RayFolder | None = None
         self._has_remote_sources = False
         self._is_begun = False
         self.is_connected = False
@@ -96,8 +95,10 @@ class Cluster:
         self._is_begun = True
         with sigterm_kept_from_ray():
             if self._is_embedded:
-                self._folder = make_ray_folder()
-                start_embedded(self._folder, (self._options.workers or os.cpu_count() or 1) + 1)  # one for Ray's tasks
+                self._folder = RayFolder()
+                start_embedded(
+                    self._folder.path, (self._options.workers or os.cpu_count() or 1) + 1
+                )  # one for Ray's tasks
             else:
                 join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
@@ -137,7 +138,7 @@ class Cluster:
             self._remove_kept_sources()
         ray.shutdown()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
         self._is_begun = self.is_connected = False
 
     def _remove_kept_sources(self) -> None:

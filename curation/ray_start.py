@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ _START_ATTEMPTS = 3
 _LATE_S = 20.0
 _NOT_JOINED = "still waiting for the Ray cluster: is its address that of `ray start --head`, with the port 6379?\n"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-_RAY_FOLDER = "portrait-ray-"
+_RAY_FOLDER, _OWNER = "portrait-ray-", ".owner"
 
 
 def import_ray() -> None:
@@ -82,15 +83,32 @@ def start_embedded(folder: str, num_cpus: int) -> None:
             print("Ray could not be started: trying again", file=sys.stderr)
 
 
-def make_ray_folder() -> str:
+class RayFolder:
     """A folder for the files of an embedded Ray; those that killed runs left behind are removed first."""
-    # Ray puts sockets below this folder, and a socket's path may have 107 characters.
-    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
-    for entry in Path(parent).glob(f"{_RAY_FOLDER}*"):
-        owner = entry.name.removeprefix(_RAY_FOLDER).split("-")[0]
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.isdir("/proc/self"):
-            shutil.rmtree(entry, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{_RAY_FOLDER}{os.getpid()}-", dir=parent)
+
+    def __init__(self) -> None:
+        # Ray puts sockets below this folder, and a socket's path may have 107 characters.
+        parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
+        for folder in Path(parent).glob(f"{_RAY_FOLDER}*"):
+            _remove_if_dead(folder)
+        self.path = tempfile.mkdtemp(prefix=_RAY_FOLDER, dir=parent)
+        self._owner = open(Path(self.path) / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove it with all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._owner.close()
+
+
+def _remove_if_dead(folder: Path) -> None:
+    """Process numbers mean nothing between containers, and these may share the folder above."""
+    try:
+        with open(folder / _OWNER) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # in use, just being made, or of another user
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from curation import leftovers
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
+from curation.ray_start import RayFolder
 from curation.recipe import CropOptions, Recipe
 from curation.sandbox import FatalError, NoSpaceError
 from curation.termination import Terminated
@@ -241,7 +242,7 @@ def test_another_version_than_the_cluster_has_is_one_line(monkeypatch):
     )
 
 
-def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):
+def test_a_signal_while_ray_starts_ends_in_order(monkeypatch):
     """Ray takes the signal for itself while it starts, and would end the process at once."""
     import ray
 
@@ -251,13 +252,26 @@ def test_a_signal_while_ray_starts_ends_in_order(monkeypatch, tmp_path: Path):
         time.sleep(10)
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr("curation.distribute.make_ray_folder", lambda: str(tmp_path / "ray"))
-    (tmp_path / "ray").mkdir()
+    monkeypatch.setattr("curation.ray_start._RAY_FOLDER", name := f"portrait-ray-{os.getpid()}-")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), cluster(ClusterOptions(workers=1)) as made:
         made.connect()
     assert signal.getsignal(signal.SIGTERM) == before
-    assert not (tmp_path / "ray").exists()
+    assert not list(Path("/tmp").glob(f"{name}*"))
+
+
+def test_the_folder_of_a_ray_is_removed_by_others_once_nobody_holds_it(monkeypatch):
+    """Whatever the number of its process: containers that share the folder above each begin with 1."""
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as parent:
+        monkeypatch.setattr("tempfile.tempdir", parent)
+        folders = [RayFolder(), RayFolder()]
+        assert sorted(map(str, Path(parent).iterdir())) == sorted(folder.path for folder in folders)
+        folders[0]._owner.close()  # as the end of its process does
+        folders.append(RayFolder())
+        assert [os.path.exists(folder.path) for folder in folders] == [False, True, True]
+        folders[1].remove()
+        assert os.listdir(parent) == [os.path.basename(folders[2].path)]
+        folders[2].remove()
 
 
 def test_a_cluster_that_does_not_answer_is_told(monkeypatch, capfd):

@@ -28,6 +28,7 @@ from curation.waiting import telling_of_the_wait
 from curation.worker import NoScratchError, UnitWorker, give_up
 from manifests.recipes import require_finite
 from manifests.storage import Place, make_folder
+from model.termination import Terminated
 
 _BUNDLES_AT_ONCE = 4096  # Ray holds some kilobytes of each in the driver
 _TIDY_S = 60.0
@@ -128,13 +129,14 @@ class Cluster:
             room = min(room, int(there.get("GPU", 0) / share))
         return min(room, self._options.workers or room)
 
-    def close(self) -> None:
-        """Leave the cluster; an embedded one is ended and its temporary files removed."""
+    def close(self, *, is_hurried: bool = False) -> None:
+        """Leave the cluster; an embedded one is ended and its temporary files removed. is_hurried: ask no other node
+        to remove copies of sources, which the next run does."""
         if not self._is_begun:  # also where a signal ended the start
             return
         import ray
 
-        if self._has_remote_sources:
+        if self._has_remote_sources and (self._is_embedded or not is_hurried):
             self._remove_kept_sources()
         ray.shutdown()
         if self._folder is not None:
@@ -287,8 +289,11 @@ def _message_of(do: Callable[[], None]) -> str:
 @contextmanager
 def cluster(options: ClusterOptions) -> Iterator[Cluster]:
     """A `Cluster` that is closed at the end."""
-    made = Cluster(options)
+    made, is_hurried = Cluster(options), False
     try:
         yield made
+    except Terminated:  # the kill may follow soon, and the data set's lock has to go before: it waits for this
+        is_hurried = True
+        raise
     finally:
-        made.close()
+        made.close(is_hurried=is_hurried)

@@ -260,6 +260,22 @@ def test_a_signal_while_ray_starts_ends_in_order(monkeypatch):
     assert not list(Path("/tmp").glob(f"{name}*"))
 
 
+@pytest.mark.parametrize(("stop", "is_tidied"), [(Terminated, False), (KeyboardInterrupt, True), (FatalError, True)])
+def test_sigterm_leaves_the_sources_on_the_nodes_to_the_next_run(monkeypatch, stop, is_tidied):
+    """`ray job stop` kills after seconds, and before that the data set's lock has to go."""
+    tidied = []
+    monkeypatch.setattr(Cluster, "_remove_kept_sources", lambda made: tidied.append(made))
+
+    def end() -> None:
+        with cluster(ClusterOptions(address="127.0.0.1:6379")) as made:
+            made._is_begun, made._is_embedded, made._has_remote_sources = True, False, True
+            raise stop
+
+    with pytest.raises(stop):
+        end()
+    assert bool(tidied) == is_tidied
+
+
 def test_the_folder_of_a_ray_is_removed_by_others_once_nobody_holds_it(monkeypatch):
     """Whatever the number of its process: containers that share the folder above each begin with 1."""
     with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as parent:

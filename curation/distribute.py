@@ -97,9 +97,8 @@ class Cluster:
         with sigterm_kept_from_ray():
             if self._is_embedded:
                 self._folder = RayFolder()
-                start_embedded(
-                    self._folder.path, (self._options.workers or os.cpu_count() or 1) + 1
-                )  # one for Ray's tasks
+                num_cpus = self._options.workers or os.cpu_count() or 1
+                start_embedded(self._folder.path, num_cpus + 1)  # one for Ray's own tasks
             else:
                 join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):

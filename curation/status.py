@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.runs import BEAT_S, RECENT_S, STALE_S, committed_units, is_command, pid_space, read_heartbeat
-from manifests.console import make_console
+from manifests.console import clock, make_console
 from manifests.storage import list_folders
 from manifests.store import Dataset, open_parquet, read_table
 
@@ -98,7 +98,7 @@ def read_status(dataset: Dataset) -> Status:
         raise ValueError(f"no data set at {dataset.root}: expected a folder with recipe.toml in it")
     beat, rows = _read_runs(dataset)
     age_s = _age_of(beat, rows)
-    if _may_be_clock(beat, rows, age_s) and _moves(dataset, beat):
+    if _may_beclock(beat, rows, age_s) and _moves(dataset, beat):
         (beat, rows), age_s = _read_runs(dataset), 0.0
     last = rows[-1] if rows else None
     counts = Counter(row["status"] for row in rows)
@@ -159,7 +159,7 @@ def _is_here(beat: dict[str, Any] | None) -> bool:
     return beat is not None and beat.get("pid_space") == pid_space()
 
 
-def _may_be_clock(beat: dict[str, Any] | None, rows: list[dict[str, Any]], age_s: float) -> bool:
+def _may_beclock(beat: dict[str, Any] | None, rows: list[dict[str, Any]], age_s: float) -> bool:
     """Whether a run may only seem to be silent, because this machine's clock is ahead of the driver's."""
     is_running = bool(rows) and rows[-1]["status"] == "running"
     return is_running and STALE_S <= age_s < _MAX_CLOCK_DIFFERENCE_S and not _is_here(beat)
@@ -354,7 +354,7 @@ def _headline(status: Status) -> str:
         silence = "" if status.heartbeat_s is None else f"; heartbeat {status.heartbeat_s:.0f} s ago"
         return f"running on {where}, for {_ago(status.started_at)}{silence}"
     if status.status == "lost":
-        beat = "" if status.heartbeat_s is None else f", last heard of {_clock(status.heartbeat_s)} ago"
+        beat = "" if status.heartbeat_s is None else f", last heard of {clock(status.heartbeat_s)} ago"
         return f"lost: the driver on {where} is gone{beat}; the same command continues"
     error = f": {status.last_error}" if status.last_error else ""
     return f"{status.status} {_ago(status.ended_at)} ago{error}" if status.ended_at else f"{status.status}{error}"
@@ -368,19 +368,10 @@ def _table_of_stages(stages: list[StageStatus]) -> Table:
         done = "" if s.num_done is None else f"{s.num_done}/{'?' if s.num_planned is None else s.num_planned}"
         rates = (s.units_per_s, s.frames_per_s, s.recent_units_per_s, s.recent_frames_per_s)
         shown = ["" if rate is None else f"{rate:.3g}" if rate < 100 else f"{rate:.0f}" for rate in rates]
-        times = ["" if seconds is None else _clock(seconds) for seconds in (s.took_s, s.eta_s)]
+        times = ["" if seconds is None else clock(seconds) for seconds in (s.took_s, s.eta_s)]
         table.add_row(s.stage, s.state, done, str(s.num_problems) if s.num_problems else "", *shown, *times)
     return table
 
 
 def _ago(text: str | None) -> str:
-    return "?" if text is None else _clock(max(time.time() - datetime.fromisoformat(text).timestamp(), 0.0))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return "?" if text is None else clock(max(time.time() - datetime.fromisoformat(text).timestamp(), 0.0))

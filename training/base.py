@@ -24,7 +24,6 @@ from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process, synchronise_batch_norm
 from training.edits import edit_landmarks, keypoint_offsets
 from training.ema import Ema
-from training.loop import Progress, Stage, make_adam, take_step
 from training.losses import (
     GradientBalancer,
     cascade,
@@ -36,6 +35,7 @@ from training.losses import (
 )
 from training.networks.discriminator import CascadedDiscriminator
 from training.recipe import Recipe
+from training.stage import Progress, Stage, make_adam, take_step
 
 PICTURE_TERMS = ("pixel", "pixel_face", "pixel_eyes", "perceptual", "identity", "adversarial", "feature_matching")
 

@@ -19,12 +19,13 @@ from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage
 from training.checkpoints import CheckpointFolder, read_run, read_tensors
-from training.data import PreparedBatch, make_loader, prepare
+from training.data import PreparedBatch, prepare
 from training.distributed import Process
 from training.export import checkpoint_folder, is_run, load_portrait, network_states
 from training.motion import MotionStage
 from training.recipe import Recipe, load_recipe
 from training.running import RunOptions, run_stage
+from training.stage import open_loader
 
 _log = logging.getLogger(__name__)
 INIT_FRAMES = 64
@@ -75,20 +76,18 @@ class Base(RunOptions):
         if of_run := conventions_of(self.init):
             notes = stage.conventions.take(of_run, signs=recipe.losses.pose_signs == "auto")
         else:
-            notes = stage.learn_conventions(self.first_batches(recipe, process))
+            notes = stage.learn_conventions(self.first_batches(stage, recipe, process))
         for note in notes:
             if process.is_main:
                 print(f"{self.init}: {note}", file=sys.stderr)
         return stage
 
-    def first_batches(self, recipe: BaseRecipe, process: Process) -> Iterator[PreparedBatch]:
-        """The pairs on which conventions are measured."""
-        batch_size, image_size = min(8, recipe.batch_size), recipe.model.image_size
-        loader = make_loader(
-            self.data, config=recipe.data, batch_size=batch_size, seed=recipe.seed, side_px=2 * image_size
-        )
+    def first_batches(self, stage: BaseStage, recipe: BaseRecipe, process: Process) -> Iterator[PreparedBatch]:
+        """The pairs on which conventions are measured, the same ones on every rank."""
+        batch_size, alone = min(8, recipe.batch_size), Process(device=process.device)
+        loader = open_loader(stage, recipe, self.data, alone, batch_size)
         for batch in itertools.islice(loader, -(-INIT_FRAMES // batch_size)):
-            yield prepare(batch.to(process.device), image_size=image_size)
+            yield prepare(batch.to(process.device), image_size=recipe.model.image_size)
 
 
 def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recipe:

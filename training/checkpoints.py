@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -33,9 +33,7 @@ from torch.optim import Optimizer
 
 from manifests.store import write_bytes_atomically
 from training.recipe import Recipe, flatten
-
-if TYPE_CHECKING:
-    from training.loop import Stage
+from training.stage import Stage
 
 # DCP says this of every save by one process, which is meant here; in a thread, where contexts do not reach.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -20,8 +20,8 @@ from training.base_model import apply_compute_options, use_channels_last
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.ema import Ema
-from training.loop import Progress, Stage, make_adam, take_step
 from training.recipe import Recipe
+from training.stage import Progress, Stage, make_adam, take_step
 
 _MAKE = {"stitching": make_stitching, "retarget_eye": make_retarget_eye, "retarget_lip": make_retarget_lip}
 

@@ -19,9 +19,9 @@ from training.base_model import use_channels_last
 from training.data import PreparedBatch
 from training.distributed import Process
 from training.ema import Ema
-from training.loop import Progress, Stage, make_adam, take_step
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
+from training.stage import Progress, Stage, make_adam, take_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

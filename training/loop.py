@@ -9,73 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from manifests.store import write_bytes_atomically
 from training.checkpoints import CheckpointFolder, RunState
-from training.data import Batch, PreparedBatch, augment, make_loader
+from training.data import Batch, augment
 from training.distributed import Process
-from training.ema import Ema
 from training.metrics import Reporter
 from training.nonfinite import NonFiniteError, save_batch
 from training.recipe import Recipe, recipe_toml
+from training.stage import Progress, Stage, open_loader
+from training.stopping import stop_request
 from training.validation import save_pictures, validate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run is."""
-
-    images: int
-    """Pairs seen by all ranks in all steps so far."""
-    step: int
-    """Steps so far."""
-    batch_size: int
-    """Pairs a step over all ranks."""
-
-
-class Stage:
-    """What a stage of training is to the loop. Derived classes set the attributes and write the three methods."""
-
-    name: str
-    """As on the command line."""
-    modules: dict[str, nn.Module]
-    """What is trained, unwrapped; all of it goes into checkpoints."""
-    optimizers: dict[str, Optimizer]
-    """All of them, by name."""
-    ema: Ema | None = None
-    """Averaged weights of the networks that will be exported."""
-    cross_identity: bool = False
-    """Whether the driving frame is of another person than the source."""
-    validates_on_videos: bool = False
-    """Whether validation leaves stills out where there are videos: source and driving frame of a still are one."""
-    best_metric: str | None = None
-    """Figure of `validate` whose smallest mean marks the best checkpoint."""
-
-    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
-        """Forward, backward and `take_step` of every optimiser. Returns scalars to tell: losses, gradient norms.
-
-        generator: on the device, seeded for this step alike on all ranks; the only source of random numbers. What is
-        drawn for the pairs of all ranks, of which this one takes its rows (`Process.draw`), does not depend on the
-        number of ranks.
-        """
-        raise NotImplementedError
-
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        """Figures of each pair [B], by the averaged weights; NaN where a pair has none. Called without gradients."""
-        raise NotImplementedError
-
-    def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        """Columns of the sample grid by title, each [B, 3, H, W] in [0, 1]. Called without gradients."""
-        raise NotImplementedError
 
 
 def train(
@@ -106,7 +54,7 @@ def train(
         with Reporter(output, recipe, process, first_image=state.images) as reporter:
             (interrupted,) = process.any(request.made)
             if state.images == 0 and not interrupted:
-                look(stage, recipe, state, dataset, output, process, reporter)
+                report_held_out(stage, recipe, state, dataset, output, process, reporter)
             batches = reporter.timed(loader)
             while state.images < recipe.num_images and not interrupted:
                 batch = next(batches)
@@ -118,7 +66,7 @@ def train(
                     raise NonFiniteError(save_batch(batch, losses, output, process, folder.newest_name()))
                 if interrupted:
                     break
-                is_best = look(stage, recipe, state, dataset, output, process, reporter)
+                is_best = report_held_out(stage, recipe, state, dataset, output, process, reporter)
                 if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
                     folder.save(stage, recipe, state)
                 folder.poll()
@@ -140,23 +88,6 @@ def require_one_start(state: RunState, output: Path, process: Process) -> None:
         )
 
 
-def open_loader(
-    stage: Stage, recipe: Recipe, dataset: str, process: Process, per_rank: int, *, position: int = 0
-) -> Iterable[Batch]:
-    """Batches of this rank from `position` on. ValueError where the data set does not serve."""
-    return make_loader(
-        dataset,
-        config=recipe.data,
-        batch_size=per_rank,
-        rank=process.rank,
-        world_size=process.world_size,
-        seed=recipe.seed,
-        position=position,
-        cross_identity=stage.cross_identity,
-        side_px=2 * recipe.model.image_size,
-    )
-
-
 def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: Process) -> dict[str, float]:
     """One step of the stage on one batch; `state` moves on. Returns what the stage tells, as numbers."""
     generator = seeded_generator(process.device, recipe.seed, state.images)
@@ -176,10 +107,13 @@ def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: P
     return dict(zip(losses, values, strict=True))
 
 
-def look(
+def report_held_out(
     stage: Stage, recipe: Recipe, state: RunState, dataset: str, output: Path, process: Process, reporter: Reporter
 ) -> bool:
-    """Pictures and validation where they are due, also before the first step. True for the best figure so far."""
+    """Pictures and validation of held-out pairs where they are due, also before the first step.
+
+    Whether the figure that tells the best checkpoint is the best so far, which `state` then notes.
+    """
     reports, images = recipe.reports, state.images
     at_end = images >= recipe.num_images
     if reports.pictures_every_images and (at_end or due(reports.pictures_every_images, images, recipe.batch_size)):
@@ -204,24 +138,6 @@ def due(every_images: int, images: int, batch_size: int) -> bool:
     return images == 0 or images // every_images > (images - batch_size) // every_images
 
 
-def make_adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Adam of all parameters of a module; the schedule multiplies `learning_rate`."""
-    group = {"params": [*module.parameters()], "lr": learning_rate, "initial_lr": learning_rate}
-    return torch.optim.Adam([group], betas=betas, fused=True)
-
-
-def take_step(optimizer: Optimizer, max_norm: float) -> Tensor:
-    """Clip the gradients of the optimiser's parameters together, step, and drop them. Returns the norm before.
-
-    max_norm 0 never clips. The norm is that of the gradients averaged over ranks, so it is equal on all of them.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
 def batch_per_rank(batch_size: int, process: Process) -> int:
     """Pairs that each rank takes a step. ValueError where the batch cannot be divided evenly."""
     if batch_size % process.world_size:
@@ -238,30 +154,3 @@ def seeded_generator(device: torch.device, *key: Any) -> torch.Generator:
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little")
     torch.manual_seed(seed)
     return torch.Generator(device).manual_seed(seed)
-
-
-@dataclass
-class StopRequest:
-    """Whether somebody asked this process to stop."""
-
-    made: bool = False
-    by: int = 0
-    """The signal."""
-
-
-@contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """SIGTERM and SIGINT set the flag; a second SIGINT interrupts at once."""
-    request = StopRequest()
-
-    def handle(number: int, frame: Any) -> None:
-        if request.made and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.made, request.by = True, number
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,9 +20,9 @@ from training.data import PreparedBatch, PreparedFrames, RandomTransform
 from training.distributed import Process
 from training.ema import Ema
 from training.landmarks import dotted
-from training.loop import Progress, Stage, make_adam, take_step
 from training.losses import GUIDANCE_LANDMARKS, guided_openness, require_slots
 from training.recipe import Recipe
+from training.stage import Progress, Stage, make_adam, take_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from training.distributed import Process, start_process
-from training.loop import Stage, batch_per_rank, open_loader, train
+from training.loop import batch_per_rank, train
 from training.nonfinite import NonFiniteError
 from training.recipe import Recipe, recipe_toml
 from training.run_folder import check_output, only_command
+from training.stage import Stage, open_loader
 
 
 @dataclass(frozen=True, kw_only=True)

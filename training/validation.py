@@ -8,18 +8,15 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from training.data import Batch, PreparedBatch, make_loader, prepare
+from training.data import Batch, PreparedBatch, prepare
 from training.distributed import Process
 from training.metrics import Reporter
 from training.pictures import draw_grid, write_png
 from training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from training.loop import Stage
+from training.stage import Stage, open_loader
 
 _log = logging.getLogger(__name__)
 
@@ -78,17 +75,7 @@ def held_out_batches(
     if stage.validates_on_videos:
         config = dataclasses.replace(config, still_share=0.0)
     try:
-        loader = make_loader(
-            dataset,
-            config=config,
-            batch_size=batch_size,
-            rank=process.rank,
-            world_size=process.world_size,
-            seed=recipe.seed,
-            split=split,
-            cross_identity=stage.cross_identity,
-            side_px=2 * recipe.model.image_size,
-        )
+        loader = open_loader(stage, dataclasses.replace(recipe, data=config), dataset, process, batch_size, split=split)
     except ValueError as error:
         advice = "; data.held_out_share keeps frames of training clips back" if split == "val" else ""
         _log.warning("no validation and no pictures: %s%s", error, advice)

@@ -32,8 +32,8 @@ from torch.utils._pytree import tree_leaves
 from training.base import BaseRecipe, BaseStage
 from training.data.batch import PreparedBatch, PreparedFrames
 from training.distributed import Process
-from training.loop import Progress
 from training.recipe import load_recipe
+from training.stage import Progress
 
 ROOT = str(Path(__file__).resolve().parents[2])
 _LARGE = 1_000_000  # elements from which on a layout matters

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from training.base import BaseRecipe, BaseStage
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import leave, start_process
-from training.loop import Progress, seeded_generator
+from training.loop import seeded_generator
 from training.recipe import load_recipe
+from training.stage import Progress
 
 
 def make_batch(num: int, size: int) -> PreparedBatch:

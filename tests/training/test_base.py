@@ -21,9 +21,10 @@ from training.base_losses import BaseLosses, Conventions
 from training.base_model import BaseModel, recompute_blocks
 from training.data import PreparedBatch
 from training.distributed import Process
-from training.loop import Progress, seeded_generator
+from training.loop import seeded_generator
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
 from training.recipe import load_recipe
+from training.stage import Progress
 
 SCRIPT = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))
 PROGRESS = Progress(images=100, step=25, batch_size=2)

@@ -24,8 +24,8 @@ from training.base_model import use_channels_last
 from training.checkpoints import CheckpointFolder, RunState, read_tensors, stage_tensors
 from training.ema import Ema
 from training.export import checkpoint_folder
-from training.loop import Stage, make_adam, take_step
 from training.losses import GradientBalancer
+from training.stage import Stage, make_adam, take_step
 
 RECIPE = BaseRecipe()
 
@@ -157,7 +157,7 @@ import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
 import torch
 from training.base import BaseRecipe
 from training.checkpoints import CheckpointFolder, RunState
-from training.loop import Stage
+from training.stage import Stage
 class Big(Stage):
     name = "base"
     modules = {{"net": torch.nn.Linear(1000, 1000)}}

@@ -17,10 +17,10 @@ from training.base_model import COMPILED_BLOCKS
 from training.correction import masked_mean, mean_over_known
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
-from training.loop import Progress
 from training.networks.landmarks import LandmarkNetwork
 from training.recipe import ComputeOptions, OptimizerOptions
 from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage, vary_places
+from training.stage import Progress
 from training.stitching import StitchingLosses, StitchingRecipe, StitchingStage
 
 TINY = ModelConfig.tiny(32)

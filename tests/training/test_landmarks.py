@@ -11,9 +11,9 @@ from torch.nn import functional
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.landmarks import LandmarkOptions, LandmarksRecipe, LandmarkStage, dotted, errors, vary
-from training.loop import Progress
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork, centres_of_mass
 from training.recipe import ComputeOptions, OptimizerOptions
+from training.stage import Progress
 
 
 def test_centre_of_mass_of_a_peak_is_its_pixel() -> None:

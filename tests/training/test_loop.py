@@ -21,7 +21,9 @@ import training.loop
 from training import distributed
 from training.__main__ import main
 from training.checkpoints import CheckpointFolder, read_run, read_tensors
-from training.loop import due, open_loader, stop_request, take_step
+from training.loop import due
+from training.stage import open_loader, take_step
+from training.stopping import stop_request
 
 Run = Callable[..., str]
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 import pytest
 import torch
 
+import training.stage
 import training.validation
 from training.base import BaseRecipe, BaseStage
 from training.data import DataConfig
 from training.distributed import Process
-from training.loop import Stage
 from training.recipe import ReportOptions
 from training.retargeting import RetargetingStage
+from training.stage import Stage
 from training.validation import held_out_batches, validate
 
 RECIPE = BaseRecipe(batch_size=4, reports=ReportOptions(num_validation=7))
@@ -61,7 +62,7 @@ def test_a_rank_may_have_none_of_the_last_pairs(monkeypatch) -> None:
 def test_stills_do_not_validate_reenactment(monkeypatch, stage: type[Stage], still_share: float) -> None:
     """Their source is their driving frame, which copying shows without a fault; R looks at single pictures."""
     seen: list[DataConfig] = []
-    monkeypatch.setattr(training.validation, "make_loader", lambda *_, config, **__: seen.append(config) or [])
+    monkeypatch.setattr(training.stage, "make_loader", lambda *_, config, **__: seen.append(config) or [])
     recipe = dataclasses.replace(RECIPE, data=DataConfig(still_share=0.5))
     assert held_out_batches(stage.__new__(stage), recipe, 4, dataset="", process=Process()) is not None
     assert [config.still_share for config in seen] == [still_share]

@@ -25,7 +25,7 @@ from manifests.broken_pipe import ending_quietly
 COMMANDS = {
     "motion": ("training.motion_command", "Motion", "Train M alone on labels: a start for `base --init`."),
     "base": ("training.base_command", "Base", "Train F, M, W and G from scratch, or from given weights."),
-    "landmarks": ("training.correction_commands", "Landmarks", "Train a landmark network for retargeting."),
+    "landmarks": ("training.landmarks_command", "Landmarks", "Train a landmark network for retargeting."),
     "stitching": ("training.correction_commands", "Stitching", "Train S on a finished base model."),
     "retargeting": ("training.correction_commands", "Retargeting", "Train R_eyes or R_lip on a finished base model."),
     "evaluate": ("training.evaluation.evaluate", "Evaluate", "Measure weights on a split of a data set."),

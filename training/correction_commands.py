@@ -1,4 +1,4 @@
-"""python -m training landmarks | stitching | retargeting: stage II on the command line."""
+"""python -m training stitching | retargeting: stage II on the command line."""
 
 from __future__ import annotations
 
@@ -10,42 +10,20 @@ from typing import Annotated, Literal
 
 import tyro
 
-from manifests.recipes import from_values
 from model.networks import LivePortrait
-from training.base_command import load_start, with_sizes_of
-from training.checkpoints import CheckpointFolder, read_run, read_tensors
+from training.checkpoints import CheckpointFolder
 from training.distributed import Process
-from training.export import BASE_WEIGHTS, checkpoint_folder, is_run
-from training.landmarks import LandmarksRecipe, LandmarkStage
+from training.export import BASE_WEIGHTS, checkpoint_folder
+from training.landmarks_command import load_landmarks
 from training.networks.facemesh import MeshLandmarks
-from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
 from training.retargeting import RetargetingRecipe, RetargetingStage
 from training.running import RunOptions, run_stage
+from training.start import load_start, with_sizes_of
 from training.stitching import StitchingRecipe, StitchingStage
 
 LANDMARKS = "landmark_network"
 """Folder in a run of retargeting that holds the landmark network which judged it, as a run of `training landmarks`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Landmarks(RunOptions):
-    """Train a small differentiable landmark network for retargeting, on the labels of the shards.
-
-    python -m training landmarks --data DATASET --output runs/landmarks
-    """
-
-    output: Path = Path("runs/landmarks")
-    """Folder of the run; made if it is missing, continued if it holds checkpoints."""
-    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
-    """Preset or a TOML file; further options override it."""
-    recipe: Annotated[LandmarksRecipe, tyro.conf.arg(name="")] = field(default_factory=LandmarksRecipe)
-
-    STAGE = "landmarks"
-    RECIPE = LandmarksRecipe
-
-    def main(self) -> int:
-        return run_stage(self, self.recipe, lambda process: LandmarkStage(self.recipe, process))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,23 +142,3 @@ class Retargeting(_Correction):
             checkpoint = checkpoint_folder(Path(self.landmarks).expanduser())
             shutil.copytree(checkpoint, temporary / "checkpoints" / checkpoint.name)
             temporary.rename(own)
-
-
-def load_landmarks(run: Path) -> LandmarkNetwork:
-    """The averaged landmark network of a run, frozen. ValueError with one line that says what to do."""
-    run = run.expanduser()
-    if not is_run(run):
-        raise ValueError(
-            f"--landmarks {run}: no run there; make one with `python -m training landmarks --output {run}`"
-        )
-    folder = checkpoint_folder(run)
-    told = read_run(folder)
-    if told["stage"] != LandmarkStage.name:
-        raise ValueError(f"--landmarks {run} is a run of stage {told['stage']!r}, expected one of `training landmarks`")
-    sizes = {k.removeprefix("landmarks."): v for k, v in told["recipe"].items() if k.startswith("landmarks.")}
-    network = LandmarkNetwork(from_values(LandmarkConfig, sizes, f"{folder}: landmarks"))
-    tensors = read_tensors(folder, ("ema.landmarks.", "modules.landmarks."))
-    kind = "ema" if any(name.startswith("ema.") for name in tensors) else "modules"
-    prefix = f"{kind}.landmarks."
-    network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return network.eval().requires_grad_(False)

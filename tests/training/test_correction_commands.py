@@ -11,8 +11,9 @@ import torch
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.__main__ import main
-from training.correction_commands import LANDMARKS, load_landmarks
+from training.correction_commands import LANDMARKS
 from training.export import load_portrait
+from training.landmarks_command import load_landmarks
 
 QUICK = (
     *("--recipe", "tiny", "--batch-size", "2", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),

@@ -1,0 +1,64 @@
+"""Weights that training starts from: whole models and M alone, with the sizes that come with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from model.config import ModelConfig
+from model.networks import LivePortrait
+from training.checkpoints import read_run
+from training.export import checkpoint_folder, is_run, load_portrait, network_states
+from training.motion import MotionStage
+from training.recipe import Recipe, load_recipe
+from training.running import RunOptions
+
+_log = logging.getLogger(__name__)
+
+
+def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
+    """Weights to start from: a whole model, or M of a run of `training motion` in a new model of the recipe's sizes.
+
+    FileNotFoundError or ValueError with one line that says what to do.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise ValueError(
+            f"--init {path} does not exist: give the folder of a run, of an export, or of the released files "
+            "(the KwaiVGI/LivePortrait model repository)"
+        )
+    if not is_run(path) or read_run(checkpoint_folder(path))["stage"] != MotionStage.name:
+        return load_portrait(path)
+    if recipe is None:
+        raise ValueError(
+            f"--init {path} holds M alone: train a base model on it first, `python -m training base --init {path}`"
+        )
+    portrait = LivePortrait.untrained(recipe.seed, recipe.model)
+    try:
+        portrait.motion.load_state_dict(network_states(checkpoint_folder(path))["motion"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"--init {path}: its M has other sizes than this recipe's model; give both recipes the same image_size, "
+            f"backbone_depths and backbone_channels ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return portrait
+
+
+def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recipe:
+    """The recipe with the networks' sizes of given weights; a line tells where its own sizes were others.
+
+    where: whose weights these are, for messages. ValueError where the command line asks for other sizes.
+    """
+    recipe: Recipe = options.recipe
+    preset = load_recipe(options.RECIPE, options.STAGE, options.recipe_name).model
+    others = [f.name for f in dataclasses.fields(config) if getattr(recipe.model, f.name) != getattr(config, f.name)]
+    for name in others:
+        if (asked := getattr(recipe.model, name)) != getattr(preset, name):
+            raise ValueError(
+                f"--model.{name.replace('_', '-')} is {asked}, but {where} has {getattr(config, name)}: the sizes of "
+                "the networks come with the weights, leave the option out"
+            )
+    if told := [name for name in others if getattr(preset, name) != getattr(ModelConfig(), name)]:
+        _log.warning("note: %s sets the networks' sizes, not the recipe (%s)", where, ", ".join(told))
+    return dataclasses.replace(recipe, model=config)

@@ -62,7 +62,7 @@ class Base(RunOptions):
             else:
                 portrait = load_start(self.init, recipe)
                 recipe = with_sizes_of(self, portrait.config, f"--init {self.init}")
-        return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait))
+        return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait), init=self.init)
 
     def make_stage(self, recipe: BaseRecipe, process: Process, portrait: LivePortrait | None) -> BaseStage:
         """The stage, with the conventions of weights that it starts from: those of their run, else measured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,13 +44,20 @@ class _Correction(RunOptions):
         portrait = load_start(self.output / BASE_WEIGHTS if self._has_begun() else self.init)
         return portrait, with_sizes_of(self, portrait.config, f"--init {self.init}")
 
-    def keep_base(self, portrait: LivePortrait, process: Process) -> None:
-        """Copy the base model into the run, so that the run is complete by itself."""
-        if process.is_main and not self.dry_run and not self._has_begun():
-            own, temporary = self.output / BASE_WEIGHTS, self.output / f".{BASE_WEIGHTS}"
-            portrait.save(temporary)
-            if own.exists():  # of a start that came to nothing, maybe with another --init
-                shutil.rmtree(own)
+    def keep(self, name: str, write: Callable[[Path], object] | None, process: Process) -> None:
+        """Have `write` make the folder `name` in the run, which needs nothing from elsewhere then, unless it has begun.
+
+        The folder is complete or not there. One of a start that came to nothing, maybe from other weights, is replaced,
+        or removed where `write` is None.
+        """
+        if not process.is_main or self.dry_run or self._has_begun():
+            return
+        own, temporary = self.output / name, self.output / f".{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        if write is not None:
+            write(temporary)
+        shutil.rmtree(own, ignore_errors=True)
+        if write is not None:
             temporary.rename(own)
 
     def _has_begun(self) -> bool:
@@ -80,10 +88,10 @@ class Stitching(_Correction):
         portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> StitchingStage:
-            self.keep_base(portrait, process)
+            self.keep(BASE_WEIGHTS, portrait.save, process)
             return StitchingStage(portrait, recipe, process, keep_network=self.keep_network)
 
-        return run_stage(self, recipe, make_stage)
+        return run_stage(self, recipe, make_stage, init=self.init)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,22 +131,15 @@ class Retargeting(_Correction):
         portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> RetargetingStage:
-            self.keep_landmarks(process)
-            self.keep_base(portrait, process)
+            self.keep(LANDMARKS, None if self.landmarks == "facemesh" else self._copy_landmarks, process)
+            self.keep(BASE_WEIGHTS, portrait.save, process)
             return RetargetingStage(
                 portrait, recipe, process, part=self.part, landmarks=landmarks, keep_network=self.keep_network
             )
 
-        return run_stage(self, recipe, make_stage)
+        return run_stage(self, recipe, make_stage, init=self.init)
 
-    def keep_landmarks(self, process: Process) -> None:
-        """Copy the checkpoint of the landmark network into the run, as `keep_base` does the base model."""
-        if not process.is_main or self.dry_run or self._has_begun():
-            return
-        own, temporary = self.output / LANDMARKS, self.output / f".{LANDMARKS}"
-        for old in (own, temporary):  # of a start that came to nothing, maybe with another --landmarks
-            shutil.rmtree(old, ignore_errors=True)
-        if self.landmarks != "facemesh":
-            checkpoint = checkpoint_folder(Path(self.landmarks).expanduser())
-            shutil.copytree(checkpoint, temporary / "checkpoints" / checkpoint.name)
-            temporary.rename(own)
+    def _copy_landmarks(self, target: Path) -> None:
+        """Make a run of `target` that holds the checkpoint of the landmark network."""
+        checkpoint = checkpoint_folder(Path(self.landmarks).expanduser())
+        shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)

@@ -40,9 +40,12 @@ class RunOptions:
     RECIPE: ClassVar[type[Recipe]]
 
 
-def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process], Stage]) -> int:
+def run_stage(
+    options: RunOptions, recipe: Recipe, make_stage: Callable[[Process], Stage], *, init: Path | None = None
+) -> int:
     """Make the stage in this process and train it. Returns the exit status.
 
+    init: what the stage's weights are from, to be noted.
     0: finished, or stopped by SIGTERM with everything saved. 130: the same by Ctrl-C. 1: diverged, or the last state
     could not be saved. What the user can mend is a ValueError.
     """
@@ -80,7 +83,7 @@ def run_stage(options: RunOptions, recipe: Recipe, make_stage: Callable[[Process
                     stage,
                     recipe,
                     dataset=options.data,
-                    init=getattr(options, "init", None),
+                    init=init,
                     output=options.output,
                     process=process,
                     allow_other_recipe=options.allow_other_recipe,

@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.__main__ import main
 from training.correction_commands import LANDMARKS
-from training.export import load_portrait
+from training.export import BASE_WEIGHTS, load_portrait
 from training.landmarks_command import load_landmarks
 
 QUICK = (
@@ -49,7 +49,8 @@ def test_retargeting_learns_resumes_and_exports(
     """Resumed, it needs the landmark network no more that it began with."""
     runs = {}
     judge = shutil.copytree(landmarks, tmp_path / "judge")
-    (tmp_path / "lip" / LANDMARKS).mkdir(parents=True)  # of a start that came to nothing
+    for left in (LANDMARKS, f".{BASE_WEIGHTS}"):  # of starts that came to nothing
+        (tmp_path / "lip" / left / "part").mkdir(parents=True)
     judges = {"eyes": ["--landmarks", str(judge)], "lip": ["--weights-dir", str(models / "open")]}
     for part, network in (("eyes", "retarget_eye"), ("lip", "retarget_lip")):
         runs[network] = tmp_path / part
@@ -59,6 +60,7 @@ def test_retargeting_learns_resumes_and_exports(
         shutil.rmtree(judge, ignore_errors=True)
         assert main([*arguments, "--num-images", "6"]) == 0
         assert (tmp_path / part / LANDMARKS).exists() == (part == "eyes")
+        assert not (tmp_path / part / BASE_WEIGHTS / "part").exists()
         assert "4 images" in capsys.readouterr().err  # resumed
         start, trained = LivePortrait.from_pretrained(base), load_portrait(tmp_path / part)
         for name, module in trained.networks().items():

@@ -25,16 +25,8 @@ SOURCE_VY_RATIO = -0.125
 DRIVING_SCALE = 2.2
 DRIVING_VY_RATIO = -0.1
 
-Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 Border = Literal["black", "replicate"]
 
-_CV2_INTERPOLATION = {
-    "nearest": cv2.INTER_NEAREST,
-    "linear": cv2.INTER_LINEAR,
-    "cubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_LINEAR,  # after the averaging only a shift, a turn or an enlargement is left
-    "lanczos": cv2.INTER_LANCZOS4,
-}
 _CV2_BORDER = {"black": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}
 _EDGE_TOLERANCE_PX = 1e-3  # a crop's edges that come so near to edges of pixels lie on them
 
@@ -84,11 +76,10 @@ def eye_and_mouth_centers(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return eyes, mouth
 
 
-def face_rect(landmarks: np.ndarray, *, scale: float, vx_ratio: float = 0.0, vy_ratio: float = 0.0) -> FaceRect:
+def face_rect(landmarks: np.ndarray, *, scale: float, vy_ratio: float = 0.0) -> FaceRect:
     """The square around the landmarks along the face's own axes, `scale` times as large as their longer extent.
 
-    The vertical axis runs from between the eyes to the mouth. The square is shifted by `vx_ratio` and `vy_ratio` of its
-    side along the face's axes.
+    The vertical axis runs from between the eyes to the mouth. The square is shifted along it by `vy_ratio` of its side.
     """
     eyes, mouth = eye_and_mouth_centers(landmarks)
     down = mouth - eyes
@@ -100,7 +91,7 @@ def face_rect(landmarks: np.ndarray, *, scale: float, vx_ratio: float = 0.0, vy_
     in_face = (landmarks - mean) @ axes.T
     low, high = in_face.min(0), in_face.max(0)
     size_px = float((high - low).max() * scale)
-    center = mean + ((low + high) / 2 + np.array([vx_ratio, vy_ratio]) * size_px) @ axes
+    center = mean + ((low + high) / 2 + np.array([0.0, vy_ratio]) * size_px) @ axes
     return FaceRect(center=center, size_px=size_px, angle_rad=math.atan2(axes[0, 1], axes[0, 0]))
 
 
@@ -109,16 +100,14 @@ def crop_transform(
     *,
     size_px: int = 512,
     scale: float = SOURCE_SCALE,
-    vx_ratio: float = 0.0,
     vy_ratio: float = SOURCE_VY_RATIO,
     rotate: bool = True,
 ) -> np.ndarray:
     """LivePortrait's crop of one picture: source pixels to crop pixels, float64 [3, 3].
 
     rotate: turn the face upright. Otherwise only the position and the size follow the face.
-    The published code drops `vx_ratio` on this path; leave it at 0 to equal it.
     """
-    rect = face_rect(landmarks, scale=scale, vx_ratio=vx_ratio, vy_ratio=vy_ratio)
+    rect = face_rect(landmarks, scale=scale, vy_ratio=vy_ratio)
     angle = rect.angle_rad if rotate else 0.0
     zoom = size_px / rect.size_px
     matrix = np.eye(3)
@@ -128,10 +117,10 @@ def crop_transform(
 
 
 def driving_box(
-    landmarks: np.ndarray, *, scale: float = DRIVING_SCALE, vx_ratio: float = 0.0, vy_ratio: float = DRIVING_VY_RATIO
+    landmarks: np.ndarray, *, scale: float = DRIVING_SCALE, vy_ratio: float = DRIVING_VY_RATIO
 ) -> np.ndarray:
     """The upright square box (left, top, right, bottom) of one driving frame in source pixels, float64 [4]."""
-    rect = face_rect(landmarks, scale=scale, vx_ratio=vx_ratio, vy_ratio=vy_ratio)
+    rect = face_rect(landmarks, scale=scale, vy_ratio=vy_ratio)
     half = rect.size_px / 2
     return np.concatenate([rect.center - half, rect.center + half])
 
@@ -264,7 +253,6 @@ def warp(
     matrix: np.ndarray,
     size: int | tuple[int, int],
     *,
-    interpolation: Interpolation = "linear",
     border: Border = "black",
 ) -> np.ndarray:
     """Cut a crop out of a picture, or paste one back with the inverse matrix.
@@ -272,10 +260,10 @@ def warp(
     image: uint8 or float32 [H, W] or [H, W, C]. matrix: [2 or 3, 3], image pixels to output pixels.
     size: side of the output, or (width, height). Returns the image's dtype and channels.
 
-    `cv2.warpAffine` reads the same few source pixels per output pixel whatever the scale, which aliases. So at half
-    size and below, the part of the picture that is read is first averaged over k x k blocks, k = floor(1 / scale), at
-    little cost. `area` averages over exactly 1 / scale pixels at any reduction; three times the time.
-    A linear warp that turns nothing and has its edges on edges of pixels is a resize, which takes a third of the time.
+    Sampling is bilinear. `cv2.warpAffine` reads the same few source pixels per output pixel whatever the scale, which
+    aliases. So at half size and below, the part of the picture that is read is first averaged over k x k blocks,
+    k = floor(1 / scale), at little cost.
+    A warp that turns nothing and has its edges on edges of pixels is a resize, which takes a third of the time.
     What lies outside the picture is black (as published; `outside_fraction` measures it) or, with
     `border="replicate"`, the nearest pixel.
     """
@@ -283,14 +271,12 @@ def warp(
     width, height = (size, size) if isinstance(size, int) else size
     (a, b), (c, d) = matrix[:, :2].tolist()
     reduction = 1 / math.sqrt(abs(a * d - b * c))  # np.linalg.det takes twenty times as long
-    block = reduction if interpolation == "area" else int(reduction + 1e-9)
-    if interpolation != "nearest" and block > (1 if interpolation == "area" else 1.5):
+    block = int(reduction + 1e-9)
+    if block > 1:
         image, matrix = _shrink(image, matrix, (width, height), block)
-    if interpolation == "linear" and (part := _whole_pixels(image, matrix, (width, height), border)) is not None:
+    if (part := _whole_pixels(image, matrix, (width, height), border)) is not None:
         return cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
-    return cv2.warpAffine(
-        image, matrix, (width, height), flags=_CV2_INTERPOLATION[interpolation], borderMode=_CV2_BORDER[border]
-    )
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=_CV2_BORDER[border])
 
 
 def _whole_pixels(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: Border) -> np.ndarray | None:
@@ -311,24 +297,20 @@ def _whole_pixels(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], 
     return cv2.copyMakeBorder(part, *outside, _CV2_BORDER[border]) if any(outside) else part
 
 
-def _shrink(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], block: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _shrink(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], block: int) -> tuple[np.ndarray, np.ndarray]:
     """Average blocks of `block` x `block` pixels where the warp reads the image; adapt the matrix to the result."""
     corners = np.array([[0, 0], [size[0], 0], [0, size[1]], size], np.float64)
     in_image = transform_points(corners, invert(matrix))
-    margin = math.ceil(4 * block)  # what Lanczos still reads
+    margin = 4 * block  # more than is read; blocks begin there, so another margin would give other pixels
     limit = np.array([image.shape[1], image.shape[0]])
     left, top = np.clip(np.floor(in_image.min(0)).astype(int) - margin, 0, limit - 1)
     right, bottom = np.clip(np.ceil(in_image.max(0)).astype(int) + margin, (left + 1, top + 1), limit)
     part = image[top:bottom, left:right]
-    if isinstance(block, int) and ((right - left) % block or (bottom - top) % block):  # complete the last blocks
+    if (right - left) % block or (bottom - top) % block:  # complete the last blocks
         pad_x, pad_y = -(right - left) % block, -(bottom - top) % block
         part = cv2.copyMakeBorder(part, 0, int(pad_y), 0, int(pad_x), cv2.BORDER_REPLICATE)
     height, width = part.shape[:2]
-    shrunk_width, shrunk_height = max(1, round(width / block)), max(1, round(height / block))
-    block_x, block_y = width / shrunk_width, height / shrunk_height
-    part = cv2.resize(part, (shrunk_width, shrunk_height), interpolation=cv2.INTER_AREA)
+    part = cv2.resize(part, (width // block, height // block), interpolation=cv2.INTER_AREA)
     # Pixel i of the part is centred on source pixel block * i + (block - 1) / 2 + start.
-    to_source = np.array([[block_x, 0, (block_x - 1) / 2 + left], [0, block_y, (block_y - 1) / 2 + top], [0, 0, 1]])
+    to_source = np.array([[block, 0, (block - 1) / 2 + left], [0, block, (block - 1) / 2 + top], [0, 0, 1]])
     return part, matrix @ to_source

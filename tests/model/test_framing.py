@@ -82,12 +82,6 @@ def test_rotated_crop_turns_the_face_upright():
         assert mouth[1] > eyes[1]
 
 
-def test_horizontal_offset_moves_the_face_in_the_crop():
-    points = face_68()
-    shifted = framing.crop_transform(points, vx_ratio=0.1)
-    assert shifted[0, 2] == pytest.approx(framing.crop_transform(points)[0, 2] - 0.1 * 512)
-
-
 def test_unknown_landmark_scheme_is_refused():
     with pytest.raises(ValueError, match="5, 68, 106, 203"):
         framing.crop_transform(np.zeros((98, 2)))
@@ -147,27 +141,25 @@ def test_a_crop_on_whole_pixels_is_resized_to_what_the_general_warp_gives(center
     assert framing._whole_pixels(picture, turned[:2], (512, 512), border) is None
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "area", "cubic"])
 @pytest.mark.parametrize("side", [200, 400, 1400, 1999])
-def test_warp_keeps_positions_at_every_scale(side, interpolation):
+def test_warp_keeps_positions_at_every_scale(side):
     """A blob lands where the matrix says, with and without the averaging, also in a corner of the picture."""
     height, width, center = 2000, 3000, np.array([2990.0 - side / 2, 1996.0 - side / 2])
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
     image = np.exp(-((xx - center[0]) ** 2 + (yy - center[1]) ** 2) / (2 * (side / 16) ** 2))
     box = np.concatenate([center - side / 2, center + side / 2]) + side * 0.07
     matrix = framing.box_transform(box, size_px=256)
-    out = framing.warp(image, matrix, 256, interpolation=interpolation)
+    out = framing.warp(image, matrix, 256)
     rows, columns = np.mgrid[:256, :256]
     found = np.array([(out * columns).sum(), (out * rows).sum()]) / out.sum()
     np.testing.assert_allclose(found, framing.transform_points(center, matrix), atol=0.05)
 
 
-@pytest.mark.parametrize(("side", "interpolation"), [(1998, "area"), (1200, "area"), (2000, "linear")])
-def test_warp_does_not_alias_when_it_shrinks(side, interpolation):
+def test_warp_does_not_alias_when_it_shrinks():
     stripes = np.zeros((2048, 2048, 3), np.uint8)
     stripes[:, ::2] = 255  # one-pixel stripes: any picture at a quarter of the size is plain grey
-    matrix = framing.box_transform([10, 10, 10 + side, 10 + side], size_px=500)
-    smooth = framing.warp(stripes, matrix, 500, interpolation=interpolation)
+    matrix = framing.box_transform([10, 10, 2010, 2010], size_px=500)
+    smooth = framing.warp(stripes, matrix, 500)
     plain = cv2.warpAffine(stripes, matrix[:2], (500, 500), flags=cv2.INTER_LINEAR)
     error, plain_error = (np.abs(crop[5:-5, 5:-5].astype(int) - 127).mean() for crop in (smooth, plain))
     assert error < 0.25 * plain_error
@@ -179,8 +171,8 @@ def test_warp_and_its_inverse_give_the_picture_back():
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 255, (360, 640, 3), np.uint8), (0, 0), 6)
     matrix = framing.crop_transform(face_68(angle_deg=15))
-    crop = framing.warp(image, matrix, 512, interpolation="cubic")
-    back = framing.warp(crop, framing.invert(matrix), (640, 360), interpolation="cubic")
+    crop = framing.warp(image, matrix, 512)
+    back = framing.warp(crop, framing.invert(matrix), (640, 360))
     mask = framing.warp(np.full((512, 512), 255, np.uint8), framing.invert(matrix), (640, 360)) == 255
     mask = cv2.erode(mask.astype(np.uint8), np.ones((9, 9)), borderValue=0) > 0
     assert mask.mean() > 0.15

@@ -25,6 +25,7 @@ from training.distributed import Process, synchronise_batch_norm
 from training.edits import edit_landmarks, keypoint_offsets
 from training.ema import Ema
 from training.losses import (
+    CASCADE,
     GradientBalancer,
     cascade,
     discriminator_losses,
@@ -129,6 +130,7 @@ class BaseStage(Stage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed + 1)
             bare = CascadedDiscriminator(
+                CASCADE,
                 base_channels=options.base_channels,
                 max_channels=options.max_channels,
                 num_blocks=options.num_blocks,

@@ -11,6 +11,7 @@ ARCFACE_POINTS = np.array(
 )
 """Where ArcFace, and SFace after it, expect the 5 points in a crop of 112 x 112 pixels."""
 ARCFACE_SIZE_PX = 112
+_CANVAS_MULTIPLE_PX = 32  # the coarsest stride of the detectors
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -42,34 +43,32 @@ def roll_deg(points: np.ndarray) -> float:
     return float(np.degrees(np.arctan2(eyes[0] - mouth[0], mouth[1] - eyes[1])))
 
 
-def upright_square(box: np.ndarray, points: np.ndarray, *, scale: float, size_px: int, rotate: bool) -> np.ndarray:
-    """Transform of a square around a detected face, `scale` times its box, turned upright if asked.
+def upright_square(box: np.ndarray, points: np.ndarray, *, scale: float, size_px: int) -> np.ndarray:
+    """Transform of a square around a detected face, `scale` times its box, turned upright.
 
     box: float [4]. points: float [5, 2]. Returns float64 [3, 3], image pixels to square pixels.
     """
     box = np.asarray(box, np.float64)
     side = max(box[2] - box[0], box[3] - box[1], 1e-3) * scale
     zoom = size_px / side
-    angle = np.radians(roll_deg(points)) if rotate else 0.0
+    angle = np.radians(roll_deg(points))
     matrix = np.eye(3)
     matrix[:2, :2] = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix[:2, 2] = (size_px - 1) / 2 - matrix[:2, :2] @ ((box[:2] + box[2:]) / 2)
     return matrix
 
 
-def letterbox(
-    width_px: int, height_px: int, *, size_px: int, border: float, multiple_px: int
-) -> tuple[np.ndarray, int, int]:
+def letterbox(width_px: int, height_px: int, *, size_px: int, border: float) -> tuple[np.ndarray, int, int]:
     """Fit a picture and a border of `border` times its longer side around it into a canvas.
 
-    The longer side of picture and border becomes `size_px`, the canvas is rounded up to whole `multiple_px`. The zoom
+    The longer side of picture and border becomes `size_px`, the canvas is rounded up to a multiple of 32. The zoom
     across and down may differ by what makes the border whole pixels.
     Returns the float64 [3, 3] transform from picture to canvas, and the canvas' width and height.
     """
     longer = max(width_px, height_px)
     zoom = size_px / (longer * (1 + 2 * border))
     canvas = [
-        int(np.ceil(side * zoom / multiple_px - 1e-9)) * multiple_px
+        int(np.ceil(side * zoom / _CANVAS_MULTIPLE_PX - 1e-9)) * _CANVAS_MULTIPLE_PX
         for side in (width_px + 2 * border * longer, height_px + 2 * border * longer)
     ]
     matrix = np.eye(3)

@@ -85,7 +85,7 @@ class FaceMeshLandmarker:
 
     def _mesh_in_crop(self, image: np.ndarray, box: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float, float]:
         """One pass: the mesh, the probability of a face, and by how many degrees the crop was turned upright."""
-        matrix = upright_square(box, points, scale=CROP_SCALE, size_px=SIZE_PX, rotate=True)
+        matrix = upright_square(box, points, scale=CROP_SCALE, size_px=SIZE_PX)
         crop = framing.warp(image, matrix, SIZE_PX)
         self._interpreter.set_tensor(self._input, crop[None].astype(np.float32) / np.float32(255))
         self._interpreter.invoke()

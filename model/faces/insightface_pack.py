@@ -139,9 +139,7 @@ class ScrfdDetector:
     def _detect_one(self, image: np.ndarray) -> Detections:
         size_px = min(self._fixed_size) if self._fixed_size else self._config.detection_size_px
         height, width = image.shape[:2]
-        matrix, canvas_width, canvas_height = letterbox(
-            width, height, size_px=size_px, border=_LETTERBOX_BORDER, multiple_px=32
-        )
+        matrix, canvas_width, canvas_height = letterbox(width, height, size_px=size_px, border=_LETTERBOX_BORDER)
         canvas = framing.warp(image, matrix, self._fixed_size or (canvas_width, canvas_height))
         found, points = self._model.detect(
             np.ascontiguousarray(canvas[..., ::-1]),
@@ -186,7 +184,7 @@ class PackLandmarker:
         without aliasing) and handed over with the box that makes the package's own crop the identity.
         """
         size_px = model.input_size[0]
-        matrix = upright_square(box, points, scale=_CROP_SCALE, size_px=size_px, rotate=True)
+        matrix = upright_square(box, points, scale=_CROP_SCALE, size_px=size_px)
         crop = np.ascontiguousarray(framing.warp(image, matrix, size_px)[..., ::-1])
         half = size_px / _CROP_SCALE / 2
         center = size_px / 2

@@ -40,7 +40,7 @@ class YuNetDetector:
     def _detect_one(self, image: np.ndarray) -> Detections:
         height, width = image.shape[:2]
         matrix, canvas_width, canvas_height = letterbox(
-            width, height, size_px=self._config.detection_size_px, border=_BORDER, multiple_px=32
+            width, height, size_px=self._config.detection_size_px, border=_BORDER
         )
         canvas = framing.warp(image, matrix, (canvas_width, canvas_height))
         blob = np.ascontiguousarray(canvas[None, :, :, ::-1].transpose(0, 3, 1, 2), np.float32)

@@ -19,6 +19,7 @@ PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "heim", "heis", "hevc", "hevx"
 """Files in the container of videos that hold pictures: HEIF and AVIF, a still or (some) a sequence."""
 _ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"sinf")
 _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"\xef\xbb\xbf#EXTM3U", b"[playlist]", b"<?xml", b"<MPD")
+_HEAD_BYTES = 1 << 16
 # Average and nominal rate of a constant-rate file differ by rounding only; real variable-rate files by 10 % and more.
 _CONSTANT_RATE_TOLERANCE = 0.01
 _LATE_START_S = 0.5
@@ -304,14 +305,14 @@ def _end_s(container: av.container.InputContainer, stream: av.VideoStream) -> fl
     return None if end is None else float(end * stream.time_base)
 
 
-def _read_head(source: VideoSource, name: str, num_bytes: int = 1 << 16) -> bytes:
+def _read_head(source: VideoSource, name: str) -> bytes:
     """First bytes of the source; raises VideoError where the file system refuses."""
     try:
         if isinstance(source, str | Path):
             with open(source, "rb") as file:
-                return file.read(num_bytes)
+                return file.read(_HEAD_BYTES)
         source.seek(0)
-        head = source.read(num_bytes)
+        head = source.read(_HEAD_BYTES)
         source.seek(0)
         return head
     except FileNotFoundError as error:

@@ -52,7 +52,7 @@ def measure(path: str, num_frames: int) -> dict[str, float]:
             num += 1
             timed("sketch", lambda: frame.sketch(PICTURE_SIDE_PX))
             picture, small = timed("rgb", frame.rgb), frame.small(640)
-            matrix, *canvas = letterbox(small.shape[1], small.shape[0], size_px=640, border=0.1, multiple_px=32)
+            matrix, *canvas = letterbox(small.shape[1], small.shape[0], size_px=640, border=0.1)
             for name, turn in (("", 0.0), (", general", 1.0)):
                 timed(f"crop{name}", partial(warp, picture, crop.matrix + turn * _ALMOST_WHOLE, 512))
                 timed(f"canvas{name}", partial(warp, small, matrix + turn * _ALMOST_WHOLE, tuple(canvas)))

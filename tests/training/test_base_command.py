@@ -14,10 +14,11 @@ from training.base_command import Base, conventions_of
 from training.checkpoints import CheckpointFolder, RunState
 from training.distributed import Process
 from training.landmarks import LandmarksRecipe, LandmarkStage
-from training.losses import FIRST_SLOTS
 from training.motion import MotionRecipe, MotionStage
 from training.networks.landmarks import LandmarkConfig
 from training.recipe import load_recipe
+
+OTHER_SLOTS = tuple(range(10))
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def run_with_conventions(folder: Path, recipe: BaseRecipe, name: str) -> Path:
     """A run that has not learned anything, with other slots than the released ones and pitch the other way round."""
     of_motion = MotionRecipe(model=recipe.model)
     stage = MotionStage(of_motion, Process()) if name == "motion" else BaseStage(recipe, Process())
-    stage.conventions.slots.copy_(torch.tensor(FIRST_SLOTS))
+    stage.conventions.slots.copy_(torch.tensor(OTHER_SLOTS))
     stage.conventions.pose_signs[0] = -1
     CheckpointFolder(folder, keep_last=1, writes=True).save_last(
         stage, of_motion if name == "motion" else recipe, RunState()
@@ -44,7 +45,7 @@ def test_a_start_from_a_run_keeps_its_conventions(name: str, recipe: BaseRecipe,
     portrait = LivePortrait.untrained(config=recipe.model)
     command = Base(init=run, data=str(tmp_path / "none"), output=tmp_path / "base")
     conventions = command.make_stage(recipe, Process(), portrait).conventions
-    assert conventions.slots_tuple == tuple(conventions.slots.tolist()) == FIRST_SLOTS
+    assert conventions.slots_tuple == tuple(conventions.slots.tolist()) == OTHER_SLOTS
     assert conventions.pose_signs.tolist() == [-1, 1, 1]
     assert capsys.readouterr().err == (
         f"{run}: as in that run, pitch with the sign changed, and guidance landmarks follow the key points "

@@ -11,7 +11,6 @@ from training.losses.adversarial import (
 from training.losses.balancer import GradientBalancer
 from training.losses.identity import IdentityLoss, align_faces
 from training.losses.keypoints import (
-    FIRST_SLOTS,
     GUIDANCE_LANDMARKS,
     RELEASED_SLOTS,
     deformation_prior_loss,
@@ -33,7 +32,6 @@ from training.losses.regions import CASCADE, cascade, crop_regions, eye_mask, li
 
 __all__ = [
     "CASCADE",
-    "FIRST_SLOTS",
     "GUIDANCE_LANDMARKS",
     "RELEASED_SLOTS",
     "CascadedPerceptualLoss",

@@ -37,8 +37,6 @@ tells what it is: 11 and 15 turn down to wink and follow the gaze (lids), 13 and
 landmarks meet five eye slots, and 12, a lip slot that no edit uses and whose neutral expression is zero, takes an
 inner corner, which hardly moves. Which side is which is not published and is our choice.
 """
-FIRST_SLOTS = tuple(range(len(GUIDANCE_LANDMARKS)))
-"""The first ten key points, in the order of GUIDANCE_LANDMARKS, as the first public port had it."""
 
 
 def require_slots(num_keypoints: int) -> None:
@@ -131,8 +129,8 @@ def wing_guidance_loss(
     slots: which key point each of GUIDANCE_LANDMARKS is tied to; on a GPU as int64 tensor there, because numbers wait
     for it. For training from scratch RELEASED_SLOTS is the sensible choice and the default: it costs nothing, and
     `region="eyes"`, the face edits and third-party tools, all of which name key points by the released order, keep
-    their meaning. FIRST_SLOTS gives that up. When fine-tuning released weights, use `match_slots` on their own key
-    points, so that the loss does not pull them into another order.
+    their meaning. Others (the first public port had the first ten) give that up. When fine-tuning released weights, use
+    `match_slots` on their own key points, so that the loss does not pull them into another order.
     """
     wanted, points = guidance_points(landmarks).float(), guided_points(keypoints, slots).float()
     if points.shape != wanted.shape:

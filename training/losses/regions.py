@@ -40,7 +40,7 @@ REGIONS = {
     "eyes": Region(points=slice(36, 48), scale=1.3, shift_y=0.0, size_share=0.25),
 }
 CASCADE = ("global", "face", "lip")
-"""Regions of the cascaded losses; global is the whole picture."""
+"""Views that the cascaded losses compare; global is the whole picture."""
 
 
 def region_box(landmarks: Tensor, region: str) -> tuple[Tensor, Tensor]:
@@ -89,9 +89,9 @@ def crop_regions(
     return crops
 
 
-def cascade(image: Tensor, landmarks: Tensor, *, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-    """The three views of a picture that the cascaded losses compare: global (itself), face, lip."""
-    return {"global": image} | crop_regions(image, landmarks, regions=("face", "lip"), sizes=sizes)
+def cascade(image: Tensor, landmarks: Tensor) -> dict[str, Tensor]:
+    """The views of a picture by the names of CASCADE: global (itself), face, lip; sizes as of `crop_regions`."""
+    return {"global": image} | crop_regions(image, landmarks, regions=CASCADE[1:])
 
 
 def _pixel_centers(height: int, width: int, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,7 +72,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class CascadedDiscriminator(nn.Module):
-    """One discriminator for each region; D_global, D_face and D_lip share nothing.
+    """One discriminator for each region; they (D_global, D_face, D_lip for `losses.CASCADE`) share nothing.
 
     forward: region -> pictures [B, 3, H, W] gives region -> Judgement, each picture judged by its region's network
     alone.
@@ -80,7 +80,7 @@ class CascadedDiscriminator(nn.Module):
 
     def __init__(
         self,
-        regions: tuple[str, ...] = ("global", "face", "lip"),
+        regions: Sequence[str],
         *,
         base_channels: int = 64,
         max_channels: int = 512,

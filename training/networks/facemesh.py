@@ -66,7 +66,7 @@ def _crops(near: np.ndarray, size: int) -> np.ndarray:
     maps = []
     for points in (np.nan_to_num(near) + 1) / 2 * size - 0.5:
         face = Detections.from_points68(points[None])
-        matrix = upright_square(face.boxes[0], face.points[0], scale=CROP_SCALE, size_px=SIZE_PX, rotate=True)
+        matrix = upright_square(face.boxes[0], face.points[0], scale=CROP_SCALE, size_px=SIZE_PX)
         inverse = np.linalg.inv(_unit(SIZE_PX) @ matrix @ np.linalg.inv(_unit(size)))
         maps.append(inverse[:2])
     return np.stack(maps).astype(np.float32)

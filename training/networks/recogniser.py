@@ -178,7 +178,6 @@ def load_recogniser(
     *,
     weights_dir: str | Path | None = None,
     allow_random_features: bool = False,
-    seed: int = 0,
 ) -> FaceRecogniser:
     """A recogniser from an ONNX file (path or URL); by default SFace, from `weights_dir`, the cache or one download.
 
@@ -195,5 +194,5 @@ def load_recogniser(
                 f"the identity loss needs a face recogniser: {error}. Or give an ONNX file by path, or pass "
                 "--allow-random-features to train with random features instead (worse results)"
             ) from error
-        logger.warning("no recogniser (%s): the identity loss uses random features (seed %d), as asked", error, seed)
-        return FaceRecogniser(RandomEmbedder(seed))
+        logger.warning("no recogniser (%s): the identity loss uses random features, as asked", error)
+        return FaceRecogniser(RandomEmbedder())

@@ -105,9 +105,7 @@ class Vgg19Features(nn.Module):
         return network
 
 
-def load_vgg19(
-    path: str | Path | None, *, allow_random_features: bool = False, seed: int = 0, width: float = 1.0
-) -> Vgg19Features:
+def load_vgg19(path: str | Path | None, *, allow_random_features: bool = False, width: float = 1.0) -> Vgg19Features:
     """VGG19 from a path or URL; the random substitute (said once) only if there is no path and it was asked for."""
     if path:
         return Vgg19Features.from_file(path)
@@ -116,8 +114,8 @@ def load_vgg19(
             "the perceptual loss needs VGG19 weights and got no path: give torchvision's vgg19 state dict (.pth or "
             ".safetensors), or pass --allow-random-features to train with random features instead (worse results)"
         )
-    logger.warning("no VGG19 weights: the perceptual loss uses random features (seed %d), as asked", seed)
-    return Vgg19Features.random_features(seed, width=width)
+    logger.warning("no VGG19 weights: the perceptual loss uses random features, as asked")
+    return Vgg19Features.random_features(width=width)
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -130,7 +130,7 @@ def test_roll_is_clockwise():
 
 @pytest.mark.parametrize(("width", "height"), [(1920, 1080), (480, 908), (100, 100), (37, 1000)])
 def test_letterbox_keeps_the_picture_whole_with_its_border(width, height):
-    matrix, canvas_width, canvas_height = letterbox(width, height, size_px=512, border=0.1, multiple_px=32)
+    matrix, canvas_width, canvas_height = letterbox(width, height, size_px=512, border=0.1)
     assert canvas_width % 32 == canvas_height % 32 == 0
     assert max(canvas_width, canvas_height) == 512
     corners = transform_points([[0, 0], [width - 1, height - 1]], matrix)

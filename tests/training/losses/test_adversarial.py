@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from training.losses import (
+    CASCADE,
     cascade,
     crop_regions,
     discriminator_losses,
@@ -18,13 +19,11 @@ from training.losses import (
 from training.losses.adversarial import frozen
 from training.networks.discriminator import CascadedDiscriminator
 
-REGIONS = ("global", "face", "lip")
-
 
 @pytest.fixture
 def discriminators():
     torch.manual_seed(0)
-    return CascadedDiscriminator(base_channels=8, max_channels=16, num_blocks=3)
+    return CascadedDiscriminator(CASCADE, base_channels=8, max_channels=16, num_blocks=3)
 
 
 @pytest.fixture
@@ -68,24 +67,24 @@ def test_each_discriminator_sees_its_own_region_of_real_and_fake(discriminators,
     real, fake = torch.rand(2, 2, 3, 128, 128)
     landmarks = face_landmarks.expand(2, -1, -1)
     seen = {}
-    for region in REGIONS:
+    for region in CASCADE:
         discriminators.of(region).register_forward_pre_hook(
             lambda _, inputs, region=region: seen.setdefault(region, []).append(inputs[0].detach())
         )
     views = cascade(real, landmarks), cascade(fake, landmarks)
     discriminator_losses(discriminators, *views)
-    for region in REGIONS:
+    for region in CASCADE:
         expected = [image if region == "global" else crop_regions(image, landmarks)[region] for image in (real, fake)]
         assert len(seen[region]) == 1
         assert torch.equal(seen[region][0], torch.cat(expected))
     seen.clear()
     generator_losses(discriminators, *views)
-    for region in REGIONS:
+    for region in CASCADE:
         assert all(torch.equal(picture, view[region]) for picture, view in zip(seen[region], views, strict=True))
 
 
 @pytest.mark.parametrize("side", ["real", "fake"])
-@pytest.mark.parametrize("changed", REGIONS)
+@pytest.mark.parametrize("changed", CASCADE)
 def test_a_change_of_one_region_changes_one_loss(discriminators, pictures, changed, side):
     real, fake = pictures
     discriminators.eval()
@@ -93,14 +92,14 @@ def test_a_change_of_one_region_changes_one_loss(discriminators, pictures, chang
     views = dict(real if side == "real" else fake)
     views[changed] = views[changed].flip(0, 2) * 0.5
     after = discriminator_losses(discriminators, *((views, fake) if side == "real" else (real, views)))
-    assert [region for region in REGIONS if before[region] != after[region]] == [changed]
+    assert [region for region in CASCADE if before[region] != after[region]] == [changed]
 
 
 def test_each_loss_teaches_its_own_discriminator_alone(discriminators, pictures):
-    for region in REGIONS:
+    for region in CASCADE:
         discriminators.zero_grad()
         discriminator_losses(discriminators, *pictures)[region].backward()
-        for other in REGIONS:
+        for other in CASCADE:
             gradients = [parameter.grad for parameter in discriminators.of(other).parameters()]
             assert all((gradient is not None) == (other == region) for gradient in gradients)
 
@@ -111,7 +110,7 @@ def test_stepping_changes_all_three_and_they_learn_to_tell(discriminators, kind,
     landmarks = face_landmarks.expand(4, -1, -1)
     real = cascade(torch.rand(4, 3, 128, 128, generator=generator), landmarks)
     fake = {region: view.mean(dim=(2, 3), keepdim=True) + 0.2 * (view - 0.5) for region, view in real.items()}
-    before = {region: snapshot(discriminators.of(region)) for region in REGIONS}
+    before = {region: snapshot(discriminators.of(region)) for region in CASCADE}
     optimizer = torch.optim.Adam(discriminators.parameters(), 4e-3, betas=(0.5, 0.999))
     history = []
     for _ in range(16):
@@ -120,7 +119,7 @@ def test_stepping_changes_all_three_and_they_learn_to_tell(discriminators, kind,
         sum(losses.values()).backward()
         optimizer.step()
         history.append({region: loss.item() for region, loss in losses.items()})
-    for region in REGIONS:
+    for region in CASCADE:
         parameters = dict(discriminators.of(region).named_parameters())
         assert all(not torch.equal(parameter, before[region][name]) for name, parameter in parameters.items())
         assert history[-1][region] < 0.9 * history[0][region]
@@ -144,7 +143,7 @@ def test_generator_side_leaves_the_discriminators_bit_identical(discriminators, 
     assert all(torch.equal(value, before[name]) for name, value in discriminators.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in discriminators.parameters())
     assert all(part.training for part in discriminators.modules())
-    for region in REGIONS:
+    for region in CASCADE:
         assert leaves[region].grad.isfinite().all()
         assert leaves[region].grad.abs().max() > 0
         assert targets[region].grad is None
@@ -156,7 +155,7 @@ def test_generator_losses_are_those_of_the_judgements(discriminators, pictures):
     discriminators.eval()
     with torch.no_grad():
         of_real, of_fake = discriminators(real), discriminators(fake)
-    for region in REGIONS:
+    for region in CASCADE:
         logits = of_fake[region].logits.double().numpy()
         assert losses.adversarial[region].item() == pytest.approx(np.log1p(np.exp(-logits)).mean(), rel=1e-5)
         expected = sum(
@@ -180,7 +179,7 @@ def test_halves_of_a_batch_average_to_the_whole(discriminators, pictures):
         discriminator_losses(discriminators, *({r: v[i : i + 1] for r, v in views.items()} for views in (real, fake)))
         for i in range(2)
     ]
-    for region in REGIONS:
+    for region in CASCADE:
         assert (halves[0][region] + halves[1][region]).item() / 2 == pytest.approx(whole[region].item(), rel=1e-5)
 
 
@@ -208,7 +207,7 @@ def test_losses_are_float32_and_finite_under_autocast(discriminators, pictures):
     sum(losses).backward()
     assert all(parameter.grad.isfinite().all() for parameter in discriminators.parameters())
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
-    for region in REGIONS:
+    for region in CASCADE:
         assert teaching[region].item() == pytest.approx(exact[region].item(), rel=0.02)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.losses import CASCADE
 from training.networks.discriminator import CascadedDiscriminator, PatchDiscriminator, SpectralConv, split_judgement
 
 
@@ -82,7 +83,7 @@ def test_smallest_picture_works_and_a_smaller_one_is_explained(discriminator):
 
 
 def test_cascade_shares_nothing_and_resumes(discriminator):
-    cascade = CascadedDiscriminator(base_channels=4, num_blocks=2)
+    cascade = CascadedDiscriminator(CASCADE, base_channels=4, num_blocks=2)
     assert cascade.regions == ("global", "face", "lip")
     pointers = [{parameter.data_ptr() for parameter in cascade.of(region).parameters()} for region in cascade.regions]
     assert not pointers[0] & pointers[1]
@@ -90,7 +91,7 @@ def test_cascade_shares_nothing_and_resumes(discriminator):
     assert not pointers[1] & pointers[2]
     views = {region: torch.rand(1, 3, 16, 16) for region in cascade.regions}
     cascade(views)  # moves the norms' vectors
-    resumed = CascadedDiscriminator(base_channels=4, num_blocks=2)
+    resumed = CascadedDiscriminator(CASCADE, base_channels=4, num_blocks=2)
     resumed.load_state_dict(cascade.state_dict())
     for region in cascade.regions:
         assert torch.equal(cascade(views)[region].logits, resumed(views)[region].logits)

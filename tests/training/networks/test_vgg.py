@@ -113,11 +113,11 @@ def test_random_features_only_when_asked_and_then_said(caplog):
     with pytest.raises(ValueError, match="--allow-random-features"):
         load_vgg19(None)
     with caplog.at_level(logging.WARNING):
-        network = load_vgg19(None, allow_random_features=True, seed=5, width=0.25)
+        network = load_vgg19(None, allow_random_features=True, width=0.25)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "random features (seed 5)" in caplog.text
+    assert "random features" in caplog.text
     image = torch.rand(1, 3, 32, 32)
-    again, other = (Vgg19Features.random_features(seed, width=0.25)(image) for seed in (5, 6))
+    again, other = (Vgg19Features.random_features(seed, width=0.25)(image) for seed in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(network(image), again, strict=True))
     assert not torch.equal(again[0], other[0])
     assert [taps.shape[1] for taps in again] == [16, 32, 64, 128, 128]

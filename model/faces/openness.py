@@ -1,4 +1,8 @@
-"""How far eyes and lips are open, from 68 landmarks."""
+"""How far eyes and lips are open, from 68 landmarks, for the labels of frames.
+
+The mean of the gaps along lids and lips, so that no single point decides. What the retargeting networks are asked is
+the published measure, the gap in the middle alone (`model.keypoints.openness`).
+"""
 
 from __future__ import annotations
 

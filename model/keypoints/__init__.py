@@ -7,7 +7,7 @@ frames do not.
 from model.keypoints.animation import AnimationOptions, KeypointAnimator
 from model.keypoints.editing import FaceEdit, edit_keypoints
 from model.keypoints.motion import Motion, bins_to_degrees, rotation_matrix, transform_keypoints
-from model.keypoints.openness import open_ratios_68, open_ratios_203
+from model.keypoints.openness import open_ratios_68
 from model.keypoints.retargeting import retarget_eye, retarget_lip, stitch
 from model.keypoints.smoothing import kalman_smooth
 
@@ -20,7 +20,6 @@ __all__ = [
     "edit_keypoints",
     "kalman_smooth",
     "open_ratios_68",
-    "open_ratios_203",
     "retarget_eye",
     "retarget_lip",
     "rotation_matrix",

@@ -1,4 +1,8 @@
-"""How far eyes and lips are open: distance between the lids (lips) over the distance between the corners."""
+"""How far eyes and lips are open, as the retargeting networks are asked and told it, with gradients.
+
+The published measure, which released weights know: the gap in the middle. Labels of data sets hold the mean of the gaps
+along lids and lips (`model.faces.openness`), which for lips is smaller and trembles less.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,19 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6
-# (upper, lower, first corner, second corner) of the left eye, the right eye and the inner lips.
-OPENINGS_203 = ((6, 18, 0, 12), (30, 42, 24, 36), (90, 102, 48, 66))
 
 
 def _ratio(upper: Tensor, lower: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.linalg.vector_norm(upper - lower, dim=-1) / (torch.linalg.vector_norm(first - second, dim=-1) + EPS)
 
 
-def open_ratios_203(landmarks: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-    """Openness from the published 203-point landmarks [N, 203, 2], px: eyes [N, 2] (left, right), lips [N, 1]."""
-    points = torch.as_tensor(landmarks, dtype=torch.float32)
-    left, right, lip = (_ratio(*(points[:, index] for index in opening)) for opening in OPENINGS_203)
-    return torch.stack([left, right], dim=1), lip[:, None]
-
-
 def open_ratios_68(landmarks: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-    """The same measure from iBUG landmarks [N, 68, 2], px: eyes [N, 2], lips [N, 1].
+    """Gap between the lids (lips) over the distance of the corners, from iBUG landmarks [N, 68, 2] in any one unit.
+
+    Returns float32 eyes [N, 2] (the first is the one at points 36 to 41, left in the image) and lips [N, 1].
 
     iBUG has two points on each lid, at thirds of the eye: the lid's middle is between them. The corners of the lips are
-    the outer ones (48, 54), as in the 203-point measure; the lips themselves are the inner ones (62, 66).
+    the outer ones (48, 54), as of the published 203 points; the lips themselves are the inner ones (62, 66).
     """
     points = torch.as_tensor(landmarks, dtype=torch.float32)
     eyes = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.keypoints import AnimationOptions, KeypointAnimator, Motion, open_ratios_203
+from model.keypoints import AnimationOptions, KeypointAnimator, Motion
 from model.keypoints.animation import hull_size_ratio
 from model.networks import LivePortrait
 
@@ -54,9 +54,18 @@ def networks(reference: Path) -> LivePortrait:
     return portrait
 
 
+def open_ratios_203(landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The published openness from 203 landmarks [N, 203, 2]: eyes [N, 2] (left, right), lips [N, 1]."""
+    ratios = []
+    for upper, lower, first, second in ((6, 18, 0, 12), (30, 42, 24, 36), (90, 102, 48, 66)):
+        gap, width = landmarks[:, upper] - landmarks[:, lower], landmarks[:, first] - landmarks[:, second]
+        ratios.append(gap.norm(dim=-1) / (width.norm(dim=-1) + 1e-6))
+    return torch.stack(ratios[:2], dim=1), ratios[2][:, None]
+
+
 def read_motion(golden: dict[str, np.ndarray], side: str) -> Motion:
     names = ("pitch", "yaw", "roll", "t", "exp", "scale", "kp")
-    eye_open, lip_open = open_ratios_203(golden[f"{side}/landmarks_203"])
+    eye_open, lip_open = open_ratios_203(torch.from_numpy(golden[f"{side}/landmarks_203"]))
     return Motion.from_dict({name: golden[f"{side}/{name}"] for name in names}).replace(
         eye_open=eye_open, lip_open=lip_open
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.keypoints import Motion, bins_to_degrees, kalman_smooth, open_ratios_68, open_ratios_203, rotation_matrix
+from model.keypoints import Motion, bins_to_degrees, kalman_smooth, open_ratios_68, rotation_matrix
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,6 @@ def test_kalman_smooth_reduces_jitter_and_keeps_a_constant() -> None:
     assert kalman_smooth(noise, 1e-4).diff(dim=0).std() < 0.3 * noise.diff(dim=0).std()
     constant = torch.full((5, 2), 0.7)
     torch.testing.assert_close(kalman_smooth(constant, 1e-4), constant)
-
-
-def test_open_ratios_203(geometry) -> None:
-    eye, lip = open_ratios_203(geometry["ratios/landmarks_203"])
-    np.testing.assert_allclose(eye, geometry["ratios/eye"], rtol=1e-5)
-    np.testing.assert_allclose(lip, geometry["ratios/lip"], rtol=1e-5)
 
 
 def test_open_ratios_68_measures_the_same_on_an_ideal_face() -> None:

@@ -51,7 +51,7 @@ function buildThresholds() {
     const { lines, options, dashed } = judge.changes();
     recipe.textContent = lines.length ? ['[select]', ...lines].join('\n') : '# nothing moved: as in recipe.toml';
     command.textContent = dashed
-      ? `# no command: it would take ${JSON.stringify(dashed)} for an option. Put the recipe lines into a file for run --recipe`
+      ? `# no command: it would take ${JSON.stringify(dashed)} for an option. Put the recipe lines into a copy of recipe.toml, for run --recipe`
       : ['python -m curation select', `--output ${quoteForShell(content.folder)}`, ...options].join(' \\\n  ');
     reset.disabled = !lines.length;
     countCosts();

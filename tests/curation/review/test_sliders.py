@@ -177,7 +177,8 @@ def test_what_the_command_would_refuse_is_not_offered(
     assert page.inner_text("#command").endswith("--select.min-identity-similarity -0.5")
     page.check("input[value='-evil']")
     assert page.inner_text("#command").splitlines() == [
-        '# no command: it would take "-evil" for an option. Put the recipe lines into a file for run --recipe'
+        '# no command: it would take "-evil" for an option. '
+        "Put the recipe lines into a copy of recipe.toml, for run --recipe"
     ]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(page.inner_text("#recipe-lines"))

@@ -102,7 +102,7 @@ function choiceCard(rule, onmove) {
   });
   const card = h('div.rule', {}, h('div.rule-head', {}, h('strong', {}, ruleName(rule.name)), costs),
     h('div.soft', {}, names.length ? `${rule.meaning}: one of those checked; none checked allows any` : 'No source states one.'),
-    h('div.choices', {}, boxes.map((box) => h('label.check', {}, box, box.value))));
+    h('div.choices', {}, boxes.map((box) => h('label.check', {}, box, shortened('span', box.value)))));
   const draw = () => card.classList.toggle('changed', judge.isChanged(rule));
   const reset = () => { judge.set(rule, rule.initial); for (const box of boxes) box.checked = rule.initial.includes(box.value); draw(); };
   return { card, costs, reset };

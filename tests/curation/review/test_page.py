@@ -180,6 +180,8 @@ def test_long_licences_stay_in_their_panel(licensed: Path, visit: Callable[..., 
     assert licence.get_attribute("title") == LICENCES[1]
     licence.click()
     assert seen.count("#clip-count") == num_clips[LICENCES[1]]
+    page.click("#tab-thresholds")
+    assert _overhang(page, ".choices span, .choices label", ".rule") < 0
 
 
 def test_an_address_that_is_none_leads_to_the_overview(measured: Path, visit: Callable[..., Any]) -> None:

@@ -48,27 +48,27 @@ def _sound_s(path: Path) -> float:
         return sum(frame.samples for frame in container.decode(stream)) / stream.rate
 
 
-def test_still_and_three_seconds_of_driving_give_a_playable_file(media: Path, tmp_path: Path, engine, analyser) -> None:
+def test_still_and_two_seconds_of_driving_give_a_playable_file(media: Path, tmp_path: Path, engine, analyser) -> None:
     output = tmp_path / "out.mp4"
     reports = []
     result = animate(
         media / STILL, media / TALK, output,
-        engine=engine, analyser=analyser, options=AnimateOptions(max_s=3.0), report=lambda *r: reports.append(r),
+        engine=engine, analyser=analyser, options=AnimateOptions(max_s=2.0), report=lambda *r: reports.append(r),
     )  # fmt: skip
     info = probe_video(output)
     assert (info.width, info.height, info.codec, info.pix_fmt) == (400, 400, "h264", "yuv420p")
     assert info.fps_fraction == 30
-    assert (result.num_frames, result.num_faces) == (90, 1)
+    assert (result.num_frames, result.num_faces) == (60, 1)
     frames = _pictures(output)
-    assert len(frames) == 90
+    assert len(frames) == 60
     assert info.audio_codec == "aac"
-    assert _sound_s(output) == pytest.approx(3.0, abs=0.05)
+    assert _sound_s(output) == pytest.approx(2.0, abs=0.05)
     # The face moves, the corner of the picture does not.
     still = load_still(media / STILL)
     assert np.abs(frames[0].astype(int) - still)[120:200, 160:240].mean() > 10
     assert np.abs(frames[45].astype(int) - frames[0])[120:200, 160:240].mean() > 0.3
     assert np.abs(frames[45].astype(int) - still)[360:, :60].mean() < 3
-    assert ("rendering", 90, 90) in reports
+    assert ("rendering", 60, 60) in reports
     assert {stage for stage, *_ in reports} == {"driving faces", "driving motion", "rendering"}
 
 
@@ -134,15 +134,15 @@ def test_crop_only_and_driving_frame_without_cropping(media: Path, tmp_path: Pat
 
 def test_faces_leave_and_the_film_goes_on(media: Path, engine, analyser) -> None:
     path = media / "videos/v08_face_then_noface_hevc_vfr.mov"  # a face for 2.4 s, then a title
-    driving = load_driving(media / TALK, engine, analyser, max_s=3.2)
-    source = load_source(path, engine, analyser, fps=Fraction(30), max_s=3.2)
-    assert source.num_frames == 96
-    assert 68 <= source.faces[0].stop <= 76
+    driving = load_driving(media / TALK, engine, analyser, max_s=1.1)  # 33 frames
+    source = load_source(path, engine, analyser, fps=Fraction(10), max_s=3.2)
+    assert source.num_frames == 32
+    assert 22 <= source.faces[0].stop <= 26
     frames = list(animated_frames(source, driving, engine, AnimateOptions()))
-    originals = list(open_clip(path, fps=Fraction(30), max_s=3.2).frames())
-    assert len(frames) == len(originals) == 96
+    originals = list(open_clip(path, fps=Fraction(10), max_s=3.2).frames())
+    assert len(frames) == len(originals) == 32
     assert not np.array_equal(frames[10], originals[10])
-    assert all(np.array_equal(a, b) for a, b in zip(frames[80:], originals[80:], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(frames[27:], originals[27:], strict=True))
 
 
 def test_crop_of_a_video_whose_face_leaves(engine) -> None:
@@ -188,19 +188,19 @@ def test_face_that_is_not_always_there_is_noted(media: Path, tmp_path: Path, eng
 def test_memory_does_not_grow_with_length(media: Path, engine, analyser) -> None:
     source = load_source(media / STILL, engine, analyser)
     peaks = []
-    for max_s in (0.5, 4.0):
+    for max_s in (0.5, 2.0):
         driving = load_driving(media / TALK, engine, analyser, max_s=max_s)
         tracemalloc.start()
         num_frames = sum(1 for _ in animated_frames(source, driving, engine, AnimateOptions()))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert num_frames == round(max_s * 30)
-    assert peaks[1] < peaks[0] + 2_000_000  # holding the frames would add 50 MB
+    assert peaks[1] < peaks[0] + 2_000_000  # holding the frames would add 20 MB
 
 
 def test_options_reach_the_key_points(media: Path, engine, analyser) -> None:
     source = load_source(media / STILL, engine, analyser)
-    driving = load_driving(media / TALK, engine, analyser, max_s=0.4)
+    driving = load_driving(media / TALK, engine, analyser, max_s=0.2)
     plain = list(animated_frames(source, driving, engine, AnimateOptions()))[-1]
     for changes in ({"multiplier": 0.0}, {"relative": False}, {"region": "pose"}):
         options = AnimateOptions(motion=AnimationOptions(**changes))
@@ -233,7 +233,7 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
         ((media / STILL, tmp_path / "out.mp4", "out.mp4"), "would replace"),
     ]:
         with pytest.raises(ValueError, match=message):
-            run(*arguments)
+            run(*arguments, max_s=0.5)
     for options, message in [
         ({"faces_in_source": "3"}, "has 1 face"),
         ({"faces_in_source": "big"}, "largest, all"),

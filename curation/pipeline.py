@@ -270,7 +270,8 @@ class _Job:
         self.record.enter(stage, ledger.folder.name, len(names), num_todo, len(finished))
         workers = self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
         ledger.absorb(collapse)
-        _require_results(ledger, set(names) - ledger.finished_units(), workers)
+        if num_todo:
+            _require_results(ledger, set(names) - ledger.finished_units(), workers)
         ledger.drop_superseded(names, uris)
         release_memory()
 
@@ -394,5 +395,6 @@ class _Job:
         units = pack.pack_units(self.dataset, unwritten, crop)
         self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))
         workers = self.work("pack", units, len(units), len(plan), ledger.folder)
-        _require_results(ledger, {unit["name"] for unit in units}.difference(ledger.staged_units()), workers)
+        if units:
+            _require_results(ledger, {unit["name"] for unit in units}.difference(ledger.staged_units()), workers)
         pack.publish(self.dataset, plan, ledger.folder)

@@ -64,8 +64,6 @@ retarget_lip_channels = [8, 8]
 [data]
 num_workers = 0
 held_out_share = 0.2
-[compute]
-channels_last = true
 [optimizer]
 learning_rate = 1e-3
 ema_half_life_images = 40

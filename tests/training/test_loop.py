@@ -44,6 +44,14 @@ def wait_for(condition: Callable[[], Any], process: Any, timeout_s: float = 120)
 
 
 @pytest.fixture(scope="module")
+def quick_recipe(quick_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In channels-last, as the presets train: files keep no memory format, and fused kernels assume the parameters'."""
+    path = tmp_path_factory.mktemp("recipe") / "channels_last.toml"
+    path.write_text(f"{quick_recipe.read_text()}[compute]\nchannels_last = true\n")
+    return path
+
+
+@pytest.fixture(scope="module")
 def straight(dataset: Path, quick_recipe: Path, run_training: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 steps of 4 pairs on one rank, in one go."""
     output = tmp_path_factory.mktemp("runs") / "straight"
@@ -54,10 +62,7 @@ def straight(dataset: Path, quick_recipe: Path, run_training: Run, tmp_path_fact
 def test_resume_after_sigkill_is_exact(
     straight: Path, dataset: Path, quick_recipe: Path, training_process: Callable, run_training: Run, tmp_path: Path
 ) -> None:
-    """10 steps, SIGKILL, and the same command again: losses and all weights and optimiser states, bit for bit.
-
-    In channels-last, as the presets train: files keep no memory format, and fused kernels assume the parameters' own.
-    """
+    """10 steps, SIGKILL, and the same command again: losses and all weights and optimiser states, bit for bit."""
     arguments = ("base", "--recipe", quick_recipe, "--data", dataset, "--output", tmp_path / "run")
     process = training_process(*arguments)
     folder = CheckpointFolder(tmp_path / "run", keep_last=3, writes=False)

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from curation.sandbox import FatalError
+from manifests.storage import OWNER, remove_dead_folders
 
 _START_ATTEMPTS = 3
 _LATE_S = 20.0
 _NOT_JOINED = "still waiting for the Ray cluster: is its address that of `ray start --head`, with the port 6379?\n"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-_RAY_FOLDER, _OWNER = "portrait-ray-", ".owner"
+_RAY_FOLDER = "portrait-ray-"
 
 
 def import_ray() -> None:
@@ -89,26 +90,15 @@ class RayFolder:
     def __init__(self) -> None:
         # Ray puts sockets below this folder, and a socket's path may have 107 characters.
         parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
-        for folder in Path(parent).glob(f"{_RAY_FOLDER}*"):
-            _remove_if_dead(folder)
+        remove_dead_folders(Path(parent), _RAY_FOLDER)
         self.path = tempfile.mkdtemp(prefix=_RAY_FOLDER, dir=parent)
-        self._owner = open(Path(self.path) / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+        self._owner = open(Path(self.path) / OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
         fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:
         """Remove it with all in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._owner.close()
-
-
-def _remove_if_dead(folder: Path) -> None:
-    """Process numbers mean nothing between containers, and these may share the folder above."""
-    try:
-        with open(folder / _OWNER) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        return  # in use, just being made, or of another user
 
 
 @contextmanager

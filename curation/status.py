@@ -98,7 +98,7 @@ def read_status(dataset: Dataset) -> Status:
         raise ValueError(f"no data set at {dataset.root}: expected a folder with recipe.toml in it")
     beat, rows = _read_runs(dataset)
     age_s = _age_of(beat, rows)
-    if _may_beclock(beat, rows, age_s) and _moves(dataset, beat):
+    if _may_be_clock(beat, rows, age_s) and _moves(dataset, beat):
         (beat, rows), age_s = _read_runs(dataset), 0.0
     last = rows[-1] if rows else None
     counts = Counter(row["status"] for row in rows)
@@ -159,7 +159,7 @@ def _is_here(beat: dict[str, Any] | None) -> bool:
     return beat is not None and beat.get("pid_space") == pid_space()
 
 
-def _may_beclock(beat: dict[str, Any] | None, rows: list[dict[str, Any]], age_s: float) -> bool:
+def _may_be_clock(beat: dict[str, Any] | None, rows: list[dict[str, Any]], age_s: float) -> bool:
     """Whether a run may only seem to be silent, because this machine's clock is ahead of the driver's."""
     is_running = bool(rows) and rows[-1]["status"] == "running"
     return is_running and STALE_S <= age_s < _MAX_CLOCK_DIFFERENCE_S and not _is_here(beat)

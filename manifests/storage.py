@@ -43,7 +43,7 @@ _READ_BYTES = 64 << 20  # of small objects that are read side by side
 _READ_FILES = 256
 _WHOLE_BYTES = 8 << 20  # a file that is fetched with one request rather than by ranges
 _SIDE_BY_SIDE = 16
-_SCRATCH, _OWNER = "portrait-scratch-", ".owner"
+_SCRATCH, OWNER = "portrait-scratch-", ".owner"
 
 for _protocol in _S3:
     fsspec.register_implementation(_protocol, "manifests.object_store.PatientS3FileSystem", clobber=True)
@@ -364,7 +364,7 @@ class Scratch:
     def __init__(self) -> None:
         _remove_dead_scratch()
         self.folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        self._owner = open(self.folder / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+        self._owner = open(self.folder / OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
         fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:
@@ -385,10 +385,15 @@ def scratch_folder() -> Iterator[Path]:
 
 @cache
 def _remove_dead_scratch() -> None:
-    """Once a process. A lock tells who lives, because process numbers mean nothing between containers."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+    """Once a process."""
+    remove_dead_folders(Path(tempfile.gettempdir()), _SCRATCH)
+
+
+def remove_dead_folders(parent: Path, prefix: str) -> None:
+    """Those whose file `OWNER` nobody holds locked; process numbers would mean nothing between containers."""
+    for folder in parent.glob(f"{prefix}*"):
         try:
-            with open(folder / _OWNER) as file:
+            with open(folder / OWNER) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:

@@ -134,6 +134,7 @@ class _Clip:
         first = np.asarray(candidate["first_landmarks"], np.float64).reshape(68, 2)
         self._last_landmarks = transform_points(first, self._crop.matrix)
         self._tick = 0
+        self._next_look = 0  # the tick from which on the detector may look for a face in doubt
         self._num_ticks = max(1, math.ceil((self.end_s - self.start_s) * options.fps - 1e-6))
         self._pending: Frame | None = None
         self._landmarks: list[np.ndarray] = []
@@ -254,11 +255,11 @@ class _Clip:
         self._tick += 1
 
     def _find_landmarks(self, crop: np.ndarray) -> Landmarks:
-        """Landmarks from where they were on the frame before; where that is in doubt, the detector looks again."""
+        """Landmarks from where they were on the frame before; where that is in doubt, the detector looks again: at
+        once, and then at intervals for as long as the doubt stays."""
         face = self._analyser.landmarks(crop, Detections.from_points68(self._last_landmarks[None]))
         is_known = not math.isnan(face.presence[0])
-        due = not is_known and self._tick % self._options.redetect_every_frames == 0
-        if due or face.presence[0] < 0.5:
+        if not face.presence[0] >= 0.5 and self._tick >= self._next_look:
             found = self._analyser.detect([crop])[0]
             if len(found.boxes):
                 centers = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
@@ -266,6 +267,8 @@ class _Clip:
                 again = self._analyser.landmarks(crop, found[nearest])
                 if not is_known or again.presence[0] > face.presence[0]:
                     face = again
+            if not face.presence[0] >= 0.5:
+                self._next_look = self._tick + self._options.redetect_every_frames
         if not face.presence[0] < 0.5:
             self._last_landmarks = face.points68[0].astype(np.float64)
         return face

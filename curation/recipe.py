@@ -122,7 +122,7 @@ class CropOptions:
     jpeg_subsampling: Literal["420", "422", "444"] = "420"
     """Colour resolution of the JPEG files."""
     redetect_every_frames: int = 5
-    """Analysers without a face-presence probability look for the face again this often."""
+    """A lost face is looked for again this often; analysers without a face-presence probability do so all along."""
     quality_model: str = ""
     """Optional face-quality network (.onnx, or .pb for OpenCV), or "pyiqa:METRIC"; adds the column `quality`."""
     quality_size_px: int = 96

@@ -189,14 +189,35 @@ def test_a_still_face_does_not_move(cropped):
 
 
 def test_the_face_is_looked_for_again_when_it_is_lost(cropped):
+    """At once, and while it stays lost at intervals: a face that nobody finds does not cost a detection a frame."""
+
     class Unsure(StillFace):
         presence = 0.2
 
     class Silent(StillFace):
         presence = float("nan")
 
-    unsure, silent, sure = Unsure(), Silent(), StillFace()
-    cropped([40 * k for k in range(20)], face=unsure)
-    cropped([40 * k for k in range(20)], face=silent, redetect_every_frames=5)
-    cropped([40 * k for k in range(20)], face=sure)
-    assert (unsure.num_detections, silent.num_detections, sure.num_detections) == (20, 4, 0)
+    class Flickering(StillFace):
+        """Found at every second frame, by the detector on the others."""
+
+        num_landmarks = 0
+
+        def landmarks(self, image, faces):
+            self.num_landmarks += 1
+            self.presence = 0.2 if self.num_landmarks % 3 == 2 else 1.0
+            return super().landmarks(image, faces)
+
+    counts = []
+    for face in (Unsure(), Silent(), StillFace(), Flickering()):
+        cropped([40 * k for k in range(20)], face=face, redetect_every_frames=5)
+        counts.append(face.num_detections)
+    assert counts == [4, 4, 0, 10]
+
+
+def test_the_search_goes_by_time_where_frames_repeat(cropped):
+    class Silent(StillFace):
+        presence = float("nan")
+
+    silent = Silent()
+    cropped([0, *(40 + 80 * k for k in range(10))], face=silent, redetect_every_frames=2)  # ticks 0, 1, 3, 5 ...
+    assert silent.num_detections == 10

@@ -28,7 +28,8 @@ from curation.fetching import local_copy
 from curation.places import STATED, hash_file, version_of
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
-from manifests.storage import NoBucket, filesystem_of, full_path, map_places, printable
+from manifests.errors import NoBucket
+from manifests.storage import filesystem_of, full_path, map_places, printable
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")

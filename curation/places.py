@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from curation.fetching import local_copy
-from manifests.storage import NoBucket, StoreUnreachable, filesystem_of, map_places
+from manifests.errors import NoBucket, StoreUnreachable
+from manifests.storage import filesystem_of, map_places
 
 STATED = ("licence", "attribution", "consent")
 _VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from manifests.storage import StoreUnreachable
+from manifests.errors import ObjectUnreachable, StoreUnreachable
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -148,7 +148,7 @@ def _weigh(error: Exception) -> str:
     if isinstance(error, StoreUnreachable):
         return "fatal"
     # Of a store that refuses a file or has none there is a sentence, but no number.
-    is_of_place = isinstance(error, (TimeoutError, PermissionError, FileNotFoundError))
+    is_of_place = isinstance(error, (ObjectUnreachable, TimeoutError, PermissionError, FileNotFoundError))
     is_of_system = isinstance(error, OSError) and error.errno is not None
     return "unreadable" if is_of_place or is_of_system else "error"
 

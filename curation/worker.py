@@ -18,7 +18,8 @@ from curation.plans import read_bundle
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
-from manifests.storage import Place, StoreUnreachable, is_local, place, read_bytes
+from manifests.errors import StoreUnreachable
+from manifests.storage import Place, is_local, place, read_bytes
 
 ATTEMPTS = 2
 

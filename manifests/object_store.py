@@ -1,7 +1,8 @@
 """S3 with patience: every call is tried again while the store is overloaded or out of reach, for about two minutes.
 
 What a call answers is read within the call: a connection that breaks off in the middle of it costs that one part of the
-object, which is asked for again.
+object, which is asked for again. An object that never comes whole is `ObjectUnreachable`, which need not stop what
+reads the others; where the store answers nothing at all, that is `StoreUnreachable`.
 
 Imported where the first `s3://` address is used (`manifests.storage` registers it with fsspec by its name), because it
 takes a second.
@@ -23,7 +24,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
-from manifests.storage import NoBucket, StoreUnreachable
+from manifests.errors import NoBucket, ObjectUnreachable, StoreUnreachable
 
 PATIENCE_S = 120.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 15.0
@@ -82,6 +83,11 @@ class PatientS3FileSystem(S3FileSystem):
                 failing_since = failing_since or time.monotonic()
                 waited_s = time.monotonic() - failing_since
                 if waited_s >= PATIENCE_S:
+                    if method == "get_object" and not _code_of(error) and await self._answers_for(kwargs):
+                        raise ObjectUnreachable(
+                            f"s3://{_place_of(kwargs)} has not come in {waited_s:.0f} s, though the store answers,"
+                            f" last: {error}"
+                        ) from error
                     raise StoreUnreachable(  # which s3fs does not try again by itself
                         f"the object store has failed every call for {waited_s:.0f} s, last: {error} ({method} of"
                         f" s3://{_place_of(kwargs)}): see that it can be reached and run the same again"
@@ -98,6 +104,14 @@ class PatientS3FileSystem(S3FileSystem):
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     call_s3 = sync_wrapper(_call_s3)
+
+    async def _answers_for(self, arguments: dict[str, Any]) -> bool:
+        """Whether the store still tells of an object whose body it does not give."""
+        try:
+            await super()._call_s3("head_object", Bucket=arguments["Bucket"], Key=arguments["Key"])
+        except Exception as error:
+            return not is_transient(error)
+        return True
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         """As s3fs's, without asking for the size first."""

@@ -29,14 +29,6 @@ Place: TypeAlias = "Path | UPath"
 T, R = TypeVar("T"), TypeVar("R")
 
 
-class StoreUnreachable(OSError):
-    """An object store has failed for so long that nothing can go on; the same call may work later."""
-
-
-class NoBucket(ValueError):
-    """An object store has no bucket of that name."""
-
-
 _S3 = ("s3", "s3a")
 _PART_BYTES = 16 << 20  # of an upload; a few of them are held in memory
 _READ_BYTES = 64 << 20  # of small objects that are read side by side

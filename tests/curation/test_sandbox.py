@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from curation.sandbox import Sandbox, SandboxError
+from curation.sandbox import FatalError, Sandbox, SandboxError
+from manifests import object_store
 from manifests.storage import place, read_bytes
 
 
@@ -31,11 +32,12 @@ def _make_worker():
 
 
 def _make_reader():
+    object_store.PATIENCE_S = 0.0  # of the child
     return lambda url: read_bytes(place(url))
 
 
-def test_what_a_store_denies_or_has_lost_is_unreadable(flaky_s3):
-    """And so tried again by the next run."""
+def test_what_a_store_denies_or_has_lost_is_unreadable(s3, flaky_s3):
+    """And so tried again by the next run, as is an object whose body never comes while the store answers."""
     flaky_s3.failed_share = 0.0
     sandbox = Sandbox(_make_reader, deadline_s=60)
     try:
@@ -43,6 +45,15 @@ def test_what_a_store_denies_or_has_lost_is_unreadable(flaky_s3):
             with pytest.raises(SandboxError, match=said) as refused:
                 sandbox("s3://data/a.mp4")
             assert refused.value.reason == "unreadable"
+        flaky_s3.denied = ()
+        flaky_s3.cut_next(1)
+        s3.put_object(Bucket="data", Key="a.mp4", Body=b"0123")
+        with pytest.raises(SandboxError, match=r"s3://data/a.mp4 has not come in 0 s, though the store") as refused:
+            sandbox("s3://data/a.mp4")
+        assert refused.value.reason == "unreadable"
+        flaky_s3.throttle(60)
+        with pytest.raises(FatalError, match="the object store has failed every call"):
+            sandbox("s3://data/a.mp4")
     finally:
         sandbox.close()
 

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -153,6 +154,13 @@ class CheckpointFolder:
             for partial in self.root.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
+    def __enter__(self) -> CheckpointFolder:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """A checkpoint that is being written is finished, whatever ended the run."""
+        self.finish()
+
     def names(self) -> list[str]:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent.name for path in self.root.glob("images-*/run.json"))
@@ -195,13 +203,30 @@ class CheckpointFolder:
             if run["state"]["images"] < recipe.num_images:
                 self._tell_other_inputs(run.get("inputs", {}))
         state = RunState(**run["state"])
-        if run["recipe_hash"] != recipe.hash:
+        if self.writes:
+            self._name_best(state.best_images)
+        if run["recipe_hash"] != recipe.hash or self._validates_on_others(run, recipe):
             # Figures by other weights of losses, or on other pairs, are no measure for those to come.
             state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
         return state
 
+    def _name_best(self, images: int) -> None:
+        """Have `best` name the checkpoint at so many images, if there is one: a run that was killed between a
+        checkpoint and this name would lose the checkpoint with the next one."""
+        name = _name_at(images)
+        if name != self.best_name() and (self.root / name / "run.json").is_file():
+            write_bytes_atomically(self.root / "best", name.encode())
+
+    def _validates_on_others(self, run: Mapping[str, Any], recipe: Recipe) -> bool:
+        """Whether validation looks at other pairs than it did in the run so far."""
+        data = self.inputs.get("data", "")
+        num_pairs = recipe.reports.num_validation
+        is_elsewhere = not _is_same_place(data, run.get("inputs", {}).get("data", data))
+        return is_elsewhere or run["recipe"].get("reports.num_validation", num_pairs) != num_pairs
+
     def _tell_other_inputs(self, before: Mapping[str, str]) -> None:
-        if (data := self.inputs.get("data")) != (old := before.get("data", data)):
+        data = self.inputs.get("data", "")
+        if not _is_same_place(data, old := before.get("data", data)):
             print(f"note: until now this run was trained on {old}, from here on {data}", file=sys.stderr)
         if (init := self.inputs.get("init")) != (old := before.get("init", init)):
             given = f"--init {init} is not read" if init else "--init was not given, and is not needed"
@@ -212,7 +237,7 @@ class CheckpointFolder:
         if not self.writes:
             return
         self.finish()
-        name = f"images-{state.images:010d}"
+        name = _name_at(state.images)
         is_there = (self.root / name).exists()  # the run ends where the last checkpoint was
         future = None if is_there else self._write(name, stage, recipe, state)
         self._pending = (future, name, state.images == state.best_images)
@@ -290,13 +315,27 @@ class CheckpointFolder:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _name_at(images: int) -> str:
+    """Name of the checkpoint at so many images."""
+    return f"images-{images:010d}"
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    """Whether two names of data sets mean one place, as far as can be told from here."""
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
 def read_run(folder: Path) -> dict[str, Any]:
     """The contents of run.json. ValueError if it is damaged or of a newer program."""
     try:
         run = json.loads((folder / "run.json").read_text())
         version = run["version"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder / 'run.json'} cannot be read ({error})") from error
+        raise ValueError(
+            f"{folder / 'run.json'} cannot be read ({error}): remove {folder} to go on from an earlier checkpoint"
+        ) from error
     if version > CHECKPOINT_VERSION:
         raise ValueError(f"{folder} has version {version}, this program knows up to {CHECKPOINT_VERSION}")
     return run

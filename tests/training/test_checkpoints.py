@@ -209,6 +209,34 @@ def test_a_pointer_that_could_not_be_written_is_written_later(tmp_path: Path, mo
     assert again.best_name() == "images-0000000016"
 
 
+def test_a_kill_before_the_pointer_does_not_lose_the_best_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    state = RunState(images=8, step=1, best_value=0.5, best_images=8)
+    folder.save(SmallStage(), RECIPE, state)
+    folder._pending[0].result()  # complete; the next step, which would note that it is the best, is never made
+    again = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    assert again.restore(SmallStage(), RECIPE) == state
+    again.save(SmallStage(), RECIPE, dataclasses.replace(state, images=16, step=2))
+    assert again.finish()
+    assert (again.newest_name(), again.best_name()) == ("images-0000000016", "images-0000000008")
+
+
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(tmp_path: Path, monkeypatch) -> None:
+    """Ranks end without waiting for threads (`distributed.leave`), so the folder has to."""
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.2), fsync(descriptor)))
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+
+    def run() -> None:
+        with folder:
+            folder.save(SmallStage(), RECIPE, RunState(images=8, step=1, best_images=8))
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run()
+    assert folder.best_name() == folder.newest_name() == "images-0000000008"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_a_full_disk_loses_nothing_saved(tmp_path: Path, capsys, monkeypatch, number: int) -> None:
     """EFBIG by a real limit of the operating system; ENOSPC raised where the file is written."""
@@ -268,6 +296,30 @@ def test_the_best_figure_counts_for_its_own_recipe_alone(tmp_path: Path) -> None
     state = folder.restore(SmallStage(), other, allow_other_recipe=True)
     assert (state.best_value, state.best_images) == (float("inf"), -1)
     assert folder.best_name() == "images-0000000008", "until there is a better one"
+
+
+@pytest.mark.parametrize(
+    ("data", "num_validation", "counts"),
+    [
+        ("{tmp}/data", 256, True),
+        ("{tmp}/data/../data/", 256, True),
+        ("s3://data", 256, False),
+        ("{tmp}/data", 9, False),
+    ],
+)
+def test_the_best_figure_counts_for_its_own_pairs_alone(
+    tmp_path: Path, capsys, data: str, num_validation: int, counts: bool
+) -> None:
+    inputs = {"data": f"{tmp_path}/data"}
+    folder = CheckpointFolder(tmp_path / "run", keep_last=2, writes=True, inputs=inputs)
+    folder.save(SmallStage(), RECIPE, RunState(images=8, best_value=0.5, best_images=8))
+    assert folder.finish()
+    inputs = {"data": data.format(tmp=tmp_path)}
+    again = CheckpointFolder(tmp_path / "run", keep_last=2, writes=True, inputs=inputs)
+    reports = dataclasses.replace(RECIPE.reports, num_validation=num_validation)
+    state = again.restore(SmallStage(), dataclasses.replace(RECIPE, reports=reports))
+    assert (state.best_value, state.best_images) == ((0.5, 8) if counts else (float("inf"), -1))
+    assert ("note: until now this run was trained on" in capsys.readouterr().err) == data.startswith("s3")
 
 
 def test_damage_is_told(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -51,13 +52,19 @@ def train(
         loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
         if process.is_main and state.images < recipe.num_images:
             write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
-        with Reporter(output, recipe, process, first_image=state.images) as reporter:
+        with folder, Reporter(output, recipe, process, first_image=state.images) as reporter:
             (interrupted,) = process.any(request.made)
             if state.images == 0 and not interrupted:
                 report_held_out(stage, recipe, state, dataset, output, process, reporter)
             batches = reporter.timed(loader)
             while state.images < recipe.num_images and not interrupted:
-                batch = next(batches)
+                batch, problem = read_batch(batches)
+                interrupted, is_unreadable = process.any(request.made, problem is not None)  # meanwhile
+                if is_unreadable:
+                    saved = state.images == 0 or folder.save_last(stage, recipe, state)
+                    raise_problem(problem, state, process, saved=saved)
+                if interrupted:
+                    break
                 losses = step(stage, recipe, batch, state, process)
                 reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped)
                 interrupted, diverged = process.any(request.made, not all(map(math.isfinite, losses.values())))
@@ -70,11 +77,33 @@ def train(
                 if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
                     folder.save(stage, recipe, state)
                 folder.poll()
-                (interrupted,) = process.any(request.made)  # meanwhile
             saved = state.images == 0 or folder.save_last(stage, recipe, state)
             reporter.last(state.images, interrupted=interrupted, saved=saved)
         (failed,) = process.any(not saved)
         return 1 if failed else 130 if interrupted and request.by == signal.SIGINT else 0
+
+
+def read_batch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or why there is none: a data set that was changed or is gone, a store or a worker that died."""
+    try:
+        return next(batches), None
+    except (ValueError, OSError, RuntimeError) as problem:
+        return None, problem
+
+
+def raise_problem(problem: Exception | None, state: RunState, process: Process, *, saved: bool) -> NoReturn:
+    """End all ranks alike when some (those with a `problem`) have no batch to go on with.
+
+    ValueError where all problems are ValueErrors, else OSError.
+    """
+    # Of another process's error, its last line: the others are a traceback.
+    what = None if problem is None else (isinstance(problem, ValueError), str(problem).strip().rpartition("\n")[2])
+    found = process.gather(what)
+    problems = [one for one in found if one is not None]
+    (is_lost,) = process.any(not saved)
+    after = "" if is_lost or not state.images else f". All is saved at {state.images:,} images"
+    kind = ValueError if all(is_value_error for is_value_error, _ in problems) else OSError
+    raise kind(f"{problems[0][1]}{after}") from problem
 
 
 def require_one_start(state: RunState, output: Path, process: Process) -> None:

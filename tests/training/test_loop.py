@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -127,6 +128,58 @@ leave(main([argument.replace("RANK", os.environ["RANK"]) for argument in {argume
         f"error: ranks found different checkpoints in --output {tmp_path}/0 (rank 0 at 40, rank 1 at 0" in done.stderr
     )
     assert not (tmp_path / "1" / "checkpoints").exists()
+
+
+class EndingLoader:
+    """A loader that fails after two batches, as where the data set or a worker has gone."""
+
+    def __init__(self, loader: Any, problem: Exception) -> None:
+        self.loader, self.problem = loader, problem
+
+    def __iter__(self) -> Any:
+        yield from itertools.islice(self.loader, 2)
+        raise self.problem
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [(ValueError("no shard"), 2), (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1)],
+)
+def test_data_that_is_gone_loses_no_step(
+    dataset: Path, quick_recipe: Path, tmp_path: Path, monkeypatch, capsys, problem: Exception, status: int
+) -> None:
+    monkeypatch.setattr(training.loop, "open_loader", lambda *a, **o: EndingLoader(open_loader(*a, **o), problem))
+    output = tmp_path / "run"
+    assert main(["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)]) == status
+    assert f"error: {problem}. All is saved at 8 images\n" in capsys.readouterr().err
+    assert CheckpointFolder(output, keep_last=1, writes=False).names() == ["images-0000000008"]
+
+
+def test_data_that_one_rank_cannot_read_ends_all_with_everything_saved(
+    dataset: Path, quick_recipe: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)]
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import os
+import training.loop
+from tests.training.test_loop import EndingLoader
+from training.__main__ import main
+from training.distributed import leave
+from training.stage import open_loader
+if os.environ["RANK"] == "1":
+    training.loop.open_loader = lambda *a, **o: EndingLoader(open_loader(*a, **o), OSError("the disk of rank 1"))
+leave(main({arguments}))
+""")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, str(program)], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "error: the disk of rank 1. All is saved at 8 images\n" in done.stderr
+    assert CheckpointFolder(output, keep_last=1, writes=False).names() == ["images-0000000008"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

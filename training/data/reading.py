@@ -226,8 +226,8 @@ class BatchReader:
         else:
             raise ValueError(
                 f"{len(waiting)} of the {len(pairs)} samples of a batch could not be read, nor {_MAX_ATTEMPTS} "
-                f"replacements of each; at last: {skipped[-1]}. Are these the shards of another data set? "
-                "Verify or copy the data set again"
+                f"replacements of each; at last: {skipped[-1]}. If the data set was changed while it was read, run the "
+                "same command again; else verify it, or copy it again"
             )
         return make_batch(pairs, *sides, position=first + step, skipped=skipped)
 

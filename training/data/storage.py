@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from manifests.storage import list_files
 from manifests.store import Dataset
 
 _MAX_OPEN_FILES = 128  # of a worker; shards may be many more than a process may open
+_LOOK_AGAIN_S = 10.0  # after so long it is looked whether they are still the data set's
 
 
 class DatasetStorage:
@@ -27,11 +29,12 @@ class DatasetStorage:
         if self.is_local:
             self.root = str(Path(self.root.removeprefix("file://")).expanduser())
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._look_again_at = 0.0
         self._pid = 0
         self._fs: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "is_local": self.is_local, "_files": OrderedDict(), "_pid": 0, "_fs": None}
+        return self.__dict__ | {"_files": OrderedDict(), "_look_again_at": 0.0, "_pid": 0, "_fs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -93,13 +96,27 @@ class DatasetStorage:
             return error
 
     def _file(self, shard: str) -> int:
+        """An open shard. One that was replaced, as where a person was taken out, is opened anew before long."""
         self._forget_after_fork()
+        if time.monotonic() >= self._look_again_at:
+            self._close_replaced()
+            self._look_again_at = time.monotonic() + _LOOK_AGAIN_S
         if (file := self._files.pop(shard, None)) is None:
             file = os.open(self.shard_place(shard), os.O_RDONLY | os.O_CLOEXEC)
             if len(self._files) >= _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files[shard] = file
         return file
+
+    def _close_replaced(self) -> None:
+        """Close the files that are no longer under their names."""
+        for shard, file in list(self._files.items()):
+            try:
+                is_same = os.path.samestat(os.stat(self.shard_place(shard)), os.fstat(file))
+            except OSError:
+                is_same = False
+            if not is_same:
+                os.close(self._files.pop(shard))
 
     def _filesystem(self) -> Any:
         self._forget_after_fork()

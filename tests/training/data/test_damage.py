@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+import training.data.storage
 from training.data import make_loader
 from training.data.clips import open_index
 from training.data.storage import DatasetStorage
@@ -132,7 +134,7 @@ def test_shards_of_another_data_set_are_an_error(damaged, write_dataset, tmp_pat
         shutil.copy(shard, damaged / "shards" / shard.name)  # the same sizes, but other clips
     with pytest.raises(ValueError, match=r"the bytes there are frame \d+ of clip d\d\d_0") as failure:
         take(damaged, config, 1)
-    assert "Are these the shards of another data set?" in str(failure.value)
+    assert "If the data set was changed while it was read, run the same command again" in str(failure.value)
     with pytest.raises(ValueError, match="pread"):
         take(damaged, config, 1, reader="webdataset")
     (damaged / "shards" / "train-000000.tar").write_bytes(b"")
@@ -140,6 +142,21 @@ def test_shards_of_another_data_set_are_an_error(damaged, write_dataset, tmp_pat
     (damaged / "shards" / "train-000002.tar").unlink()
     with pytest.raises(ValueError, match=r"3 of 3 shards are damaged.*manifests of another data set"):
         take(damaged, config, 1)
+
+
+def test_a_shard_that_is_replaced_is_not_read_on(tmp_path, monkeypatch):
+    """A person who was taken out of the data set must not be trained on because the old file is still open."""
+    monkeypatch.setattr(training.data.storage, "_LOOK_AGAIN_S", 0.0)
+    (tmp_path / "shards").mkdir()
+    shard, new = tmp_path / "shards" / "a.tar", tmp_path / "new.tar"
+    shard.write_bytes(b"somebody")
+    storage = DatasetStorage(tmp_path)
+    assert storage.read_ranges([("a.tar", 0, 8)]) == [b"somebody"]
+    new.write_bytes(b"others")
+    os.replace(new, shard)
+    assert storage.read_ranges([("a.tar", 0, 8)]) == [b"others"]
+    shard.unlink()
+    assert isinstance(storage.read_ranges([("a.tar", 0, 8)])[0], FileNotFoundError)
 
 
 def test_pictures_of_another_size_are_damage(damaged, write_dataset, config, index_folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import threading
@@ -142,8 +143,10 @@ class Reporter:
 
     def _record(self, record: dict[str, Any]) -> None:
         try:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            with open(self._path, "ab+") as file:
+                if (size := file.seek(0, os.SEEK_END)) and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                    file.write(b"\n")  # the last row was cut off, by a kill or a full disk: it must not spoil this one
+                file.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             self._say(f"error: figures could not be written to {self._path} ({error})")
 

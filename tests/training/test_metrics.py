@@ -85,6 +85,16 @@ def test_a_full_disk_ends_the_files_and_not_the_run(tmp_path, monkeypatch, capfd
     assert kinds == ["resumed"] + 34 * ["train"]
 
 
+def test_a_row_that_was_cut_off_spoils_no_other(tmp_path) -> None:
+    """By a kill, or a full disk."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "ima')
+    with Reporter(tmp_path, BaseRecipe(), Process(), first_image=8, out=io.StringIO()) as reporter:
+        reporter.validation({"l1": 0.1}, 8)
+    _, *rows = path.read_text().splitlines()
+    assert [json.loads(row)["kind"] for row in rows] == ["resumed", "validation"]
+
+
 def test_other_ranks_write_nothing(tmp_path) -> None:
     out = io.StringIO()
     recipe = dataclasses.replace(BaseRecipe(), batch_size=1, reports=ReportOptions(log_every_images=1))

@@ -26,9 +26,7 @@ def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) ->
     totals: dict[str, tuple[float, int]] = {}
     num_batches = -(-recipe.reports.num_validation // recipe.batch_size)
     batch_size = recipe.batch_size // process.world_size
-    batches = held_out_batches(stage, recipe, batch_size, dataset=dataset, process=process)
-    if batches is None:
-        return {}
+    batches = held_out_batches(stage, recipe, batch_size, dataset=dataset, process=process) or ()
     with torch.no_grad():
         for number, batch in enumerate(itertools.islice(batches, num_batches)):
             # Of the last batch, the pairs that are too many do not count.
@@ -38,7 +36,7 @@ def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) ->
                 known = values[values.isfinite()].double()
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = (total + known.sum().item(), count + len(known))
-    totals = process.sum(totals)
+    totals = process.sum(totals)  # also where this rank has none: a data set may change between two ranks' looks
     return {name: total / count for name, (total, count) in totals.items() if count}
 
 

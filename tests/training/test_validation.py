@@ -58,6 +58,18 @@ def test_a_rank_may_have_none_of_the_last_pairs(monkeypatch) -> None:
     assert validate(Places(), recipe, dataset="", process=OneOf(rank=1, world_size=2)) == {}
 
 
+def test_a_rank_without_held_out_pairs_hears_from_the_others(monkeypatch) -> None:
+    """They wait for it. The data set may have changed between the moments in which two ranks look."""
+
+    class Told(Process):
+        def sum(self, values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+            assert values == {}
+            return {"place": (6.0, 3)}
+
+    monkeypatch.setattr(training.validation, "held_out_batches", lambda *_, **__: None)
+    assert validate(Places(), RECIPE, dataset="", process=Told(rank=1, world_size=2)) == {"place": 2.0}
+
+
 @pytest.mark.parametrize(("stage", "still_share"), [(BaseStage, 0.0), (RetargetingStage, 0.5)])
 def test_stills_do_not_validate_reenactment(monkeypatch, stage: type[Stage], still_share: float) -> None:
     """Their source is their driving frame, which copying shows without a fault; R looks at single pictures."""

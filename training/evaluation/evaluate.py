@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,17 +80,29 @@ class Evaluate:
         from model.animation.progress import TerminalReport
         from training.evaluation.report import print_summary, write_report
 
+        folder = self.output or Path("evaluation") / f"{self.weights.resolve().name}-{self.split}"
+        require_writable(folder)
         report = TerminalReport()
         try:
             results, pictures = evaluate(self, report)
         finally:
             report.close()
-        folder = self.output or Path("evaluation") / f"{self.weights.resolve().name}-{self.split}"
         write_report(folder, results, pictures, num_strips=self.num_strips)
         print_summary(results)
         print(f"figures   {folder / RESULTS_FILE}")
         print(f"pictures  {folder / PAGE_FILE}")
         return 0
+
+
+def require_writable(folder: Path) -> None:
+    """ValueError where no files can be written into a folder, before hours go into what is to be in it."""
+    is_there = folder
+    while not is_there.exists() and is_there != is_there.parent:
+        is_there = is_there.parent
+    if not is_there.is_dir():
+        raise ValueError(f"--output {folder}: {is_there} is a file; expected a folder, or a new name")
+    if not os.access(is_there, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {folder}: nothing can be written into {is_there}; choose another folder")
 
 
 def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]:

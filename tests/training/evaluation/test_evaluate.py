@@ -16,7 +16,7 @@ from model.animation.progress import ignore
 from model.faces import FacesConfig
 from training.__main__ import main
 from training.evaluation.catalogue import METRICS
-from training.evaluation.evaluate import Evaluate, _load_engine, evaluate
+from training.evaluation.evaluate import Evaluate, _load_engine, evaluate, require_writable
 from training.evaluation.fingerprint import weights_hash
 from training.evaluation.results import to_json
 from training.evaluation.selection import select_clips
@@ -171,6 +171,16 @@ def test_mistakes_are_one_line(options: Evaluate, tmp_path: Path) -> None:
         dataclasses.replace(options, max_frames=0)
     with pytest.raises(ValueError, match="give --held-out-share"):
         evaluate(dataclasses.replace(options, split="held_out"), ignore)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(options: Evaluate, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    command = ["evaluate", "--weights", str(options.weights), "--data", options.data]
+    assert main([*command, "--output", str(tmp_path / "file" / "new")]) == 2
+    assert f"error: --output {tmp_path}/file/new: {tmp_path}/file is a file" in capsys.readouterr().err
+    require_writable(tmp_path / "new" / "newer")
+    require_writable(Path("evaluation/new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command(options: Evaluate, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -85,8 +85,10 @@ class BaseStage(Stage):
         per_rank = recipe.batch_size // process.world_size
         if process.world_size > 1 and recipe.edited_every and per_rank % recipe.edited_every:
             raise ValueError(
-                f"every {recipe.edited_every}th source is edited, but each of {process.world_size} ranks takes "
-                f"{per_rank} pairs: choose --batch-size or --edited-every so that they divide evenly"
+                f"one of {recipe.edited_every} sources is edited, but each of {process.world_size} ranks takes "
+                f"{per_rank} of the {recipe.batch_size} pairs of a step, which is no multiple of "
+                f"{recipe.edited_every}: use --batch-size {process.world_size * recipe.edited_every} or a multiple of "
+                "it, fewer ranks, or another --edited-every"
             )
         self.criterion = BaseCriterion(
             recipe.losses,

@@ -325,7 +325,8 @@ def test_sources_that_ranks_cannot_edit_evenly_are_refused(recipe: BaseRecipe) -
     recipe = dataclasses.replace(recipe, batch_size=8, edited_every=4)
     BaseStage(recipe, Process())
     with pytest.raises(
-        ValueError, match=r"every 4th source is edited, but each of 4 ranks takes 2 pairs: choose --batch-size"
+        ValueError,
+        match=r"each of 4 ranks takes 2 of the 8 pairs of a step, which is no multiple of 4: use --batch-size 16 or",
     ):
         BaseStage(recipe, Process(world_size=4))
 

@@ -14,8 +14,9 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,8 +296,9 @@ def _split_by_network(file: Path, tensors: State) -> dict[str, State]:
 def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
     """Write the released files into a folder, or one file where `path` ends in `.safetensors`.
 
-    Every file is written under a temporary name and renamed, so a reader never sees half of it. Reloading gives
-    bit-identical weights, whatever device the networks were on.
+    Every file is written under a temporary name, and all are renamed when the last is complete: a reader never sees
+    half of one, and weights that were there before stay whole where there is no room for the new ones (OSError).
+    Reloading gives bit-identical weights, whatever device the networks were on.
     """
     path = Path(path)
     config = json.dumps(dataclasses.asdict(portrait.config)) if portrait.config != ModelConfig() else ""
@@ -309,29 +311,40 @@ def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
 
         tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
         metadata = {"format": "pt"} | ({"model_config": config} if config else {})
-        _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        _write_together({path: lambda temporary: save_file(tensors, temporary, metadata=metadata)})
         return
     if path.is_file():
         raise CheckpointError(f"{path}: is a file; expected a folder to write the released files into")
-    path.mkdir(parents=True, exist_ok=True)
-    for name, file in BASE_FILES.items():
-        _write_atomically(path / file, lambda temporary, name=name: torch.save(states[name], temporary))
+    for file in (*BASE_FILES.values(), RETARGETING_FILE):
+        if others := [path / folder / file for folder in SUBFOLDERS if folder and (path / folder / file).exists()]:
+            raise CheckpointError(f"{others[0]} would be read instead of what is written to {path}: use another folder")
     small = {key: states[name] for name, key in RETARGETING_KEYS.items()}
-    _write_atomically(path / RETARGETING_FILE, lambda temporary: torch.save(small, temporary))
+    contents = {path / file: states[name] for name, file in BASE_FILES.items()} | {path / RETARGETING_FILE: small}
+    writers = {file: partial(torch.save, content) for file, content in contents.items()}
     if config:
-        _write_atomically(path / CONFIG_FILE, lambda temporary: Path(temporary).write_text(config))
-    else:
+        writers[path / CONFIG_FILE] = lambda temporary: Path(temporary).write_text(config)
+    _write_together(writers)
+    if not config:
         (path / CONFIG_FILE).unlink(missing_ok=True)  # of other networks that were here before
 
 
-def _write_atomically(path: Path, write: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
+def _write_together(writers: Mapping[Path, Callable[[str], object]]) -> None:
+    """Have files written, each by its function of a temporary name; they take their places together. OSError."""
+    from safetensors import SafetensorError
+
+    temporaries: dict[Path, str] = {}
     try:
-        write(temporary)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporaries[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            os.close(descriptor)
+            try:
+                write(temporaries[path])
+            except (RuntimeError, SafetensorError) as error:  # PyTorch and safetensors wrap what the system says
+                raise OSError(f"{path} could not be written: is there room? ({str(error).splitlines()[0]})") from error
+            os.chmod(temporaries[path], 0o644)  # mkstemp makes files that only their owner reads
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in temporaries.values():
+            Path(temporary).unlink(missing_ok=True)

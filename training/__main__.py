@@ -21,6 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from manifests.broken_pipe import ending_quietly
+from model.termination import Terminated, sigterm_interrupts
 
 COMMANDS = {
     "motion": ("training.motion_command", "Motion", "Train M alone on labels: a start for `base --init`."),
@@ -58,14 +59,19 @@ class Export:
 
         if not self.runs:
             raise ValueError("nothing to export: name the folder of a run")
-        for note in export(self.runs, self.output, average=self.weights == "average", which=self.checkpoint):
+        with sigterm_interrupts():  # so that it, too, leaves no part of a file
+            notes = export(self.runs, self.output, average=self.weights == "average", which=self.checkpoint)
+        for note in notes:
             print(note)
         print(f"{self.output}: written; try `python -m model inspect {self.output}`")
         return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 success, 1 the work had to stop, 2 wrong use, 130 interrupted, 141 its reader has gone."""
+    """Run a command; 0 success, 1 the work had to stop, 2 wrong use, 130 interrupted, 141 its reader has gone.
+
+    An export that is ended by SIGTERM gives 143.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     start_logging()
     try:
@@ -77,9 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         _tell_error(error)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted" if arguments[0] in ("evaluate", "export") else RESUMABLE, file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
 
 
 def _tell_error(error: Exception) -> None:

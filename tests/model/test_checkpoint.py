@@ -197,6 +197,32 @@ def test_failed_write_leaves_the_old_file(folder: Path, portrait, monkeypatch) -
     assert len(list(folder.iterdir())) == len(BASE_FILES) + 2
 
 
+def test_no_room_for_all_files_leaves_the_weights_that_were_there(folder: Path, portrait, monkeypatch) -> None:
+    """New files beside old ones would load without a word, as a model that nobody trained."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    save, names = torch.save, []
+
+    def save_some(state: dict, file: str) -> None:
+        names.append(file)
+        if len(names) > 2:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", save_some)
+    torch.manual_seed(8)
+    with pytest.raises(OSError, match=r"warping_module\.pth could not be written: is there room\?"):
+        LivePortrait(TINY).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_weights_that_would_be_read_instead_are_told(folder: Path, portrait) -> None:
+    (folder / "base_models").mkdir()
+    (folder / "motion_extractor.pth").rename(folder / "base_models" / "motion_extractor.pth")
+    with pytest.raises(CheckpointError, match=r"base_models/motion_extractor\.pth would be read instead"):
+        portrait.save(folder)
+    assert not (folder / "motion_extractor.pth").exists()
+
+
 def test_released_stitching_and_retargeting_reproduce(models: Path) -> None:
     """Strict loading, and the same numbers as an evaluation with NumPy alone."""
     file = models / "liveportrait" / RETARGETING_FILE

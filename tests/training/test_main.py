@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,19 @@ def test_export_says_what_was_never_trained_and_spares_runs(run: Path, tmp_path:
     assert main(["export", str(run), "--output", str(run)]) == 2
     assert "is the folder of a run" in capsys.readouterr().err
     assert not list(run.glob("*.pth"))
+
+
+def test_an_export_that_is_ended_leaves_no_part(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    save = torch.save
+
+    def end_meanwhile(state: dict, file: str) -> None:
+        save(state, file)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch, "save", end_meanwhile)
+    assert main(["export", str(run), "--output", str(tmp_path / "weights")]) == 143
+    assert capsys.readouterr().err == "interrupted\n"
+    assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_exported_weights_inspect_and_start_a_finetuning(

@@ -167,6 +167,9 @@ class BaseStage(Stage):
             told |= self._step_discriminators(real, fake)
         terms = self._terms(made, batch, transform, real, fake, progress) | self._flow_terms(made, batch, edited)
         total = weighted_sum(self.recipe.losses, terms)
+        if not any(name in terms for name in PICTURE_TERMS):
+            # As while discriminators that alone judge the picture warm up: DistributedDataParallel wants a gradient.
+            total = total + 0 * made.image.sum()
         self._backward(terms, total, made.image)
         told["gradient_norm/networks"] = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
         return {"loss": total, **terms, **told}

@@ -287,6 +287,22 @@ def test_figures_of_validation(recipe: BaseRecipe, batch: PreparedBatch) -> None
     assert not stage.ema.modules["motion"].training
 
 
+def test_discriminators_that_warm_up_alone_leave_no_parameter_without_a_gradient(
+    recipe: BaseRecipe, batch: PreparedBatch
+) -> None:
+    """Zero, but there: DistributedDataParallel refuses the next step where a parameter has none."""
+    stage = BaseStage(with_losses(recipe, pixel=0.0, discriminator_warmup_images=1000), Process())
+    gradients: dict[str, float] = {}
+    stage.optimizers["networks"].register_step_pre_hook(
+        lambda *_: gradients.update({n: p.grad.abs().max().item() for n, p in stage.model.named_parameters()})
+    )
+    told = step(stage, batch)
+    assert "discriminator/face" in told
+    assert "adversarial" not in told
+    assert {value for name, value in gradients.items() if name.startswith("generator")} == {0.0}
+    assert gradients["motion.detector.fc_kp.weight"] > 0
+
+
 def test_face_boxes() -> None:
     landmarks = torch.zeros(1, 68, 2)
     landmarks[0, 0], landmarks[0, 1] = torch.tensor([-0.5, 0.0]), torch.tensor([0.5, 0.75])

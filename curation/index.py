@@ -159,9 +159,10 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _files_of(filesystem: Any, found: Iterable[dict[str, Any]], left_out: list[str]) -> list[dict[str, Any]]:
-    """Of what was found, all but folders and what is in those that are left out; links are what they lead to."""
+    """Of what was found, all but folders and what is in those that are left out; links are what they lead to. In a
+    bucket an object `folder/` stands for a folder."""
     outside = tuple(f"{folder}/" for folder in left_out)
-    found = [info for info in found if not info["name"].startswith(outside)]
+    found = [i for i in found if not i["name"].startswith(outside) and not i["name"].endswith("/")]
     followed = [info if info["type"] in ("file", "directory") else _follow(filesystem, info) for info in found]
     return [info for info in followed if info["type"] != "directory"]
 

@@ -36,7 +36,7 @@ from curation.runs import RunRecord, record_command, record_run
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
-from manifests.storage import Place, list_folders, make_folder, remove_tree
+from manifests.storage import Place, list_files, list_folders, make_folder, remove_tree
 from manifests.store import Dataset, iterate_rows, iterate_tables, read_table, release_memory, write_bytes_atomically
 from model.faces import same_person_similarity
 
@@ -182,10 +182,8 @@ def open_dataset(output: str | Place) -> Dataset:
     if dataset.recipe_file.exists():
         load_recipe(str(dataset.recipe_file))
     elif dataset.root.exists() and (not dataset.root.is_dir() or _holds_other_things(dataset)):
-        raise ValueError(
-            f"{dataset.root} exists and is no data set (it has no recipe.toml):"
-            " name a new or an empty folder as --output"
-        )
+        what = f"{dataset.root} exists and is no data set (it has no recipe.toml)"
+        raise ValueError(f"{what}: name a new or an empty folder as --output")
     try:
         make_folder(dataset.staging)
     except OSError as error:
@@ -195,8 +193,9 @@ def open_dataset(output: str | Place) -> Dataset:
 
 def _holds_other_things(dataset: Dataset) -> bool:
     """Whether there is more in a folder without a recipe than a run leaves that was killed in its first moment."""
-    names = {p.name for p in dataset.root.iterdir() if not (p == dataset.staging and not any(p.iterdir()))}
-    return any(n != ".lock" and not n.startswith(f".{dataset.recipe_file.name}.") for n in names)
+    if any(path != dataset.staging or any(path.iterdir()) for path in list_folders(dataset.root)):
+        return True
+    return any(p.name != ".lock" and not p.name.startswith(".recipe.toml.") for p in list_files(dataset.root))
 
 
 def _require_results(ledger: Ledger, missing: set[str], workers: set[str]) -> None:

@@ -110,7 +110,8 @@ def make_folder(path: Place) -> None:
 
 
 def list_files(folder: Place, ending: str = "", *, below: bool = False) -> dict[Place, int]:
-    """Path -> size in bytes of the files in a folder, sorted; `below`: in its subfolders too. {} if there is none."""
+    """Path -> size in bytes of the files in a folder, sorted; `below`: in its subfolders too. {} if there is none.
+    An empty object `folder/`, with which consoles and other tools show a folder of an object store, is no file."""
     if is_local(folder):
         sizes = {}
         for path in sorted(Path(entry) for entry in _entries(folder, below=below) if entry.name.endswith(ending)):
@@ -123,8 +124,8 @@ def list_files(folder: Place, ending: str = "", *, below: bool = False) -> dict[
     except FileNotFoundError:
         return {}
     start = len(folder.path.rstrip("/")) + 1
-    files = {entry["name"][start:]: entry["size"] for entry in entries if entry["type"] == "file"}
-    return {folder / name: files[name] for name in sorted(files) if name and name.endswith(ending)}
+    files = {e["name"][start:]: e["size"] for e in entries if e["type"] == "file"}
+    return {folder / n: files[n] for n in sorted(files) if n and n.endswith(ending) and not n.endswith("/")}
 
 
 def list_folders(folder: Place) -> list[Place]:
@@ -301,10 +302,8 @@ def remove_file(path: Place) -> None:
     if is_local(path):
         path.unlink(missing_ok=True)
         return
-    try:
+    with suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
-    except FileNotFoundError:
-        return
 
 
 def remove_files(paths: Iterable[Place]) -> None:

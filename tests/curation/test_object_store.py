@@ -210,6 +210,19 @@ def test_a_store_that_stays_out_of_reach_is_one_clear_line(flaky_s3, monkeypatch
     assert capsys.readouterr().err.count("out of reach or overloaded: trying again for up to 1 s") == 1
 
 
+def test_folders_that_a_console_has_made(s3, sources, remote_stills, capsys):
+    """Empty objects `folder/`: no source, no obstacle for a new data set, and nothing that does not belong to one."""
+    for key in ("raw/", "sets/portraits/"):
+        s3.put_object(Bucket="data", Key=key, Body=b"")
+    pipeline.run(["s3://data/raw/**"], ROOT, RECIPE)
+    assert not [row["uris"] for row in read_table(Dataset(ROOT), "sources").to_pylist() if row["uris"][0][-1] == "/"]
+    for key in ("sets/portraits/shards/", "sets/portraits/report/"):
+        s3.put_object(Bucket="data", Key=key, Body=b"")
+    assert differences_of(ROOT) == []
+    assert pipeline.run([remote_stills], ROOT, RECIPE).num_units == 0
+    assert "left out" not in capsys.readouterr().err
+
+
 class Killed(BaseException):
     """What a killed process does not even see."""
 

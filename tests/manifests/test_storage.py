@@ -94,6 +94,16 @@ def test_files_are_listed_read_moved_and_removed(root):
         read_bytes(root / "c.tar")
 
 
+def test_empty_objects_that_stand_for_folders_are_no_files(s3):
+    """As the consoles of stores make them, and some tools that copy folders."""
+    root = place("s3://data/some/root")
+    for key in ("", "deep/", "deep/a", "empty/"):
+        s3.put_object(Bucket="data", Key=f"some/root/{key}", Body=b"")
+    assert list(names(root, below=True)) == ["deep/a"]
+    assert names(root) == names(root / "empty") == {}
+    assert [folder.name for folder in list_folders(root)] == ["deep", "empty"]
+
+
 @pytest.mark.parametrize(("name", "beside"), [("set*x", "set1x"), ("set[1]", "set1"), ("set?", "setz"), ("a#b", "a")])
 def test_names_are_no_patterns(root, name, beside):
     """Nothing is read, moved or removed beside the folder that is named."""

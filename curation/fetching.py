@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from curation.units import UnitResult
-from manifests.storage import scratch_folder
+from manifests.scratch import scratch_folder
 
 _MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
 _ENDING_LENGTH = 16

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.sandbox import FatalError
-from manifests.storage import OWNER, remove_dead_folders
+from manifests.scratch import OWNER, remove_dead_folders
 
 _START_ATTEMPTS = 3
 _LATE_S = 20.0

@@ -7,20 +7,20 @@ renamed, an object is put as a whole. Credentials and endpoints come from the en
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import io
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import fsspec
+
+from manifests.scratch import Scratch, scratch_folder
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -35,7 +35,6 @@ _READ_BYTES = 64 << 20  # of small objects that are read side by side
 _READ_FILES = 256
 _WHOLE_BYTES = 8 << 20  # a file that is fetched with one request rather than by ranges
 _SIDE_BY_SIDE = 16
-_SCRATCH, OWNER = "portrait-scratch-", ".owner"
 
 for _protocol in _S3:
     fsspec.register_implementation(_protocol, "manifests.object_store.PatientS3FileSystem", clobber=True)
@@ -276,12 +275,22 @@ def open_to_read(path: Place) -> Iterator[Any]:
 
 
 def move(source: Place, target: Place) -> None:
-    """Put a file in the place of another of the same data set: a rename, or a copy inside the store and a removal."""
-    if is_local(source):
-        os.replace(source, target)
+    """Put a file in the place of another of the same data set: a rename, or a copy inside the store and a removal.
+
+    Where a folder of a local data set is a link to another disk, a copy and a removal, too.
+    """
+    if not is_local(source):
+        source.fs.cp_file(source.path, target.path)
+        remove_file(source)
         return
-    source.fs.cp_file(source.path, target.path)
-    remove_file(source)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with NewFile(target) as temporary:
+            shutil.copyfile(source, temporary)
+        source.unlink()
 
 
 def move_all(places: Iterable[tuple[Place, Place]]) -> None:
@@ -322,17 +331,24 @@ def remove_files(paths: Iterable[Place]) -> None:
 
 
 def remove_tree(folder: Place) -> None:
-    """Remove a folder and all in it, if it is there."""
-    if is_local(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
-    else:
+    """Remove a folder and all in it, if it is there; where it is a link or a mount point, all that is in it."""
+    if not is_local(folder):
         remove_files(list_files(folder, below=True))
+    elif _leads_elsewhere(folder):
+        for path in [Path(entry) for entry in _entries(folder, below=False)]:
+            remove_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _leads_elsewhere(folder: Path) -> bool:
+    """Whether somebody has put a folder on another disk, and so means it to stay."""
+    return folder.is_symlink() or folder.is_mount()
 
 
 def remove_empty_folder(folder: Place) -> None:
     """Remove a folder with nothing in it; on an object store there is none."""
-    if is_local(folder) and folder.is_dir() and not any(folder.iterdir()):
+    if is_local(folder) and folder.is_dir() and not any(folder.iterdir()) and not _leads_elsewhere(folder):
         folder.rmdir()
 
 
@@ -347,45 +363,3 @@ def local_file(path: Place | str) -> Iterator[Path]:
         copy = folder / path.name
         path.fs.get_file(path.path, str(copy), **_upload_options(path))
         yield copy
-
-
-class Scratch:
-    """A folder on this machine for one piece of work. What killed processes left is removed by the next ones."""
-
-    def __init__(self) -> None:
-        _remove_dead_scratch()
-        self.folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        self._owner = open(self.folder / OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
-        fcntl.flock(self._owner, fcntl.LOCK_EX)
-
-    def remove(self) -> None:
-        """Remove it with all in it; may be repeated."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._owner.close()
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A `Scratch` that is removed afterwards."""
-    scratch = Scratch()
-    try:
-        yield scratch.folder
-    finally:
-        scratch.remove()
-
-
-@cache
-def _remove_dead_scratch() -> None:
-    """Once a process."""
-    remove_dead_folders(Path(tempfile.gettempdir()), _SCRATCH)
-
-
-def remove_dead_folders(parent: Path, prefix: str) -> None:
-    """Those whose file `OWNER` nobody holds locked; process numbers would mean nothing between containers."""
-    for folder in parent.glob(f"{prefix}*"):
-        try:
-            with open(folder / OWNER) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue  # in use, just being made, or of another user

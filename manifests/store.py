@@ -78,13 +78,13 @@ class Dataset:
 
 
 def remove_temporary_files(dataset: Dataset) -> None:
-    """Remove what writers that were killed left beside the recipe and the tables. Nobody may be writing.
+    """Remove what writers that were killed left beside the recipe, the tables and the shards. Nobody may be writing.
 
     On an object store they leave nothing: what was not put as a whole is not there.
     """
     if not is_local(dataset.root):
         return
-    for folder in (dataset.root, *(dataset.root / "manifests").glob("*/")):
+    for folder in (dataset.root, dataset.shards, *(dataset.root / "manifests").glob("*/")):
         for path in folder.glob(".*.tmp"):
             path.unlink()
 

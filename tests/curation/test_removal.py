@@ -117,3 +117,25 @@ def test_recipes_from_before_are_told_and_mended(chosen, sources, monkeypatch):
     forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
     assert files_that_name(dataset, ids[0]) == set()
     assert list(verify(dataset)) == []
+
+
+def test_folders_that_were_put_on_another_disk(chosen, sources, tmp_path):
+    """By links: `forget` ends, nothing is left in them, and they stay."""
+    dataset, ids = chosen
+    for folder in (dataset.report, dataset.shards, dataset.staging):
+        folder.mkdir(exist_ok=True)
+        folder.rename(tmp_path / f"elsewhere_{folder.name}")
+        folder.symlink_to(tmp_path / f"elsewhere_{folder.name}")
+    (dataset.report / "strips").mkdir()
+    (dataset.report / "strips/0.jpg").touch()
+    before = shards(dataset)
+    assert forget(dataset, Request(where=f"clip_id = '{ids[0]}'"))
+    assert not removal.journal_file(dataset).exists()
+    assert list(dataset.report.iterdir()) == list(dataset.staging.iterdir()) == []
+    assert shards(dataset) != before
+    assert list(verify(dataset)) == []
+    write_card(dataset)
+    assert [path.name for path in (tmp_path / "elsewhere_report").iterdir()] == ["card.md"]
+    pipeline.run(sources, dataset.root, replace(recipe_of(dataset.root), seed=1))
+    assert list(dataset.staging.iterdir()) == [], "nothing is left on the other disk"
+    assert list(verify(dataset)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from itertools import product
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests import storage
+from manifests import scratch, storage
 from manifests.errors import NoBucket, ObjectUnreachable, StoreUnreachable
 from manifests.storage import (
     NewFile,
@@ -18,12 +19,14 @@ from manifests.storage import (
     list_files,
     list_folders,
     local_file,
+    move,
     move_all,
     open_to_read,
     place,
     read_bytes,
     read_files,
     read_ranges,
+    remove_empty_folder,
     remove_file,
     remove_files,
     remove_tree,
@@ -223,6 +226,39 @@ def test_an_endpoint_without_its_scheme_is_named(s3, monkeypatch):
         place("s3://data/x")
 
 
+def test_links_to_folders_elsewhere_are_emptied_and_stay(tmp_path):
+    """Of a user who has put a folder of a data set on another disk."""
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
+    write_bytes_atomically(elsewhere / "deep/a", b"a")
+    write_bytes_atomically(tmp_path / "other/b", b"b")
+    (elsewhere / "inner").symlink_to(tmp_path / "other")
+    link.symlink_to(elsewhere)
+    remove_tree(link)
+    remove_empty_folder(link)
+    assert link.is_symlink()
+    assert list(elsewhere.iterdir()) == []
+    assert list(names(tmp_path / "other")) == ["b"], "what a link in it leads to is not in it"
+
+
+def test_a_file_moves_to_another_disk(tmp_path, monkeypatch):
+    """And is in its place as a whole or not at all."""
+    write_bytes_atomically(tmp_path / "a/shard.tar", b"new")
+    write_bytes_atomically(tmp_path / "b/shard.tar", b"old")
+    rename, seen = os.replace, []
+
+    def replace(source, target):
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        seen.append(Path(target).read_bytes())
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    move(tmp_path / "a/shard.tar", tmp_path / "b/shard.tar")
+    assert seen == [b"old"]
+    assert (names(tmp_path / "a"), read_bytes(tmp_path / "b/shard.tar")) == ({}, b"new")
+    assert names(tmp_path / "b") == {"shard.tar": 3}
+
+
 def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("dead", "alive"):
@@ -230,8 +266,8 @@ def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):
         (tmp_path / f"portrait-scratch-{name}" / ".owner").touch()
     with open(tmp_path / "portrait-scratch-alive" / ".owner") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
-        storage._remove_dead_scratch.cache_clear()
-        with storage.scratch_folder() as mine:
+        scratch._remove_dead_scratch.cache_clear()
+        with scratch.scratch_folder() as mine:
             assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive", mine.name}
     assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive"}
 

@@ -1,0 +1,55 @@
+"""Folders on this machine for pieces of work, which the next process removes where one was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+_SCRATCH, OWNER = "portrait-scratch-", ".owner"
+
+
+class Scratch:
+    """A folder on this machine for one piece of work. What killed processes left is removed by the next ones."""
+
+    def __init__(self) -> None:
+        _remove_dead_scratch()
+        self.folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        self._owner = open(self.folder / OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove it with all in it; may be repeated."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._owner.close()
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A `Scratch` that is removed afterwards."""
+    scratch = Scratch()
+    try:
+        yield scratch.folder
+    finally:
+        scratch.remove()
+
+
+@cache
+def _remove_dead_scratch() -> None:
+    """Once a process."""
+    remove_dead_folders(Path(tempfile.gettempdir()), _SCRATCH)
+
+
+def remove_dead_folders(parent: Path, prefix: str) -> None:
+    """Those whose file `OWNER` nobody holds locked; process numbers would mean nothing between containers."""
+    for folder in parent.glob(f"{prefix}*"):
+        try:
+            with open(folder / OWNER) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # in use, just being made, or of another user

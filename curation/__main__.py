@@ -48,6 +48,8 @@ class Run:
     """Do what crashed, took too long or ended in an error again; what could not be read is tried by every run."""
     allow_looser_rights: bool = False
     """Let in clips that the data set's recipe.toml keeps out for their licence or for want of consent."""
+    allow_lost_clips: bool = False
+    """With other options of scan or crop than before: give kept clips up of which no source is there any more."""
     cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
@@ -65,6 +67,7 @@ class Run:
             keep_staging=self.keep_staging,
             retry_failed=self.retry_failed,
             allow_looser_rights=self.allow_looser_rights,
+            allow_lost_clips=self.allow_lost_clips,
         )
         dataset = Dataset(self.output)
         if outcome.change:

@@ -24,7 +24,6 @@ from curation.progress import StageProgress
 from curation.recipe import (
     Recipe,
     load_recipe,
-    looser_rights,
     recipe_changes,
     recipe_of,
     recipe_toml,
@@ -33,6 +32,7 @@ from curation.recipe import (
 )
 from curation.removal import without_names
 from curation.runs import RunRecord, record_command, record_run
+from curation.safeguards import SourcesLost, require_results, require_rights, require_sources
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
 from curation.units import Ledger
@@ -67,16 +67,18 @@ def run(
     keep_staging: bool = False,
     retry_failed: bool = False,
     allow_looser_rights: bool = False,
+    allow_lost_clips: bool = False,
 ) -> Outcome:
     """Curate `inputs` into the data set at `output`.
 
     keep_staging: leave the cropped pictures there. retry_failed: also do units again that crashed their worker, took
     too long or ended in an error; those whose file could not be read are tried again by every run.
     allow_looser_rights: let in what the data set's recipe has kept out for its licence or for want of consent.
+    allow_lost_clips: make all clips anew with other options of scan or crop also where sources of kept ones are gone.
 
     Raises:
         ValueError: an input is missing, or the output is no data set or belongs to another version of recipes, or its
-            rights would be loosened.
+            rights would be loosened, or clips would be lost.
         FatalError: the work cannot go on at all; what was finished stays and the same call continues.
     """
     cluster_options = cluster_options or ClusterOptions()
@@ -89,25 +91,21 @@ def run(
     with only_run(dataset), cluster(cluster_options) as workers:
         before = read_contents(dataset)
         if before.recipe is not None and not allow_looser_rights:
-            _require_rights(dataset, before.recipe, recipe)
+            require_rights(dataset, before.recipe, recipe)
         recipe = _without_forgotten(dataset, recipe)
         changes = _replace_recipe(dataset, before.recipe, recipe)
         with record_run(dataset, inputs, recipe, address, changes=changes) as record:
-            job = _Job(dataset, recipe, workers, record, (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ())))
-            job.do_all(sources)
+            retried = (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ()))
+            job = _Job(dataset, recipe, workers, record, retried, may_lose_clips=allow_lost_clips)
+            try:
+                job.do_all(sources)
+            except SourcesLost:
+                _replace_recipe(dataset, None, before.recipe or recipe)  # it stays in force
+                raise
         if not keep_staging:
             with suppress(OSError):
                 remove_tree(dataset.staging)
         return Outcome(job.num_units, workers.startup_s, describe_change(before, read_contents(dataset)))
-
-
-def _require_rights(dataset: Dataset, before: Recipe, recipe: Recipe) -> None:
-    """ValueError where a run would take in again what `select` or an earlier run has kept out for its rights."""
-    if looser := looser_rights(before, recipe):
-        raise ValueError(
-            f"{dataset.root} keeps clips out for their rights, and this run would take them in ({', '.join(looser)}):"
-            f" --recipe {dataset.recipe_file} keeps its options; --allow-looser-rights if this is meant"
-        )
 
 
 def _without_forgotten(dataset: Dataset, recipe: Recipe) -> Recipe:
@@ -198,28 +196,21 @@ def _holds_other_things(dataset: Dataset) -> bool:
     return any(p.name != ".lock" and not p.name.startswith(".recipe.toml.") for p in list_files(dataset.root))
 
 
-def _require_results(ledger: Ledger, missing: set[str], workers: set[str]) -> None:
-    """FatalError where units are `missing` after `workers` have told that all are done."""
-    if not missing:
-        return
-    units = read_table(ledger.dataset, "units", ["stage", "worker"])
-    seen = units.filter(pc.equal(units["stage"], ledger.folder.name))["worker"].to_pylist()
-    hosts = sorted({worker.rsplit("/", 1)[0] for worker in workers.difference(seen)})
-    by = f" by workers on {', '.join(hosts[:5])}{', ...' if len(hosts) > 5 else ''}" if hosts else ""
-    raise FatalError(
-        f"{ledger.stage}: {len(missing)} units were told as done{by}, but are not in {ledger.dataset.root}: a node that"
-        " does not see this folder keeps what it writes to itself; mount it there, or leave the node out, and run again"
-    )
-
-
 class _Job:
     """One run over one data set."""
 
     def __init__(
-        self, dataset: Dataset, recipe: Recipe, workers: Cluster, record: RunRecord, retried: tuple[str, ...]
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        workers: Cluster,
+        record: RunRecord,
+        retried: tuple[str, ...],
+        *,
+        may_lose_clips: bool,
     ) -> None:
         self.dataset, self.recipe, self.workers, self.record = dataset, recipe, workers, record
-        self._retried = retried
+        self._retried, self._may_lose_clips = retried, may_lose_clips
         self.num_units = 0
 
     def do_all(self, sources: list[dict[str, Any]]) -> None:
@@ -260,8 +251,7 @@ class _Job:
         """
         ledger = self.ledger(stage)
         tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
-        keep = functools.partial(decisions.keep_decisions, self.dataset) if "clips" in tables else None
-        if ledger.forget_other_recipes(tables, keep):
+        if ledger.forget_other_recipes(tables, lambda: self.before_dropping(stage)):
             print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
         ledger.reopen(ledger.failed_units(self._retried))
         finished = ledger.finished_units()
@@ -270,9 +260,16 @@ class _Job:
         workers = self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
         ledger.absorb(collapse)
         if num_todo:
-            _require_results(ledger, set(names) - ledger.finished_units(), workers)
+            require_results(ledger, set(names) - ledger.finished_units(), workers)
         ledger.drop_superseded(names, uris)
         release_memory()
+
+    def before_dropping(self, stage: str) -> None:
+        """Called before the rows that other options of a stage have made are dropped."""
+        if stage != "index" and not self._may_lose_clips:
+            require_sources(self.dataset, stage)
+        if stage == "crop":
+            decisions.keep_decisions(self.dataset)
 
     def work(
         self,
@@ -395,5 +392,5 @@ class _Job:
         self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))
         workers = self.work("pack", units, len(units), len(plan), ledger.folder)
         if units:
-            _require_results(ledger, {unit["name"] for unit in units}.difference(ledger.staged_units()), workers)
+            require_results(ledger, {unit["name"] for unit in units}.difference(ledger.staged_units()), workers)
         pack.publish(self.dataset, plan, ledger.folder)

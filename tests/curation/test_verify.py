@@ -153,6 +153,17 @@ def test_an_altered_row(demo_copy, table, values, words):
     assert any(words in line for line in found), found
 
 
+def test_a_data_set_of_which_nothing_is_left(demo_copy, capsys):
+    assert main(["forget", str(demo_copy), "--where", "clip_id IS NOT NULL", "--yes"]) == 0
+    assert main(["verify", str(demo_copy)]) == 0, capsys.readouterr().out
+
+
+def test_frames_that_have_no_file(demo_copy):
+    for file in Dataset(demo_copy).table_files("frames"):
+        file.unlink()
+    assert any("table frames: not one row for each frame" in line for line in differences(demo_copy))
+
+
 def test_manifests_that_cannot_be_read(demo_copy):
     file = demo_copy / "manifests" / "clips" / "clips.parquet"
     content = bytearray(file.read_bytes())

@@ -55,7 +55,7 @@ def make_card(dataset: Dataset) -> str:
     """
     recipe = recipe_of(dataset.root)
     db = connect(dataset.root)
-    name = dataset.root.resolve().name  # "." has none
+    name = dataset.name
     sections = (
         [f"# {name}", "", "Portrait clips for training face animation; every figure below is read from the manifests."],
         _size(db),

@@ -51,6 +51,11 @@ class Dataset:
         object.__setattr__(self, "root", Path(full_path(str(root))) if is_local(root) else root)
 
     @property
+    def name(self) -> str:
+        """Of its folder, or of its bucket where it is all that is in there."""
+        return self.root.resolve().name or str(self.root).rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def recipe_file(self) -> Place:
         return self.root / "recipe.toml"
 

@@ -52,10 +52,9 @@ def page_content(dataset: Dataset, recipe: Recipe, clips: pa.Table, strips: list
     columns["strip"] = encode_column(pa.array([s.name or None for s in strips], pa.string()))
     columns["strip_frames"] = encode_numbers(pa.array([s.num_frames for s in strips], pa.int32()))
     columns["strip_problem"] = encode_column(pa.array([s.problem or None for s in strips], pa.string()))
-    root = dataset.root.resolve()
     return {
-        "name": root.name,
-        "folder": str(root),
+        "name": dataset.name,
+        "folder": str(dataset.root.resolve()),
         "recipe_hash": recipe.stage_hash("pack"),
         "analyser": recipe.faces.analyser,
         "num_clips": len(clips),

@@ -191,6 +191,13 @@ def test_places_in_a_data_set(tmp_path):
     assert dataset.table_folder("clips") == tmp_path / "manifests" / "clips"
 
 
+def test_the_name_of_a_data_set(tmp_path, monkeypatch, s3):
+    monkeypatch.chdir(tmp_path)
+    assert Dataset(".").name == tmp_path.name
+    assert Dataset("s3://data/sets/portraits/").name == "portraits"
+    assert Dataset("s3://data").name == "data", "a bucket of its own"
+
+
 def test_a_table_that_is_replaced_while_it_is_read_is_read_again(s3, monkeypatch):
     """From an object store in pieces, which must not be of two files; `status` reads while a run writes."""
     dataset = Dataset("s3://data/set")

@@ -100,5 +100,10 @@ def _check_output(folder: Path, *, is_report: bool) -> None:
     if page.is_file():
         if _MARK.encode() not in page.read_bytes()[:2000]:
             raise ValueError(f"{page} is a page of something else and would be overwritten: choose another --output")
-    elif not is_report and folder.is_dir() and {path.name for path in folder.iterdir()} - {STRIPS_FOLDER}:
+    elif not is_report and folder.is_dir() and any(map(_is_of_others, folder.iterdir())):
         raise ValueError(f"{folder} holds other things and no page of a data set: choose another --output")
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether a build that was killed before it had a page did not leave this."""
+    return path.name != STRIPS_FOLDER and not path.name.startswith(".index.html.")

@@ -78,6 +78,15 @@ def test_an_interrupted_build_leaves_the_page_as_it_was(demo_copy: Path, monkeyp
     assert _hashes(page.parent) == before
 
 
+def test_a_first_build_that_was_killed_is_no_obstacle(demo_dataset: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    build(Dataset(demo_dataset), page, read_sources=False)
+    before = _hashes(page)
+    (page / "index.html").rename(page / ".index.html.123.tmp")
+    build(Dataset(demo_dataset), page, read_sources=False)
+    assert _hashes(page) == before, "what it left is gone, too"
+
+
 def test_sources_that_cannot_be_read_leave_a_place_holder(demo_copy: Path) -> None:
     dataset = Dataset(demo_copy)
     rows = read_table(dataset, "sources").to_pylist()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import manifests.__main__
 from curation.pack import plan_shards, planned_bytes
 from curation.recipe import PackOptions, Recipe, SelectOptions, load_recipe, recipe_toml
 from curation.samples import member_bytes
@@ -76,6 +77,19 @@ def test_from_the_list_to_every_label(listed, run_here):
     }  # fmt: skip
     of_shards = sorted(licence for row in listed.rows("shards") for licence in row["licences"])
     assert of_shards == ["", "CC-BY-4.0", "cc0"]
+
+
+def test_a_query_that_names_sources_is_a_source_list(listed, run_here, tmp_path):
+    run_here(listed.write_list(ROWS), listed.dataset.root, RECIPE)
+    part = tmp_path / "part.csv"
+    query = "SELECT uris[1] AS uri, licence, attribution, consent FROM sources WHERE licence IS NOT NULL"
+    assert manifests.__main__.main([str(listed.dataset.root), query, "--output", str(part)]) == 0
+    run_here([str(part)], tmp_path / "part", RECIPE)
+    columns = ("source_id", "uris", "licence", "attribution", "consent")
+    have = [{name: row[name] for name in columns} for row in listed.rows("sources") if row["licence"]]
+    assert len(have) == 2
+    rows = read_table(Dataset(tmp_path / "part"), "sources").to_pylist()
+    assert [{name: row[name] for name in columns} for row in rows] == have
 
 
 def test_a_corrected_list_reaches_the_shards_with_the_next_run(listed, run_here):

@@ -6,14 +6,19 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 
 from model.video.frame import Frame
 from model.video.probing import PacketIndex, VideoInfo, VideoSource, describe_source, index_packets
 from model.video.pyav_reader import PyavReader
 
-# Containers with an index; decord starts and seeks inexactly in streams such as MPEG-TS.
-_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
+# Containers with an index; decord starts and seeks inexactly in streams such as MPEG-TS, and does not tell where the
+# size of the picture changes, as it does in WebM and Matroska files of calls.
+_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "avi"}
+# Of formats with fewer colours than pixels those that become RGB without an interpolation, in which decord's differs.
+_SUBSAMPLED = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p"}
+_MIN_SIDE_PX = 16
 # decord tells frame times as float32 seconds.
 _TIME_TOLERANCE_S = 2e-3
 
@@ -36,8 +41,7 @@ class DecordReader:
         self._decord = None
         self._is_at_start = True
         try:
-            if info.container not in _CONTAINERS:
-                raise RuntimeError(f"it is not exact in {info.container} files")
+            _check_pictures(info)
             self._decord = _open_decord(source)
             self._check_index()
         except _decord_errors() as error:
@@ -46,6 +50,8 @@ class DecordReader:
     def _check_index(self) -> None:
         """decord numbers packets, hidden and broken ones too; go on only where its numbers are those of the frames."""
         pts_s = self._packets.pts_s
+        if len(pts_s) and not self._packets.is_keyframe[0]:
+            raise RuntimeError("the file does not begin with a key frame")
         if len(self._decord) != len(pts_s) or self._packets.num_discarded:
             raise RuntimeError(f"it counts {len(self._decord)} frames where the file shows {len(pts_s)}")
         times_s = self._decord.get_frame_timestamp(np.arange(len(pts_s)))[:, 0]
@@ -53,7 +59,8 @@ class DecordReader:
             raise RuntimeError("its frame times are not those of the file")
 
     def _fall_back(self, index: int, error: Exception) -> None:
-        self.fallback = f"decord failed at frame {index}, PyAV reads on: {str(error).strip().splitlines()[-1][:200]}"
+        why = str(error).strip() or type(error).__name__
+        self.fallback = f"decord failed at frame {index}, PyAV reads on: {why.splitlines()[-1][:200]}"
         self._decord = None
         self._pyav = PyavReader(self._source, self.info)
 
@@ -104,6 +111,20 @@ class DecordReader:
         self._decord = None
         if self._pyav is not None:
             self._pyav.close()
+
+
+def _check_pictures(info: VideoInfo) -> None:
+    """RuntimeError where decord's pictures may differ from PyAV's."""
+    if info.container not in _CONTAINERS:
+        raise RuntimeError(f"it is not exact in {info.container} files")
+    if info.is_hdr or info.is_mirrored:
+        raise RuntimeError("it knows neither HDR nor mirrored pictures")
+    width, height = info.coded_width, info.coded_height
+    form = av.VideoFormat(info.pix_fmt, width, height)
+    is_whole = (form.chroma_width(), form.chroma_height()) == (width, height)
+    is_exact = info.pix_fmt in _SUBSAMPLED and width % 2 == 0 == height % 2
+    if not (is_whole or is_exact) or min(width, height) < _MIN_SIDE_PX:
+        raise RuntimeError(f"it converts {info.pix_fmt} of {width}x{height} pixels in another way")
 
 
 def _open_decord(path: str | Path):

@@ -91,6 +91,20 @@ def resize_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(picture, (width, height), interpolation=method)
 
 
+def fit_picture(picture: np.ndarray, aspect: float, width: int, height: int) -> np.ndarray:
+    """Scale uint8 [H, W, C], whose pixels are `aspect` times as wide as high, into `width` x `height`, undistorted, in
+    the middle of black bars."""
+    shown = picture.shape[1] * aspect
+    scale = min(width / shown, height / picture.shape[0])
+    columns, rows = (min(most, max(1, round(n * scale))) for n, most in ((shown, width), (picture.shape[0], height)))
+    if (columns, rows) == (width, height):
+        return resize_picture(picture, width, height)
+    fitted = np.zeros((height, width, picture.shape[2]), picture.dtype)
+    left, top = (width - columns) // 2, (height - rows) // 2
+    fitted[top : top + rows, left : left + columns] = resize_picture(picture, columns, rows)
+    return fitted
+
+
 def block_positions(width: int, height: int, long_side_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns and rows, in units of 2 pixels, of the blocks that `pick_blocks` picks: int [w / 2], int [h / 2]."""
     scale = min(1.0, long_side_px / max(width, height))
@@ -102,17 +116,19 @@ def block_positions(width: int, height: int, long_side_px: int) -> tuple[np.ndar
 
 
 def pick_blocks(picture: np.ndarray, long_side_px: int) -> np.ndarray:
-    """Blocks of 2 x 2 pixels (what shares its colour in a video) at even distances: uint8 [H, W, 3] to [h, w, 3].
+    """Blocks of 2 x 2 pixels (what shares its colour in a video) at even distances: [H, W, 3] to [h, w, 3].
 
     The longer side becomes about `long_side_px`. Nothing is averaged.
     """
+    height, width = picture.shape[:2]
     columns, rows = (
-        (2 * blocks[:, None] + (0, 1)).ravel()
-        for blocks in block_positions(picture.shape[1], picture.shape[0], long_side_px)
+        np.minimum(2 * blocks[:, None] + (0, 1), side - 1).ravel()  # a side of one pixel has no whole block
+        for blocks, side in zip(block_positions(width, height, long_side_px), (width, height), strict=True)
     )
     return picture.take(rows, axis=0).take(columns, axis=1)
 
 
-def rotate_upright(picture: np.ndarray, rotation_deg: int) -> np.ndarray:
-    """Turn uint8 [H, W, C] counter-clockwise by 0, 90, 180 or 270 degrees."""
-    return picture if rotation_deg == 0 else cv2.rotate(picture, _ROTATIONS[rotation_deg])
+def rotate_upright(picture: np.ndarray, rotation_deg: int, is_mirrored: bool) -> np.ndarray:
+    """Turn uint8 [H, W, C] counter-clockwise by 0, 90, 180 or 270 degrees, then exchange left and right if asked."""
+    turned = picture if rotation_deg == 0 else cv2.rotate(picture, _ROTATIONS[rotation_deg])
+    return cv2.flip(turned, 1) if is_mirrored else turned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,6 +12,8 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+
+from model.video.brightness import is_hdr
 
 VideoSource = str | Path | BinaryIO
 
@@ -55,6 +58,8 @@ class VideoInfo:
     """Codec of the video stream, such as h264."""
     pix_fmt: str
     """FFmpeg's pixel format."""
+    is_hdr: bool
+    """Brightness is by PQ or HLG; frames are given as those of other videos, see `brightness`."""
     coded_width: int
     """Width as stored, pixels."""
     coded_height: int
@@ -67,6 +72,8 @@ class VideoInfo:
     """Sample aspect ratio: width of a stored pixel over its height."""
     rotation_deg: int
     """Degrees counter-clockwise that show the stored picture upright: 0, 90, 180, 270."""
+    is_mirrored: bool
+    """Once turned, it is shown with left and right exchanged, as front cameras ask."""
     fps: float | None
     """Average frame rate; one that is not credible is counted anew from the times of the first frames."""
     fps_fraction: Fraction | None
@@ -194,7 +201,7 @@ def _probe(source: VideoSource, name: str) -> VideoInfo:
 
 def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:
     sar = stream.sample_aspect_ratio or Fraction(1)
-    rotation_deg = upright_deg(first)
+    rotation_deg, is_mirrored = _orientation(first)
     width, height = max(1, round(first.width * sar)), first.height
     if rotation_deg in (90, 270):
         width, height = height, width
@@ -205,12 +212,14 @@ def _describe(container: av.container.InputContainer, stream: av.VideoStream, fi
         container=container.format.name,
         codec=stream.codec_context.codec.canonical_name,
         pix_fmt=first.format.name,
+        is_hdr=is_hdr(first),
         coded_width=first.width,
         coded_height=first.height,
         width=width,
         height=height,
         sar=sar,
         rotation_deg=rotation_deg,
+        is_mirrored=is_mirrored,
         fps=float(fps) if fps else None,
         fps_fraction=fps or None,
         is_vfr=bool(fps and nominal and abs(fps / nominal - 1) > _CONSTANT_RATE_TOLERANCE),
@@ -235,9 +244,15 @@ def _rate_of_packets(source: VideoSource) -> Fraction | None:
     return ((len(times) - 1) / span_s).limit_denominator(1001) or None if span_s else None
 
 
-def upright_deg(picture: av.VideoFrame) -> int:
-    """Degrees counter-clockwise that show the stored picture upright: 0, 90, 180, 270."""
-    return round(picture.rotation / 90) * 90 % 360
+def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
+    """Degrees counter-clockwise that show the stored picture upright (0, 90, 180, 270), and whether it is mirrored
+    then."""
+    degrees, is_mirrored = picture.rotation, False
+    if matrix := picture.side_data.get("DISPLAYMATRIX"):
+        across, down, _, across_2, down_2 = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        if is_mirrored := across * down_2 < down * across_2:  # FFmpeg's angle takes no account of it
+            degrees = -math.degrees(math.atan2(down, -across))
+    return round(degrees / 90) * 90 % 360, is_mirrored
 
 
 def index_packets(source: VideoSource) -> PacketIndex:

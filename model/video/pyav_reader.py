@@ -8,7 +8,8 @@ from functools import cached_property, partial
 import av
 import numpy as np
 
-from model.video.frame import Frame, block_positions, rotate_upright
+from model.video.brightness import is_hdr, to_sdr
+from model.video.frame import Frame, block_positions, fit_picture, pick_blocks, rotate_upright
 from model.video.probing import (
     LONGEST_STEP_BACK_S,
     VideoInfo,
@@ -57,18 +58,22 @@ class PyavReader:
                 pts=pts,
                 pts_s=pts * ticks.numerator / ticks.denominator,
                 is_corrupt=bool(picture.is_corrupt),
-                decode_rgb=partial(_to_rgb, picture, self.info.rotation_deg),
+                decode_rgb=partial(_to_rgb, picture, self.info),
                 display_size=(self.info.width, self.info.height),
-                pick_rgb=partial(_pick_rgb, picture) if self._can_pick(picture) else None,
+                pick_rgb=self._picker(picture),
             )
             index = None if index is None else index + 1
 
-    def _can_pick(self, picture: av.VideoFrame) -> bool:
-        """Whether `_pick_rgb` gives pixels of the picture as shown, bit for bit, and costs less than all of it."""
+    def _picker(self, picture: av.VideoFrame) -> Callable[[int], np.ndarray] | None:
+        """What gives pixels of the picture as shown, bit for bit, for less than all of it costs; None: nothing does."""
         width, height = picture.width, picture.height
-        is_as_shown = self.info.rotation_deg == 0 and (width, height) == (self.info.width, self.info.height)
+        if self.info.rotation_deg or self.info.is_mirrored or (width, height) != (self.info.width, self.info.height):
+            return None
+        if is_hdr(picture):
+            return partial(_pick_sdr, picture)
         is_even = width % 2 == 0 == height % 2
-        return is_as_shown and is_even and width * height >= _LARGE_PX and picture.format.name in _HALVED_FORMATS
+        can_pick = is_even and width * height >= _LARGE_PX and picture.format.name in _HALVED_FORMATS
+        return partial(_pick_rgb, picture) if can_pick else None
 
     def _pictures(self, start_pts: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """(pts, picture) from start_pts on, exact: what a decode from the start of the file would give."""
@@ -147,9 +152,28 @@ class PyavReader:
         self._container.close()
 
 
-def _to_rgb(picture: av.VideoFrame, rotation_deg: int) -> np.ndarray:
+def _to_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
+    """The upright picture, pixels as stored; where the size changes within the file, fitted to that of `info`."""
+    rgb = to_sdr(_hdr_rgb(picture), picture) if is_hdr(picture) else _convert(picture, "rgb24")
+    rgb = rotate_upright(rgb, info.rotation_deg, info.is_mirrored)
+    if (picture.width, picture.height) == (info.coded_width, info.coded_height):
+        return rgb
+    wide, high = (info.sar, 1) if info.rotation_deg in (0, 180) else (1, info.sar)
+    return fit_picture(rgb, float(wide / high), info.width, info.height)
+
+
+def _convert(picture: av.VideoFrame, form: str) -> np.ndarray:
     # threads=1: automatic slice threads in the colour conversion cost more CPU than they save.
-    return rotate_upright(picture.to_ndarray(format="rgb24", threads=1), rotation_deg)
+    return picture.to_ndarray(format=form, threads=1)
+
+
+def _hdr_rgb(picture: av.VideoFrame) -> np.ndarray:
+    return _convert(picture, "rgb48le")
+
+
+def _pick_sdr(picture: av.VideoFrame, long_side_px: int) -> np.ndarray:
+    """`pick_blocks` of an HDR picture, picked before its brightness is changed."""
+    return to_sdr(pick_blocks(_hdr_rgb(picture), long_side_px), picture)
 
 
 def _pick_rgb(picture: av.VideoFrame, long_side_px: int) -> np.ndarray:
@@ -162,7 +186,7 @@ def _pick_rgb(picture: av.VideoFrame, long_side_px: int) -> np.ndarray:
     picked = np.concatenate([luma.ravel(), *chroma]).reshape(-1, luma.shape[1])
     small = av.VideoFrame.from_ndarray(picked, format=picture.format.name)
     small.colorspace, small.color_range = picture.colorspace, picture.color_range
-    return small.to_ndarray(format="rgb24", threads=1)
+    return _convert(small, "rgb24")
 
 
 def _ticks(stream: av.VideoStream, seconds: float) -> int:

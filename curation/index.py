@@ -12,10 +12,7 @@ import math
 import os
 import posixpath
 import re
-import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from curation.fetching import local_copy
+from curation.left_out import LeftOut, ending_of
 from curation.places import STATED, hash_file, version_of
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
@@ -52,7 +50,7 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
             meaning, or a file is listed twice with different licences, attributions or consents.
     """
     units: dict[str, dict[str, Any]] = {}
-    left_out = _LeftOut()
+    left_out = LeftOut()
     for text in inputs:
         for entry in _expand(text, options, left_out):
             known = units.setdefault(entry["uri"], entry)
@@ -66,39 +64,6 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     return [units[uri] for uri in sorted(units)]
 
 
-@dataclass(slots=True)
-class _LeftOut:
-    """What a search met and did not take."""
-
-    datasets: set[str] = field(default_factory=set)
-    hidden: set[str] = field(default_factory=set)
-    others: set[str] = field(default_factory=set)
-    """Files with endings that are not searched for."""
-
-    def tell(self) -> None:
-        """A line of each kind on standard error."""
-        if names := sorted(self.datasets):
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            print(f"data sets among the inputs are left out: {', '.join(names[:3])}{more}", file=sys.stderr)
-        if self.hidden:
-            print(f"{len(self.hidden)} hidden files are left out, such as {min(self.hidden)}", file=sys.stderr)
-        if self.others:
-            counts = Counter(f".{ending}" if (ending := _ending(name)) else "none" for name in self.others)
-            common = sorted(counts, key=lambda ending: (-counts[ending], ending))
-            told = ", ".join(f"{ending} ({counts[ending]})" for ending in common[:5])
-            more = f" and {len(common) - 5} more endings" if len(common) > 5 else ""
-            print(
-                f"{len(self.others)} files are left out for their endings: {told}{more}; name a file itself to have it,"
-                " or its ending with --index.video-extensions or --index.still-extensions",
-                file=sys.stderr,
-            )
-
-
-def _ending(name: str) -> str:
-    """Of a file, in lower case without the dot; empty where it has none."""
-    return posixpath.splitext(posixpath.basename(name))[1].lower().removeprefix(".")
-
-
 def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
     """What two inputs say of one file; of further columns the first counts."""
     for name in STATED:
@@ -107,7 +72,7 @@ def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> 
     return second | first
 
 
-def _expand(text: str, options: IndexOptions, left_out: _LeftOut) -> Iterator[dict[str, Any]]:
+def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dict[str, Any]]:
     filesystem, path = filesystem_of(os.path.expanduser(text))
     is_local = filesystem.protocol in ("file", ("file", "local"))
     if is_local:
@@ -119,14 +84,20 @@ def _expand(text: str, options: IndexOptions, left_out: _LeftOut) -> Iterator[di
     if any(c in path for c in _GLOB_CHARACTERS) and not filesystem.exists(path):
         found = filesystem.glob(path, detail=True)
         if "/" in path.removeprefix(_fixed_part(path)).strip("/"):  # it reaches into folders
-            datasets = _datasets_among(filesystem.find(_fixed_part(path)))
+            met = filesystem.find(_fixed_part(path), detail=True, withdirs=is_local)
+            datasets = _datasets_among(met)
+            if is_local:
+                left_out.add_closed(met.values(), _fixed_part(path))
         wanted = _files_of(filesystem, found.values(), datasets)
     elif filesystem.isdir(path):
         endings = (*options.video_extensions, *options.still_extensions)
-        found = filesystem.find(path, detail=True)
+        met = filesystem.find(path, detail=True, withdirs=is_local)
+        found = {name: info for name, info in met.items() if info["type"] != "directory"}
         datasets = _datasets_among(found)
+        if is_local:
+            left_out.add_closed(met.values(), path)
         shown = [f for f in found.values() if "/." not in f["name"].removeprefix(path.rstrip("/"))]
-        of_media = {f["name"] for f in found.values() if _ending(f["name"]) in endings}
+        of_media = {f["name"] for f in found.values() if ending_of(f["name"]) in endings}
         left_out.hidden.update(map(printable, of_media.difference(f["name"] for f in shown)))
         wanted = _files_of(filesystem, (f for f in shown if f["name"] in of_media), datasets)
         others = _files_of(filesystem, (f for f in shown if f["name"] not in of_media), datasets)
@@ -197,12 +168,15 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
     try:
         with filesystem.open(path, "rb") as file:
             if path.lower().endswith(".csv"):
-                reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline=""))
+                text_of_list = io.StringIO(file.read().decode("utf-8-sig"), newline="")
+                reader = csv.DictReader(text_of_list, strict=True)  # else an open quote takes all rows after it
                 rows, header = list(reader), reader.fieldnames or []
             else:
                 table = pq.read_table(file)
                 rows, header = table.to_pylist(), table.column_names
-    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+    except csv.Error as error:
+        raise ValueError(f"{text} cannot be read as a source list after line {reader.line_num}: {error}") from error
+    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise ValueError(f"{text} cannot be read as a source list: {error}") from error
     names = _names_of_columns(text, header)
     rows = [{names.get(name, name): value for name, value in row.items()} for row in rows]
@@ -213,6 +187,8 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
     folder = text.rsplit("/", 1)[0] if "/" in text else "."
     listed: list[tuple[str, dict[str, str]]] = []
     for number, row in enumerate(rows, 1):
+        if not any(str(value or "").strip() for name, value in row.items() if name):
+            continue  # an empty row, as spreadsheets leave them at the end
         uri = os.path.expanduser(str(row.pop("uri") or "").strip())
         if not uri:
             raise ValueError(f"{text}: row {number} has no uri")

@@ -12,7 +12,8 @@ from curation import places
 from curation.recipe import Recipe, looser_rights
 from curation.sandbox import FatalError
 from curation.units import Ledger
-from manifests.storage import StoreUnreachable, filesystem_of, map_places
+from manifests.errors import StoreUnreachable
+from manifests.storage import filesystem_of, map_places
 from manifests.store import Dataset, iterate_rows, read_table
 
 

@@ -149,6 +149,7 @@ class CheckpointFolder:
         self.keep_last = keep_last
         self.writes = writes
         self.inputs = dict(inputs or {})
+        self._inputs_before: Mapping[str, str] = {}
         self._pending: tuple[Future | None, str, bool] | None = None
         if writes:
             for partial in self.root.glob(f"{_PARTIAL}*"):
@@ -198,10 +199,11 @@ class CheckpointFolder:
                 "the same recipe, another --output, or --allow-other-recipe to continue with the new one"
             )
         load_stage_tensors(stage, read_tensors(folder), folder)
+        self._inputs_before = run.get("inputs", {})
         if self.writes:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
             if run["state"]["images"] < recipe.num_images:
-                self._tell_other_inputs(run.get("inputs", {}))
+                self._tell_other_inputs(self._inputs_before)
         state = RunState(**run["state"])
         if self.writes:
             self._name_best(state.best_images)
@@ -221,8 +223,18 @@ class CheckpointFolder:
         """Whether validation looks at other pairs than it did in the run so far."""
         data = self.inputs.get("data", "")
         num_pairs = recipe.reports.num_validation
-        is_elsewhere = not _is_same_place(data, run.get("inputs", {}).get("data", data))
+        is_elsewhere = not _is_same_place(data, self._inputs_before.get("data", data))
         return is_elsewhere or run["recipe"].get("reports.num_validation", num_pairs) != num_pairs
+
+    def note_clips(self, clips: str) -> None:
+        """Note in checkpoints which clips the run is trained on; tell where they are others than before."""
+        before = self._inputs_before
+        is_same_place = _is_same_place(self.inputs.get("data", ""), before.get("data", ""))
+        if is_same_place and (old := before.get("clips", clips)) != clips:
+            print(
+                f"note: the data set has changed: this run was trained on {old}, from here on {clips}", file=sys.stderr
+            )
+        self.inputs["clips"] = clips
 
     def _tell_other_inputs(self, before: Mapping[str, str]) -> None:
         data = self.inputs.get("data", "")

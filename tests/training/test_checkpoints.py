@@ -322,6 +322,21 @@ def test_the_best_figure_counts_for_its_own_pairs_alone(
     assert ("note: until now this run was trained on" in capsys.readouterr().err) == data.startswith("s3")
 
 
+def test_clips_that_came_or_went_are_told(tmp_path: Path, capsys) -> None:
+    def go_on(images: int, data: str, clips: str) -> str:
+        folder = CheckpointFolder(tmp_path, keep_last=2, writes=True, inputs={"data": data})
+        folder.restore(SmallStage(), RECIPE)
+        folder.note_clips(clips)
+        assert save(folder, SmallStage(), images)
+        return capsys.readouterr().err
+
+    assert go_on(8, "data", "3 clips (a)") == ""
+    assert "has changed" not in go_on(16, "data", "3 clips (a)")
+    said = go_on(24, "data", "2 clips (b)")
+    assert "the data set has changed: this run was trained on 3 clips (a), from here on 2 clips (b)\n" in said
+    assert "has changed" not in go_on(32, "elsewhere", "9 clips (c)"), "that it is another is told"
+
+
 def test_damage_is_told(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
     save(folder, SmallStage(), 8)

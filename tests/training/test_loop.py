@@ -134,7 +134,7 @@ class EndingLoader:
     """A loader that fails after two batches, as where the data set or a worker has gone."""
 
     def __init__(self, loader: Any, problem: Exception) -> None:
-        self.loader, self.problem = loader, problem
+        self.loader, self.problem, self.order = loader, problem, loader.order
 
     def __iter__(self) -> Any:
         yield from itertools.islice(self.loader, 2)

@@ -87,6 +87,11 @@ class ClipIndex:
     def __len__(self) -> int:
         return len(self.shard)
 
+    def describe(self) -> str:
+        """Number of the clips and a hash of their names, which tells whether some came or went."""
+        names = "\n".join(sorted(self._clip_id.to_pylist()))
+        return f"{len(self):,} clips ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+
     def num_frames(self, clip: int) -> int:
         return int(self.first[clip + 1] - self.first[clip])
 

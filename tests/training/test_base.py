@@ -259,6 +259,20 @@ def test_conventions_of_given_weights() -> None:
     assert kept.pose_signs.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("offset", "as_released"), [(0.1, False), (0.3, True)])
+def test_key_points_that_follow_no_landmark_keep_the_released_order(offset: float, as_released: bool) -> None:
+    torch.manual_seed(0)
+    landmarks = torch.rand(40, 68, 2) - 0.5
+    slots = tuple(range(20, 10, -1))
+    keypoints = 3 + torch.rand(40, 21, 3)
+    keypoints[:, slots, :2] = landmarks[:, GUIDANCE_LANDMARKS] + torch.tensor([offset, 0.0])
+    landmarks[5] = torch.nan
+    conventions = Conventions()
+    *_, note = conventions.measure(torch.randn(40, 3), torch.randn(40, 3), keypoints, landmarks, signs=True)
+    assert conventions.slots_tuple == (RELEASED_SLOTS if as_released else slots)
+    assert ("as released: none are near them (the nearest 0.30 away" in note) == as_released
+
+
 def test_signs_apply_to_the_labels(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     stage = BaseStage(recipe, Process())
     stage.conventions.pose_signs.copy_(torch.tensor([-1.0, 1.0, 1.0]))

@@ -69,6 +69,9 @@ class MotionStage(Stage):
         )
         terms = motion_terms(self.recipe.losses, seen, batch, transform, self.conventions)
         total = weighted_sum(self.recipe.losses, terms)
+        if terms.keys() <= {"head_pose", "deformation_prior"}:
+            # Which do not reach all heads of M, but DistributedDataParallel wants a gradient of each.
+            total = total + 0 * seen.keypoints_driving.sum()
         total.backward()
         norm = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
         return {"loss": total, **terms, "gradient_norm": norm}

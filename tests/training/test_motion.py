@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ import torch
 from model.config import ModelConfig
 from model.keypoints import Motion
 from training.__main__ import main
-from training.base_losses import Conventions
+from training.base_losses import Conventions, MotionLosses
 from training.data import PreparedFrames
 from training.distributed import Process
 from training.export import checkpoint_folder, load_portrait, network_states
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
 from training.motion import MotionRecipe, MotionStage, errors
-from training.recipe import ComputeOptions
+from training.recipe import ComputeOptions, load_recipe
+from training.stage import Progress
 
 QUICK = (
     *("--recipe", "tiny", "--batch-size", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
@@ -55,6 +57,22 @@ def test_errors_by_hand(frames: PreparedFrames) -> None:
     assert told["pose_error_deg"][1].isnan()
     assert told["mouth_error"].tolist() == [0, 0]
     assert told["eye_error"][0] > 0  # a corner of an eye has moved
+
+
+def test_pose_alone_leaves_no_head_without_a_gradient() -> None:
+    """Zero, but there: DistributedDataParallel refuses the next step where a parameter has none."""
+    others = dict.fromkeys(("equivariance", "keypoint_prior", "deformation_prior", "guidance"), 0.0)
+    recipe = dataclasses.replace(load_recipe(MotionRecipe, "motion", "tiny"), losses=MotionLosses(**others))
+    stage = MotionStage(recipe, Process())
+    gradients: dict[str, float] = {}
+    parameters = dict(stage.modules["motion"].named_parameters())
+    stage.optimizers["networks"].register_step_pre_hook(
+        lambda *_: gradients.update({name: p.grad.abs().max().item() for name, p in parameters.items()})
+    )
+    batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"](2, 64)
+    stage.training_step(batch, Progress(images=0, step=0, batch_size=2), torch.Generator().manual_seed(0))
+    assert gradients["detector.fc_yaw.weight"] > 0
+    assert gradients["detector.fc_kp.weight"] == 0
 
 
 def test_its_average_is_laid_out_alike_and_what_it_does_not_take_is_refused() -> None:

@@ -141,9 +141,11 @@ def open_index(storage: DatasetStorage, split: str, *, with_motion: bool = False
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = place / f"{key}.arrow"
     with FileLock(f"{path}.lock"):
-        if not path.is_file():
+        try:
+            index = ClipIndex(path)
+        except (FileNotFoundError, pa.ArrowInvalid):  # a machine without power may leave a file cut off
             _write_index(path, _make_table(storage, split, with_motion))
-    index = ClipIndex(path)
+            index = ClipIndex(path)
     if not index.has_weights:
         _log.warning("%s: the manifests hold no sampling weights; every clip of %s is drawn alike", storage.root, split)
     return index

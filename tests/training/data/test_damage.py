@@ -185,6 +185,16 @@ def test_changed_manifests_are_read_again(damaged, write_dataset, config, tmp_pa
     assert take(damaged, config, 1)[1][0].source.clip_ids[0].startswith("d")
 
 
+@pytest.mark.parametrize("size", [0, 100, -10])
+def test_an_index_that_was_cut_off_is_made_again(coded_dataset, tmp_path, size: int):
+    storage = DatasetStorage(coded_dataset)
+    path = open_index(storage, "train", folder=str(tmp_path)).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size])
+    open_index(storage, "train", folder=str(tmp_path))
+    assert path.read_bytes() == whole
+
+
 def test_labels_without_values_are_unknown_not_damage(damaged, config, index_folder):
     index = open_index(DatasetStorage(damaged), "train", folder=index_folder)
     place = index.place(0, 0)

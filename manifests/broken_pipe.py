@@ -1,7 +1,9 @@
-"""Commands whose reader has gone (`... | head -1`) end without a word, as the tools of the system do."""
+"""Commands whose reader has gone (`... | head -1`) end without a word, as the tools of the system do, and a name that
+cannot be written in the encoding of a terminal fails none."""
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -15,8 +17,11 @@ STATUS = 141  # what a shell says of a process that SIGPIPE ended
 def ending_quietly() -> Iterator[None]:
     """Around all that a command does and prints: exits with `STATUS` when nobody reads standard output any more.
 
-    A broken pipe to anything else (a worker, a store) stays the error that it is.
+    A broken pipe to anything else (a worker, a store) stays the error that it is. Characters that standard output has
+    none for are escaped, as on standard error.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield

@@ -47,3 +47,10 @@ def test_other_pipes_stay_errors(capfd):
     with pytest.raises(SystemExit) as error, ending_quietly():
         sys.exit(3)
     assert error.value.code == 3
+
+
+def test_characters_that_a_terminal_has_none_for_are_escaped():
+    command = [sys.executable, "-c", "from manifests.broken_pipe import *\nwith ending_quietly(): print('caf\\u00e9')"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n")

@@ -338,13 +338,15 @@ def _describe_still(path: str) -> dict[str, Any] | None:
     try:
         with Image.open(path) as image:
             kind = image.format or ""
-            if getattr(image, "n_frames", 1) > 1 and kind not in ("MPO",):
+            if getattr(image, "n_frames", 1) > 1 and kind not in ("MPO", "TIFF"):  # of which the first picture counts
                 return None  # an animation: let the video reader say what it is
             mode, coded = image.mode, image.size
             picture = ImageOps.exif_transpose(image)
             picture.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except UnidentifiedImageError:
         return None
+    except Image.DecompressionBombError as error:
+        return {"kind": "still", "status": "rejected", "reason": "too_large", "detail": f"scale it down: {error}"}
     except (OSError, SyntaxError, ValueError) as error:
         return {"kind": "still", "status": "rejected", "reason": "damaged_still", "detail": str(error)}
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.index import IndexStage, list_inputs
+from curation.index import IndexStage, _describe_still, list_inputs
 from curation.recipe import IndexOptions, Recipe
 from model.stills import read_still
 from tests.heic import write_heic
@@ -184,3 +184,18 @@ def test_what_a_search_leaves_out_is_told(tmp_path, two_colours, capsys):
     ]
     told = capsys.readouterr().err
     assert "4 files are left out for their endings: .txt (2), .gif (1), none (1); name a file itself" in told
+
+
+def test_first_page_of_a_tiff_is_a_still(tmp_path, two_colours):
+    path = tmp_path / "pages.tif"
+    two_colours.save(path, save_all=True, append_images=[two_colours.rotate(180)])
+    assert _describe_still(str(path))["status"] == "ok"
+    assert colours(read_still(path)) == (RED, GREEN)
+
+
+def test_a_still_that_is_too_large_is_not_told_as_damaged(tmp_path, two_colours, monkeypatch):
+    two_colours.save(tmp_path / "panorama.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    found = _describe_still(str(tmp_path / "panorama.png"))
+    assert (found["status"], found["reason"]) == ("rejected", "too_large")
+    assert "scale it down" in found["detail"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _FIRST_S, _EVERY_S = 30.0, 300.0
+_MEMORY = "; Ray ends workers at once where nearly all memory of a machine is in use"
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def telling_of_the_wait(stage: str) -> Iterator[Callable[[], None]]:
         pause_s = _FIRST_S
         while not is_over.wait(pause_s):
             if not came.is_set() and not _has_workers(stage):
-                print(f"{stage}: waiting for a worker to start: the cluster has {_room()}", file=sys.stderr)
+                print(f"{stage}: waiting for a worker to start: the cluster has {_room()}{_MEMORY}", file=sys.stderr)
             came.clear()
             pause_s = _EVERY_S
 

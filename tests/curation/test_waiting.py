@@ -32,6 +32,7 @@ def test_waiting_is_told_until_a_worker_starts(actors, monkeypatch, capsys):
     looks, look = [], waiting._has_workers
     monkeypatch.setattr(waiting, "_has_workers", lambda stage: looks.append(stage) or look(stage))
     line = "scan: waiting for a worker to start: the cluster has 4 CPUs (1 free)"
+    line += waiting._MEMORY
     with telling_of_the_wait("scan"):
         _until(lambda: len(looks) > 2)
     assert capsys.readouterr().err.splitlines()[:2] == [line, line], "now and again"

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from manifests.console import clock
+from training import metrics
 from training.base import BaseRecipe
 from training.distributed import Process
 from training.metrics import Reporter
@@ -108,3 +110,10 @@ def test_other_ranks_write_nothing(tmp_path) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3_725, "1:02:05"), (443_000, "5 d 3 h")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(("system", "most"), [("linux", 3 * 2**20), ("darwin", 3 * 2**30)])
+def test_memory_of_a_process_is_in_gib_on_every_system(monkeypatch, system, most):
+    monkeypatch.setattr(metrics.sys, "platform", system)
+    monkeypatch.setattr(metrics.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=most))
+    assert metrics.peak_memory_gib(torch.device("cpu")) == 3

@@ -20,13 +20,14 @@ from typing import Any
 from curation import leftovers
 from curation.fetching import remove_kept
 from curation.plans import Plan
-from curation.ray_start import RayFolder, import_ray, join, no_deprecation_warnings, start_embedded
+from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation_warnings, start_embedded
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
 from curation.waiting import telling_of_the_wait
 from curation.worker import NoScratchError, UnitWorker, give_up
 from manifests.recipes import require_finite
+from manifests.scratch import Scratch
 from manifests.storage import Place, make_folder
 from model.termination import Terminated
 
@@ -76,7 +77,7 @@ class Cluster:
 
     def __init__(self, options: ClusterOptions) -> None:
         self._options = options
-        self._folder: RayFolder | None = None
+        self._scratch: Scratch | None = None
         self._has_remote_sources = False
         self._is_begun = False
         self.is_connected = False
@@ -96,9 +97,9 @@ class Cluster:
         self._is_begun = True
         with sigterm_kept_from_ray():
             if self._is_embedded:
-                self._folder = RayFolder()
+                self._scratch = make_ray_folder()
                 num_cpus = self._options.workers or os.cpu_count() or 1
-                start_embedded(self._folder.path, num_cpus + 1)  # one for Ray's own tasks
+                start_embedded(str(self._scratch.folder), num_cpus + 1)  # one for Ray's own tasks
             else:
                 join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
@@ -138,8 +139,8 @@ class Cluster:
         if self._has_remote_sources and (self._is_embedded or not is_hurried):
             self._remove_kept_sources()
         ray.shutdown()
-        if self._folder is not None:
-            self._folder.remove()
+        if self._scratch is not None:
+            self._scratch.remove()
         self._is_begun = self.is_connected = False
 
     def _remove_kept_sources(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import decisions, index, pack, places, tombstones
+from curation import decisions, index, pack, places, shard_plan, tombstones
 from curation.address import require_cluster
 from curation.changes import describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
@@ -369,8 +369,8 @@ class _Job:
         for folder in list_folders(self.dataset.staging):
             if folder.name.startswith("pack-") and folder != ledger.folder:
                 remove_tree(folder)
-        clips = read_table(self.dataset, "clips", pack.PLANNED_FROM)
-        plan = pack.plan_shards(clips, self.recipe, read_table(self.dataset, "tombstones"))
+        clips = read_table(self.dataset, "clips", shard_plan.PLANNED_FROM)
+        plan = shard_plan.plan_shards(clips, self.recipe, read_table(self.dataset, "tombstones"))
         finished = set(ledger.staged_units())
         unwritten = [shard for shard in plan if shard["plan_hash"] not in finished]
         if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):

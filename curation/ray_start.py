@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.sandbox import FatalError
-from manifests.scratch import OWNER, remove_dead_folders
+from manifests.scratch import Scratch
 
 _START_ATTEMPTS = 3
 _LATE_S = 20.0
@@ -84,21 +82,11 @@ def start_embedded(folder: str, num_cpus: int) -> None:
             print("Ray could not be started: trying again", file=sys.stderr)
 
 
-class RayFolder:
-    """A folder for the files of an embedded Ray; those that killed runs left behind are removed first."""
-
-    def __init__(self) -> None:
-        # Ray puts sockets below this folder, and a socket's path may have 107 characters.
-        parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp") else "/tmp"
-        remove_dead_folders(Path(parent), _RAY_FOLDER)
-        self.path = tempfile.mkdtemp(prefix=_RAY_FOLDER, dir=parent)
-        self._owner = open(Path(self.path) / OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
-        fcntl.flock(self._owner, fcntl.LOCK_EX)
-
-    def remove(self) -> None:
-        """Remove it with all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._owner.close()
+def make_ray_folder() -> Scratch:
+    """A folder for the files of an embedded Ray."""
+    # Ray puts sockets below this folder, and a socket's path may have 107 characters.
+    is_short = len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp")
+    return Scratch(_RAY_FOLDER, Path(tempfile.gettempdir() if is_short else "/tmp"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import decisions, pack, tombstones
+from curation import decisions, pack, shard_plan, tombstones
 from curation.places import merge_sources
 from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.runs import run_file
@@ -84,7 +84,7 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
         ledger.absorb({"sources": partial(merge_sources, refused=refused)} if stage == "index" else None)
     ledger = Ledger(dataset, "pack", recipe.stage_hash("pack"))
     if ledger.folder in list_folders(dataset.staging):
-        plan = pack.plan_shards(read_table(dataset, "clips"), recipe, read_table(dataset, "tombstones"))
+        plan = shard_plan.plan_shards(read_table(dataset, "clips"), recipe, read_table(dataset, "tombstones"))
         committed = set(ledger.staged_units())
         written = {shard["shard"] for shard in pack.finished_shards(dataset, plan)}
         if all(shard["plan_hash"] in committed or shard["shard"] in written for shard in plan):
@@ -121,11 +121,12 @@ def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) ->
     touched = db.execute("SELECT DISTINCT shard FROM clips SEMI JOIN gone USING (clip_id)").fetchall()
     affected = sorted({name for (name,) in touched} & whole)
     rewritten, removed = [], []
+    columns = ", ".join(shard_plan.OF_CLIPS)
     for name in affected:
-        query = f"SELECT {', '.join(pack.OF_CLIPS)} FROM clips ANTI JOIN gone USING (clip_id) WHERE shard = $shard"
+        query = f"SELECT {columns} FROM clips ANTI JOIN gone USING (clip_id) WHERE shard = $shard"
         members = db.sql(f"{query} ORDER BY frame_offsets[1]", params={"shard": name}).to_arrow_table().to_pylist()
         if members:
-            rewritten.append(pack.plan_row(name, shards[name]["split"], members, recipe))
+            rewritten.append(shard_plan.plan_row(name, shards[name]["split"], members, recipe))
         else:
             removed.append(name)
     discarded = sorted((set(shards) | on_disk | set(held)) - whole)

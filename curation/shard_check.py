@@ -10,8 +10,8 @@ from typing import Any
 
 import simplejpeg
 
-from curation.pack import OF_CLIPS
 from curation.samples import BLOCK_BYTES, member_bytes, sample_key
+from curation.shard_plan import OF_CLIPS
 from manifests.storage import Place, local_file
 
 _END_BYTES = 2 * BLOCK_BYTES

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 from rich.console import Console
 from rich.table import Table
 
+from curation.finding import Found
 from curation.recipe import SelectOptions
+from curation.removal import Removal
 from curation.rules import active_rules
-from manifests.console import make_console, shorten
+from manifests.console import in_hours, make_console, shorten
 from manifests.storage import list_files
 from manifests.store import Dataset
 from manifests.views import connect
-
-if TYPE_CHECKING:
-    from curation.forget import Found
-    from curation.removal import Removal
 
 _SPLITS = """
     SELECT split, coalesce(kept, 0), coalesce(packed, 0), coalesce(num_samples, 0), coalesce(size_bytes, 0)
@@ -45,8 +43,10 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
                   coalesce(sum(num_frames) FILTER (decision = 'keep'), 0) FROM clips"""
     ).fetchone()
     table = Table(title="Curation", title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_row("sources", f"{num_ok} usable of {num_sources} ({stills} stills), {_hours(hours_in)} of video")
-    table.add_row("clips", f"{kept} kept of {clips} candidates, {_hours(hours)}, {frames} frames, {people} identities")
+    table.add_row("sources", f"{num_ok} usable of {num_sources} ({stills} stills), {in_hours(hours_in)} of video")
+    table.add_row(
+        "clips", f"{kept} kept of {clips} candidates, {in_hours(hours)}, {frames} frames, {people} identities"
+    )
     for split, num_kept, num_packed, num_samples, size in db.execute(_SPLITS).fetchall():
         shards = f"{num_samples} samples, {size / 1e6:.1f} MB"
         if num_packed != num_kept:  # decided again since the shards were written
@@ -133,13 +133,9 @@ def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> 
     for row in costs:
         figures = []
         for key in ("alone", "only", "in_order"):
-            figures += [str(row[f"clips_{key}"]), _hours(row[f"hours_{key}"])]
+            figures += [str(row[f"clips_{key}"]), in_hours(row[f"hours_{key}"])]
         table.add_row(row["rule"], row["condition"], *figures)
     (console or make_console()).print(table)
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.2f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Console | None = None) -> None:
@@ -150,9 +146,9 @@ def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Con
     for source in found.sources:
         was = ", of what was there before" * (source["reason"] == "replaced")
         table.add_row("source", f"{', '.join(source['uris'])} (licence {source['licence'] or 'not stated'}{was})")
-    hours = sum(clip.get("duration_s") or 0.0 for clip in kept) / 3600
+    video = in_hours(sum(clip.get("duration_s") or 0.0 for clip in kept) / 3600)
     frames = sum(clip.get("num_frames") or 0 for clip in found.clips)
-    table.add_row("clips", f"{len(kept)} kept, {_hours(hours)}; {len(found.clips) - len(kept)} others; {frames} frames")
+    table.add_row("clips", f"{len(kept)} kept, {video}; {len(found.clips) - len(kept)} others; {frames} frames")
     people = sorted({clip["identity_id"] for clip in found.clips if clip.get("identity_id")})
     if people:
         table.add_row("identities", f"{len(people)}: {_few(people)}")

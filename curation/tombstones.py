@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.pack import planned_bytes
+from curation.shard_plan import planned_bytes
 from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table
 

@@ -20,6 +20,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.tombstones import LateRows
 from manifests.schema import TABLES, make_table
 from manifests.storage import Place, list_files, list_folders, read_files, remove_file, remove_files, remove_tree
 from manifests.store import (
@@ -203,8 +204,6 @@ class Ledger:
         end. Tracks and clips are merged with the old ones without holding them all. What was forgotten is left out, and
         its staged pictures are removed.
         """
-        from curation.tombstones import LateRows  # which reads plans of shards, which are units too
-
         staged = self._staged()
         if not staged:
             return 0

@@ -25,3 +25,10 @@ def clock(seconds: float) -> str:
     if hours >= 24:
         return f"{hours // 24} d {hours % 24} h"
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def in_hours(value: float) -> str:
+    """A length of video in hours; a short one in minutes or seconds."""
+    if value >= 1:
+        return f"{value:,.2f} h"
+    return f"{value * 60:.1f} min" if value >= 1 / 60 else f"{value * 3600:.1f} s"

@@ -10,16 +10,20 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-_SCRATCH, OWNER = "portrait-scratch-", ".owner"
+_SCRATCH, _OWNER = "portrait-scratch-", ".owner"
 
 
 class Scratch:
-    """A folder on this machine for one piece of work. What killed processes left is removed by the next ones."""
+    """A folder on this machine for one piece of work. What killed processes left is removed by the next ones.
 
-    def __init__(self) -> None:
-        _remove_dead_scratch()
-        self.folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        self._owner = open(self.folder / OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+    Folders of one kind share a prefix, in the temporary folder or in `parent`.
+    """
+
+    def __init__(self, prefix: str = _SCRATCH, parent: Path | None = None) -> None:
+        parent = parent or Path(tempfile.gettempdir())
+        _remove_dead(parent, prefix)
+        self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        self._owner = open(self.folder / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
         fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:
@@ -39,16 +43,12 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @cache
-def _remove_dead_scratch() -> None:
-    """Once a process."""
-    remove_dead_folders(Path(tempfile.gettempdir()), _SCRATCH)
-
-
-def remove_dead_folders(parent: Path, prefix: str) -> None:
-    """Those whose file `OWNER` nobody holds locked; process numbers would mean nothing between containers."""
+def _remove_dead(parent: Path, prefix: str) -> None:
+    """Once a process, those whose file `_OWNER` nobody holds locked; process numbers would mean nothing between
+    containers."""
     for folder in parent.glob(f"{prefix}*"):
         try:
-            with open(folder / OWNER) as file:
+            with open(folder / _OWNER) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from manifests.console import make_console, shorten
+from manifests.console import in_hours, make_console, shorten
 from manifests.query import ask
 from manifests.schema import SCHEMA_VERSION
 from manifests.storage import Place, is_local, list_files
@@ -50,8 +50,9 @@ def _heading(db: duckdb.DuckDBPyConnection, dataset: Dataset, overview: dict[str
     o = overview
     table = Table(title="Data set", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_row("folder", str(dataset.root))
-    table.add_row("sources", f"{o['num_usable']:,} usable of {o['num_sources']:,}, {hours(o['source_hours'])} of video")
-    table.add_row("clips", f"{o['num_kept']:,} kept of {o['num_clips']:,}, {hours(o['kept_hours'])}")
+    video = in_hours(o["source_hours"])
+    table.add_row("sources", f"{o['num_usable']:,} usable of {o['num_sources']:,}, {video} of video")
+    table.add_row("clips", f"{o['num_kept']:,} kept of {o['num_clips']:,}, {in_hours(o['kept_hours'])}")
     table.add_row("frames", f"{o['num_frames']:,} in kept clips, of which {o['num_stills']:,} are stills")
     table.add_row("identities", f"{o['num_identities']:,} persons in kept clips")
     table.add_row("duplicates", f"{o['num_duplicates']:,} clips show the footage of a kept clip")
@@ -112,13 +113,6 @@ def folder_size(folder: Place) -> dict[str, int]:
     return {"num_files": num_files, "size_bytes": size_bytes}
 
 
-def hours(value: float) -> str:
-    """A length in hours; a short one in minutes or seconds."""
-    if value >= 1:
-        return f"{value:,.2f} h"
-    return f"{value * 60:.1f} min" if value >= 1 / 60 else f"{value * 3600:.1f} s"
-
-
 def file_bytes(value: float) -> str:
     """A size with a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -132,7 +126,7 @@ def _format_of(column: str) -> Callable[[object], str]:
     if column.endswith("_bytes"):
         return file_bytes
     if column in ("hours", "hours_only", "worker_hours", "video_hours"):
-        return hours
+        return in_hours
     if column.endswith("_s"):
         return lambda value: f"{value:.1f} s"
     if column == "share":

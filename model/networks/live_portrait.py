@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from model.config import ModelConfig
 from model.networks.appearance import AppearanceExtractor
 from model.networks.generator import SpadeGenerator
@@ -47,8 +48,6 @@ class LivePortrait(nn.Module):
 
         Raises FileNotFoundError or ValueError (`model.checkpoint.CheckpointError`) with what is missing or differs.
         """
-        from model.checkpoint import load_checkpoint, read_config
-
         portrait = cls._on_meta(config or read_config(path))
         states = load_checkpoint(path)
         states.require_match(portrait)
@@ -75,8 +74,6 @@ class LivePortrait(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the released layout: a folder of `.pth` files, or one file if `path` ends in `.safetensors`."""
-        from model.checkpoint import save_checkpoint
-
         save_checkpoint(self, path)
 
     def forward(self, source: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from curation import leftovers
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
-from curation.ray_start import RayFolder
+from curation.ray_start import make_ray_folder
 from curation.recipe import CropOptions, Recipe
 from curation.sandbox import FatalError, NoSpaceError
 from curation.termination import Terminated
@@ -276,18 +276,13 @@ def test_sigterm_leaves_the_sources_on_the_nodes_to_the_next_run(monkeypatch, st
     assert bool(tidied) == is_tidied
 
 
-def test_the_folder_of_a_ray_is_removed_by_others_once_nobody_holds_it(monkeypatch):
-    """Whatever the number of its process: containers that share the folder above each begin with 1."""
-    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as parent:
-        monkeypatch.setattr("tempfile.tempdir", parent)
-        folders = [RayFolder(), RayFolder()]
-        assert sorted(map(str, Path(parent).iterdir())) == sorted(folder.path for folder in folders)
-        folders[0]._owner.close()  # as the end of its process does
-        folders.append(RayFolder())
-        assert [os.path.exists(folder.path) for folder in folders] == [False, True, True]
-        folders[1].remove()
-        assert os.listdir(parent) == [os.path.basename(folders[2].path)]
-        folders[2].remove()
+def test_the_files_of_an_embedded_ray_lie_where_paths_of_sockets_are_short(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = make_ray_folder()
+    try:
+        assert made.folder.parent == Path("/tmp")
+    finally:
+        made.remove()
 
 
 def test_a_cluster_that_does_not_answer_is_told(monkeypatch, capfd):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from curation import pack
-from curation.pack import PackStage, clips_without_pixels, pack_units, plan_shards, publish
+from curation.pack import PackStage, clips_without_pixels, pack_units, publish
 from curation.recipe import PackOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key
+from curation.shard_plan import plan_shards
 from curation.units import commit_unit
 from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table

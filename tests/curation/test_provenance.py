@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import manifests.__main__
-from curation.pack import plan_shards, planned_bytes
 from curation.recipe import PackOptions, Recipe, SelectOptions, load_recipe, recipe_toml
 from curation.samples import member_bytes
+from curation.shard_plan import plan_shards, planned_bytes
 from curation.verify import verify
 from manifests.schema import make_table
 from manifests.store import Dataset, read_table

@@ -266,7 +266,7 @@ def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):
         (tmp_path / f"portrait-scratch-{name}" / ".owner").touch()
     with open(tmp_path / "portrait-scratch-alive" / ".owner") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
-        scratch._remove_dead_scratch.cache_clear()
+        scratch._remove_dead.cache_clear()
         with scratch.scratch_folder() as mine:
             assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive", mine.name}
     assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive"}

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import simplejpeg
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from manifests.errors import StoreUnreachable
 from training.data.batch import Batch
 from training.data.clips import ClipIndex, OnDamage, damaged_clips, open_index
 from training.data.pairs import PairOptions, PairOrder
@@ -124,14 +126,15 @@ class BatchLoader:
 
 
 def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
-    """The batches. A worker's ValueError, which comes with its traceback as text, becomes its own message again."""
+    """The batches. A worker's error, which comes with its traceback as text, becomes its own message again."""
     with _stop_signals_held():
         iterator = iter(batches)
     while True:
         try:
             batch = next(iterator)
-        except ValueError as error:
-            raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
+        except (ValueError, StoreUnreachable) as error:
+            kind = type(error)
+            raise kind(re.split(rf"\n[\w.]*{kind.__name__}: ", str(error))[-1].strip()) from error
         yield batch
 
 

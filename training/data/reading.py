@@ -13,6 +13,7 @@ import simplejpeg
 import torch
 from torch.utils.data import get_worker_info
 
+from manifests.errors import StoreUnreachable
 from training.data.batch import Batch, Frames
 from training.data.clips import ClipIndex, FramePlace, OnDamage
 from training.data.pairs import Pair, PairOrder
@@ -47,7 +48,10 @@ class FrameReader:
         self._index = index
 
     def read(self, frames: Iterable[tuple[int, int]]) -> list[RawFrame | DamagedSampleError]:
-        """The bytes of each (clip, frame); all ranges are asked for at once, as object stores like it."""
+        """The bytes of each (clip, frame); all ranges are asked for at once, as object stores like it.
+
+        Raises StoreUnreachable where the object store answers nothing any more.
+        """
         frames = list(frames)
         places = [self._index.place(*one) for one in frames]
         spans = [_spans(place) for place in places]
@@ -65,6 +69,8 @@ class FrameReader:
         members = []
         for start, end in (place.jpeg, place.label):
             begin, data = parts[0] if len(parts) == 1 or not members else parts[1]
+            if isinstance(data, StoreUnreachable):
+                raise data  # of everything, not of this sample
             if isinstance(data, Exception):
                 return DamagedSampleError(f"{place.name}: {type(data).__name__}: {data}")
             member = memoryview(data)[start - begin : end - begin]

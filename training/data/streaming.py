@@ -25,6 +25,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from manifests.errors import StoreUnreachable
 from training.data.batch import Batch
 from training.data.clips import OnDamage
 from training.data.draws import draw_below, shuffled, uniform_of_each
@@ -255,10 +256,13 @@ class StreamReader(IterableDataset):
     def _samples(self, shard: str, keys: set[str], troubles: list[str]) -> Iterator[dict[str, Any]]:
         """Samples of a shard whose key is wanted, as webdataset reads them: `__key__`, `jpg` and `json` as bytes.
 
-        Ends where the shard cannot be read any more; `troubles` gets the reason.
+        Ends where the shard cannot be read any more; `troubles` gets the reason. Raises StoreUnreachable where no shard
+        can be: the object store answers nothing.
         """
 
         def stop(error: Exception) -> bool:
+            if isinstance(error, StoreUnreachable):
+                raise error
             troubles.append(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
             return False
 

@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from manifests import object_store
+from manifests.errors import StoreUnreachable
 from training.data import make_loader
 
 
@@ -39,3 +41,17 @@ def test_a_lost_object_is_damage_and_a_lost_data_set_an_error(s3, upload, coded_
     assert any("FileNotFoundError" in name for name in loader.skipped)
     with pytest.raises(ValueError, match="no data set at s3://data/nowhere"):
         make_loader("s3://data/nowhere", config=config(), batch_size=5, seed=2)
+
+
+@pytest.mark.parametrize(("reader", "num_workers"), [("pread", 0), ("pread", 1), ("webdataset", 0)])
+def test_a_store_that_has_gone_is_no_damage(
+    flaky_s3, s3, upload, coded_dataset, config, monkeypatch, reader, num_workers
+):
+    """Every sample would have to be replaced, and each replacement waited for as long."""
+    options = config(reader=reader, num_workers=num_workers, worker_start="fork")
+    loader = make_loader(upload(s3, coded_dataset), config=options, batch_size=5, seed=2)
+    monkeypatch.setattr(object_store, "PATIENCE_S", 0.0)
+    flaky_s3.throttle(60)
+    with pytest.raises(StoreUnreachable, match=r"^the object store has failed every call .* run the same again$"):
+        next(iter(loader))
+    assert not loader.skipped

@@ -113,13 +113,15 @@ def read_status(dataset: Dataset) -> Status:
         counts = counts - Counter(["running"]) + Counter(["lost"])
     at_work = beat["stages"][-1]["ledger_stage"] if beat and beat["stages"] else ""
     committed = committed_units(dataset, at_work) if at_work else None
-    if status in ("running", "lost") and beat is not None:
-        is_alive = status == "running"
-        stages = [_live_stage(stage, committed, problems, age_s, is_alive=is_alive) for stage in beat["stages"]]
-    else:
+    if status == "succeeded" or beat is None:
         stages = [_past_stage(stage, problems) for stage in last["stages"] or []]
         if stages and status != "succeeded":  # it went through those before
             stages[-1] = replace(stages[-1], state="stopped")
+    else:
+        is_alive = status == "running"
+        if status not in ("running", "lost") and beat["stages"]:
+            beat["stages"][-1]["is_over"] = False  # the run was, in the midst of it
+        stages = [_live_stage(stage, committed, problems, age_s, is_alive=is_alive) for stage in beat["stages"]]
     workers = (beat or {}).get("workers", {})
     heard = [at for at in ((beat or {}).get("last_unit_at"), committed and committed[2]) if at]
     return Status(

@@ -284,13 +284,14 @@ def test_failed_run_says_why(dataset, capsys):
     with suppress(ValueError), record_run(dataset, ["/v"], RECIPE) as record:
         record.enter("scan", ledger(dataset).folder.name, 7, 7)
         do(ledger(dataset), record, 0)
+        do(ledger(dataset), None, 1)  # of which the driver has not heard
         raise ValueError("the roof fell in")
     status = read_status(dataset)
     assert (status.status, status.last_error, status.stages[0].state) == ("failed", "the roof fell in", "stopped")
     assert main(["status", str(dataset.root)]) == 0
     shown = capsys.readouterr().out
     assert "ago: the roof fell in" in shown
-    assert "1/7" in shown
+    assert "2/7" in shown
 
 
 def test_the_stage_in_which_a_run_failed_is_not_done(dataset):

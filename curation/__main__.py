@@ -348,8 +348,9 @@ def _parse(arguments: list[str]) -> Any:
     cls = COMMANDS[name]
     required = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if name == "run":
-        required["recipe"] = load_recipe(named_on(rest, "--recipe") or "default")
-    elif name == "select" and (output := named_on(rest, "--output")):
+        chosen = named_on(rest, "--recipe")
+        required["recipe"] = load_recipe("default" if chosen is None else chosen)
+    elif name == "select" and (output := named_on(rest, "--output")) is not None:
         required["recipe"] = recipe_of(place(output))
     return tyro.cli(cls, args=rest, prog=f"python -m curation {name}", default=cls(**required))
 

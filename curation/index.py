@@ -46,12 +46,14 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     `.thumbnails`, `._copy.mp4`).
 
     Raises:
-        ValueError: an input does not exist, a folder or glob holds nothing, a list has no column `uri` or two of one
-            meaning, or a file is listed twice with different licences, attributions or consents.
+        ValueError: an input is empty or does not exist, a folder or glob holds nothing, a list has no column `uri` or
+            two of one meaning, or a file is listed twice with different licences, attributions or consents.
     """
     units: dict[str, dict[str, Any]] = {}
     left_out = LeftOut()
     for text in inputs:
+        if not text.strip():
+            raise ValueError("the name of an input is empty: for all below the current folder write .")
         for entry in _expand(text, options, left_out):
             known = units.setdefault(entry["uri"], entry)
             known["columns"] = _joined_columns(entry["uri"], known["columns"], entry["columns"])

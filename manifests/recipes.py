@@ -51,13 +51,17 @@ def preset_names(presets: Path) -> list[str]:
 
 
 def named_on(arguments: list[str], option: str) -> str | None:
-    """What follows an option on a command line: which recipe, before it is known what other options there are."""
-    for position, argument in enumerate(arguments):
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{option}="):
-            return argument.split("=", 1)[1]
-    return None
+    """What follows an option on a command line: which recipe, before it is known what other options there are.
+
+    Of an option that is given twice the last counts, as for the parser.
+    """
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == option:
+            found = following
+        elif argument.startswith(f"{option}="):
+            found = argument.split("=", 1)[1]
+    return found
 
 
 def from_values(cls: type[AnyRecipe], values: Any, where: str) -> AnyRecipe:

@@ -44,11 +44,13 @@ def place(where: str | os.PathLike[str] | UPath) -> Place:
     """A path, or a `UPath` of an fsspec URL.
 
     Raises:
-        ValueError: as `filesystem_of`.
+        ValueError: as `filesystem_of`, or the name is empty, as that of a shell's variable that is not set.
     """
     if not isinstance(where, (str, os.PathLike)):
         return where
     text = str(where)
+    if not text.strip():
+        raise ValueError("the name of a folder or file is empty: for the current folder write .")
     if "://" not in text:
         return Path(where).expanduser()
     if text.startswith(("file://", "local://")):

@@ -151,8 +151,9 @@ def _parse(arguments: list[str]) -> Any:
     from training.recipe import load_recipe
 
     defaults = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    chosen = named_on(rest, "--recipe") or next(f.default for f in fields(cls) if f.name == "recipe_name")
-    defaults["recipe"] = load_recipe(cls.RECIPE, cls.STAGE, chosen)
+    chosen = named_on(rest, "--recipe")
+    preset = next(f.default for f in fields(cls) if f.name == "recipe_name")
+    defaults["recipe"] = load_recipe(cls.RECIPE, cls.STAGE, preset if chosen is None else chosen)
     return tyro.cli(cls, args=rest, prog=prog, default=cls(**defaults), console_outputs=_is_first_rank())
 
 

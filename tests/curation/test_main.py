@@ -10,7 +10,7 @@ import pytest
 
 from curation.__main__ import COMMANDS, main
 from curation.pipeline import open_dataset
-from curation.recipe import Recipe, recipe_of, recipe_toml
+from curation.recipe import Recipe, load_recipe, recipe_of, recipe_toml
 from curation.rules import RULES
 
 
@@ -136,6 +136,10 @@ def test_select_before_there_are_clips(tmp_path, capsys, dry):
         (("run", "VIDEO", "--output", "OUT", "--crop.jpeg-quality", "0"), "jpeg_quality is 0, expected 1 to 100"),
         (("run", "VIDEO"), "--output"),
         (("run", "--output", "OUT"), "(?i)nothing to curate|inputs"),
+        (("run", "", "--output", "OUT"), "the name of an input is empty: for all below the current folder write ."),
+        (("run", "VIDEO", "--output", ""), "the name of a folder or file is empty"),
+        (("select", "--output", ""), "the name of a folder or file is empty"),
+        (("run", "VIDEO", "--output", "OUT", "--recipe", ""), "the name of a folder or file is empty"),
         (("curate",), "unknown command .curate."),
         ((), "usage: python -m curation COMMAND"),
     ],
@@ -221,6 +225,14 @@ def test_select_refuses_what_only_a_run_can_apply(demo_copy, capsys, is_dry):
     line = error_of(capsys, "select", "--output", demo_copy, "--decoder=decord", "--pack.shard-bytes", "9", *dry)
     assert "decoder (pyav -> decord), pack.shard_bytes (1000000000 -> 9)" in line
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_of_an_option_that_is_given_twice_the_last_counts(demo_copy, tmp_path):
+    """Also of those that say from where the others start."""
+    lenient = tmp_path / "recipe.toml"
+    lenient.write_text(recipe_toml(load_recipe("lenient")))
+    assert main(["select", "--output", str(tmp_path), "--output", str(demo_copy), "--select.max-yaw-deg", "60"]) == 0
+    assert recipe_of(demo_copy).select.min_face_px == Recipe().select.min_face_px
 
 
 def test_select_applies_the_seed(demo_copy):

@@ -64,6 +64,7 @@ def test_places():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
+        ("", "the name of a folder or file is empty: for the current folder write ."),
         ("s3://", "s3:// names no bucket"),
         ("s3:///", "names no bucket"),
         ("s3:///portraits", "names no bucket"),

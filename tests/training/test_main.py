@@ -145,6 +145,7 @@ def released_name(key: str) -> str:
         (["base", "--data", "nowhere"], "error: --data nowhere: no data set there; expected a folder with manifests/"),
         (["base", "--recipe", "papre"], "error: no recipe 'papre': expected one of finetune, paper"),
         (["base", "--recipe", "tiny", "--init", "nothing"], "error: --init nothing does not exist: give the folder"),
+        (["base", "--recipe", "papre", "--recipe", "other"], "error: no recipe 'other': expected one of finetune"),
         (["export", "nowhere", "--output", "w"], "error: nowhere: no such file or folder"),
     ],
 )

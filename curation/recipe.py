@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manifests import recipes
-from manifests.recipes import require_finite, require_not_negative, require_positive
+from manifests.recipes import require_between, require_finite, require_not_negative, require_positive
 from manifests.storage import Place, full_path, place
 from model.faces import FacesConfig
 
@@ -96,9 +96,11 @@ class ScanOptions:
 
     def __post_init__(self) -> None:
         require_positive(self, "sample_fps", "min_clip_s", "max_clip_s", "embed_every_s")
-        require_positive(self, "cut_ratio", "cut_window_frames", "max_size_ratio")
-        require_not_negative(self, "min_cut_change", "min_shot_s", "min_track_face_px", "min_overlap", "max_gap_s")
-        require_not_negative(self, "min_presence", "reach", "other_face_share", "other_face_size")
+        require_positive(self, "cut_ratio", "cut_window_frames")
+        require_not_negative(self, "min_cut_change", "min_shot_s", "min_track_face_px", "max_gap_s", "other_face_size")
+        require_between(0, 1, self, "min_overlap", "min_presence", "reach", "other_face_share")
+        if self.max_size_ratio < 1:
+            raise ValueError(f"scan.max_size_ratio is {self.max_size_ratio}, expected 1 or more")
         if self.min_clip_s > self.max_clip_s:
             raise ValueError(f"scan.min_clip_s {self.min_clip_s} is larger than scan.max_clip_s {self.max_clip_s}")
 
@@ -135,9 +137,11 @@ class CropOptions:
     """The quality network looks at every n-th frame."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "size_px", "scale", "fps", "redetect_every_frames", "quality_every_frames")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"crop.jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
+        require_positive(self, "scale", "redetect_every_frames")
+        require_positive(self, "quality_size_px", "quality_std", "quality_every_frames")
+        require_between(16, 8192, self, "size_px")
+        require_between(0.01, 1000, self, "fps")
+        require_between(1, 100, self, "jpeg_quality")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,6 +227,15 @@ class SelectOptions:
     def __post_init__(self) -> None:
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith(("min_", "max_"))]
         require_not_negative(self, *(n for n in names if n not in MAY_BE_NEGATIVE), "val_share", "test_share")
+        require_between(0, 1, self, "min_detection_score", "min_presence", "min_exposure", "max_exposure")
+        require_between(0, 1, self, *(n for n in names if n.endswith("_fraction")))
+        require_between(-1, 1, self, "identity_similarity", "min_identity_similarity")
+        for low in (name for name in names if name.startswith("min_")):
+            least, most = getattr(self, low), getattr(self, high := low.replace("min_", "max_", 1), None)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"select.{low} {least} is larger than select.{high} {most}: no clip would pass")
+        if any(licence.strip().lower() in ("", "none") for licence in self.licences or ()):
+            raise ValueError("a name in select.licences is empty or none: leave the list empty to allow any licence")
         if both := set(self.keep_clips) & set(self.reject_clips):
             raise ValueError(f"{min(both)} is in select.keep_clips and in select.reject_clips: leave it in one of them")
         if self.max_weight <= 1:
@@ -263,6 +276,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_finite(self)
+        if self.index.max_span_s < self.scan.min_clip_s:
+            raise ValueError(
+                f"index.max_span_s {self.index.max_span_s} is less than scan.min_clip_s {self.scan.min_clip_s}: no clip"
+                " reaches from one span into the next, so there would be none"
+            )
 
     def stage_hash(self, stage: str) -> str:
         """8 hex digits over the fields that `stage` (index scan crop select pack) and the stages before it read."""

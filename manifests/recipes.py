@@ -147,6 +147,14 @@ def require_not_negative(options: Any, *names: str) -> None:
             raise ValueError(f"{name} is {value}, expected 0 or more")
 
 
+def require_between(low: float, high: float, options: Any, *names: str) -> None:
+    """ValueError unless the named fields are None, or from `low` to `high`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} is {value}, expected {low:g} to {high:g}")
+
+
 def require_no_negative(options: Any) -> None:
     """ValueError where any number among the fields (None is none) is less than 0."""
     values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}

@@ -75,6 +75,8 @@ class FacesConfig:
             raise ValueError(f"num_threads is {self.num_threads}: expected at least 1")
         if not 0 < self.min_detection_score < 1:
             raise ValueError(f"min_detection_score is {self.min_detection_score}: expected a number between 0 and 1")
+        if self.min_face_size_px < 0:
+            raise ValueError(f"min_face_size_px is {self.min_face_size_px}: expected 0 or more")
         for part in ("detector", "landmarker", "embedder"):
             supplier = getattr(self, part)
             if supplier not in (None, "open", "insightface") and ":" not in supplier:

@@ -16,7 +16,7 @@ from PIL import Image
 from curation.fetching import local_copy
 from curation.index import IndexStage, list_inputs
 from curation.places import hash_file, merge_sources
-from curation.recipe import IndexOptions, Recipe
+from curation.recipe import IndexOptions, Recipe, ScanOptions
 from model.video import VideoWriter
 
 OPTIONS = IndexOptions()
@@ -329,7 +329,7 @@ def test_long_video_is_divided_into_even_spans(video):
     from model.video import open_video
 
     (unit,) = list_inputs([str(video)], OPTIONS)
-    recipe = Recipe(index=IndexOptions(max_span_s=0.6))
+    recipe = Recipe(index=IndexOptions(max_span_s=0.6), scan=ScanOptions(min_clip_s=0.5))
     spans = IndexStage(recipe, video.parent).process(unit).rows["sources"][0]["spans"]
     assert len(spans) == 4
     assert spans[0]["start_pts"] is None

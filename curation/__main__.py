@@ -183,7 +183,8 @@ class Forget:
     """SQL. Over licence, attribution, consent, provenance, uris, source_id alone: whole sources; else clips. What no
     source list states is NULL: --where "licence IS NULL"."""
     min_similarity: float | None = None
-    """With --face: the least cosine of two embeddings of one person (None: as the data set's identities)."""
+    """With --face or --keep-face-to-refuse: the least cosine of two embeddings of one person, more than 0 and at most 1
+    (None: as the data set's identities)."""
     keep_face_to_refuse: bool = False
     """With --face or --identity: keep the embedding, so that new material of the same person is refused as well; what
     there is of such material under other identities goes, too. Without it nothing biometric is kept, and a new or

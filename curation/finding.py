@@ -40,7 +40,7 @@ class Request:
     where: str = ""
     """SQL condition."""
     min_similarity: float | None = None
-    """For `face`: least cosine of two embeddings of one person; None: as the recipe's identities."""
+    """For `face` and `keep_face`: least cosine of two embeddings of one person; None: as the recipe's identities."""
     keep_face: bool = False
     """Keep the embedding, so that new material of the same person is refused."""
 
@@ -51,6 +51,10 @@ class Request:
             raise ValueError(f"say what to forget by exactly one of {named}, got {len(given)} of them")
         if self.keep_face and not (self.identities or self.face):
             raise ValueError("--keep-face-to-refuse needs one person: use it with --identity or --face")
+        if self.min_similarity is not None and not (self.keep_face or self.face):
+            raise ValueError("--min-similarity compares faces: use it with --face or --keep-face-to-refuse")
+        if self.min_similarity is not None and not 0 < self.min_similarity <= 1:
+            raise ValueError(f"--min-similarity is {self.min_similarity}: expected more than 0, at most 1")
 
     @property
     def kind(self) -> str:

@@ -239,6 +239,9 @@ def test_a_condition_without_a_match_says_how_the_unstated_is_found(people, caps
         (["--where", "no_such_column = 1"], "no condition over sources"),
         (["--where", "TRUE", "--keep-face-to-refuse"], "needs one person"),
         (["--face", str(ROOT / "README.md")], "cannot be read as a photograph"),
+        (["--face", str(ROOT / "README.md"), "--min-similarity", "-1"], "is -1.0: expected more than 0, at most 1"),
+        (["--face", str(ROOT / "README.md"), "--min-similarity", "nan"], "is nan: expected more than 0, at most 1"),
+        (["--where", "TRUE", "--min-similarity", "0.5"], "--min-similarity compares faces: use it with --face"),
     ],
 )
 def test_says_what_is_wrong(people, arguments, words, capsys):

@@ -29,6 +29,7 @@ from manifests.store import Dataset, open_parquet, read_table
 _MAX_FAILURES_SHOWN = 8
 _OF_FAILURES = ("stage", "uri", "reason", "message")
 _MAX_CLOCK_DIFFERENCE_S = 900.0  # an object store refuses requests from clocks that are further off
+_MAX_EVERY_S = 86_400.0
 _TWO_BEATS_S, _LOOK_S = 2 * BEAT_S, 1.0
 
 
@@ -312,7 +313,13 @@ def _text_of(at: float | None) -> str | None:
 
 
 def show_status(dataset: Dataset, *, as_json: bool = False, watch: bool = False, every_s: float = 2.0) -> None:
-    """Print the status, once or again and again until the run ends."""
+    """Print the status, once or again and again until the run ends.
+
+    Raises:
+        ValueError: there is no data set, or `every_s` is no interval.
+    """
+    if not 0 < every_s <= _MAX_EVERY_S:
+        raise ValueError(f"--every-s is {every_s:g}: expected more than 0, at most {_MAX_EVERY_S:g}")
     console = make_console()
     while True:
         status = read_status(dataset)

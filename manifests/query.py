@@ -46,7 +46,7 @@ class NamedQuery:
         """A value for every parameter, from those that are not None in `values`.
 
         Raises:
-            ValueError: a required one is missing, or the query has no such parameter.
+            ValueError: a required one is missing, the query has no such parameter, or the limit is less than 0.
         """
         given = {name: value for name, value in values.items() if value is not None}
         if unknown := sorted(set(given) - set(self.parameters)):
@@ -54,6 +54,8 @@ class NamedQuery:
             raise ValueError(f"query {self.name} has no --{unknown[0]}; it takes {takes}")
         if missing := [name for name in self.required if name not in given]:
             raise ValueError(f"query {self.name} needs --{missing[0]}: {self.parameters[missing[0]]}")
+        if (limit := given.get("limit", 0)) < 0:
+            raise ValueError(f"--limit is {limit}: expected 0 or more")
         return {name: given.get(name) for name in self.parameters}
 
 

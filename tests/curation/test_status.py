@@ -331,6 +331,12 @@ def test_data_set_without_records(dataset, capsys):
     assert "4/?" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("every_s", ["0", "-1", "nan", "1e9"])
+def test_no_interval_is_refused_at_once(dataset, capsys, every_s):
+    assert main(["status", str(dataset.root), "--watch", "--every-s", every_s]) == 2
+    assert "expected more than 0, at most 86400" in capsys.readouterr().err
+
+
 def test_json_and_watching(dataset, monkeypatch, capsys):
     """One object a line, the last when the run has ended."""
     attempt = record_run(dataset, [], RECIPE)

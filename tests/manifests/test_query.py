@@ -88,6 +88,11 @@ def test_answers_come_in_the_same_order(name, db):
         assert ask(db, name, **values).fetchall() == ask(db, name, **values).fetchall()
 
 
+def test_no_limit_below_zero(db):
+    with pytest.raises(ValueError, match="--limit is -1: expected 0 or more"):
+        ask(db, "identities", limit=-1)
+
+
 def test_names_that_are_near():
     with pytest.raises(ValueError, match="did you mean split_leaks"):
         find_query("splitleaks")

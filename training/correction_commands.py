@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from training.running import RunOptions, run_stage
 from training.start import load_start, with_sizes_of
 from training.stitching import StitchingRecipe, StitchingStage
 
+_log = logging.getLogger(__name__)
+FACEMESH = "facemesh"
 LANDMARKS = "landmark_network"
 """Folder in a run of retargeting that holds the landmark network which judged it, as a run of `training landmarks`."""
 
@@ -103,10 +106,10 @@ class Retargeting(_Correction):
 
     part: Literal["eyes", "lip"]
     """Which of the two networks."""
-    landmarks: str = "facemesh"
+    landmarks: str = FACEMESH
     """What measures the openness that is achieved: facemesh, the landmarker of the open analyser, run in torch; or a
     run of `training landmarks`, for shards with labels of another analyser. A copy of that network stays in this run,
-    which does not read it again once it has begun."""
+    and once that has begun, what it began with stays in use."""
     weights_dir: str | None = None
     """Folder with the analysers' weight files, where FaceMesh's is not to be fetched."""
     output: Path | None = None
@@ -121,23 +124,28 @@ class Retargeting(_Correction):
     def main(self) -> int:
         if self.output is None:
             return dataclasses.replace(self, output=Path("runs") / self.part).main()
-        own = self.output / LANDMARKS
-        if self._has_begun() and own.is_dir():
-            landmarks = load_landmarks(own)
-        elif self.landmarks == "facemesh":
-            landmarks = MeshLandmarks(weights_dir=self.weights_dir)
-        else:
-            landmarks = load_landmarks(Path(self.landmarks))
+        judge = self._judge()
+        landmarks = MeshLandmarks(weights_dir=self.weights_dir) if judge is None else load_landmarks(judge)
         portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> RetargetingStage:
-            self.keep(LANDMARKS, None if self.landmarks == "facemesh" else self._copy_landmarks, process)
+            self.keep(LANDMARKS, None if self.landmarks == FACEMESH else self._copy_landmarks, process)
             self.keep(BASE_WEIGHTS, portrait.save, process)
             return RetargetingStage(
                 portrait, recipe, process, part=self.part, landmarks=landmarks, keep_network=self.keep_network
             )
 
         return run_stage(self, recipe, make_stage, init=self.init)
+
+    def _judge(self) -> Path | None:
+        """The run whose landmark network judges, a copy in a run that has begun; None: FaceMesh."""
+        if not self._has_begun():
+            return None if self.landmarks == FACEMESH else Path(self.landmarks)
+        own = self.output / LANDMARKS
+        if own.is_dir() == (self.landmarks == FACEMESH):
+            began = "a landmark network of its own" if own.is_dir() else FACEMESH
+            _log.warning("note: --landmarks %s is not read: this run began with %s", self.landmarks, began)
+        return own if own.is_dir() else None
 
     def _copy_landmarks(self, target: Path) -> None:
         """Make a run of `target` that holds the checkpoint of the landmark network."""

@@ -62,6 +62,10 @@ def test_retargeting_learns_resumes_and_exports(
         assert (tmp_path / part / LANDMARKS).exists() == (part == "eyes")
         assert not (tmp_path / part / BASE_WEIGHTS / "part").exists()
         assert "4 images" in capsys.readouterr().err  # resumed
+        other = ["--landmarks", "facemesh" if part == "eyes" else str(landmarks)]
+        assert main([*arguments, *other, "--num-images", "8"]) == 0
+        assert "is not read: this run began with" in capsys.readouterr().err
+        assert (tmp_path / part / LANDMARKS).exists() == (part == "eyes")
         start, trained = LivePortrait.from_pretrained(base), load_portrait(tmp_path / part)
         for name, module in trained.networks().items():
             same = all(torch.equal(v, module.state_dict()[k]) for k, v in getattr(start, name).state_dict().items())

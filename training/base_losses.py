@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -60,6 +60,9 @@ class MotionLosses:
 
     def __post_init__(self) -> None:
         require_no_negative(self)
+        terms = (f.name for f in fields(self) if f.type == "float" and f.name != "random_vgg19_width")
+        if not any(getattr(self, name) for name in terms):
+            raise ValueError("all weights of losses are 0: nothing would be learned")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +107,10 @@ class BaseLosses(MotionLosses):
     """ONNX file of a face recogniser; empty: SFace, fetched and verified as for curation."""
     weights_dir: str = ""
     """Folder with the analysers' weight files, where they are not to be fetched."""
+
+    def __post_init__(self) -> None:
+        MotionLosses.__post_init__(self)
+        require_positive(self, "random_vgg19_width")
 
     @property
     def has_discriminators(self) -> bool:
@@ -215,7 +222,9 @@ def motion_terms(
 
 
 def weighted_sum(weights: MotionLosses, terms: Terms) -> Tensor:
-    """Sum of the terms, each times its weight."""
+    """Sum of the terms, each times its weight; 0 without any, as while discriminators that alone count warm up."""
+    if not terms:
+        return torch.zeros(())
     return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
 
 

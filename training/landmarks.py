@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manifests.recipes import require_no_negative
+from manifests.recipes import require_between, require_no_negative
 from model.keypoints import open_ratios_68
 from training.base_model import use_channels_last
 from training.data import PreparedBatch
@@ -43,6 +43,10 @@ class LandmarkOptions:
 
     def __post_init__(self) -> None:
         require_no_negative(self)
+        require_between(0, 180, self, "rotation_deg")
+        require_between(0, 1, self, "blur")
+        if self.scale >= 1:
+            raise ValueError(f"scale is {self.scale}, expected less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)

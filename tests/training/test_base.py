@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage, face_boxes
-from training.base_losses import BaseLosses, Conventions
+from training.base_losses import BaseLosses, Conventions, MotionLosses
 from training.base_model import BaseModel, recompute_blocks
 from training.data import PreparedBatch
 from training.distributed import Process
@@ -315,6 +315,10 @@ def test_discriminators_that_warm_up_alone_leave_no_parameter_without_a_gradient
     assert "adversarial" not in told
     assert {value for name, value in gradients.items() if name.startswith("generator")} == {0.0}
     assert gradients["motion.detector.fc_kp.weight"] > 0
+    on_motion = {field.name for field in dataclasses.fields(MotionLosses)} - {"pose_signs"}
+    none = dict.fromkeys({*on_motion, "pixel", "feature_matching"}, 0.0)
+    stage = BaseStage(with_losses(recipe, **none, discriminator_warmup_images=1000), Process())
+    assert step(stage, batch)["loss"] == 0
 
 
 def test_face_boxes() -> None:

@@ -50,6 +50,12 @@ def test_sizes_that_make_no_network_are_refused(options: dict[str, Any], words: 
     LandmarkNetwork(LandmarkConfig(heatmap_size=8))  # the least
 
 
+@pytest.mark.parametrize("options", [{"scale": 1.0}, {"blur": 3.0}, {"rotation_deg": 200.0}, {"shift": -0.1}])
+def test_variation_that_makes_no_sense_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*, expected"):
+        LandmarkOptions(**options)
+
+
 def test_varied_pictures_and_points_agree() -> None:
     """A blob at each point is found at the varied point."""
     torch.manual_seed(0)

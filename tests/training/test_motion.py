@@ -84,6 +84,13 @@ def test_its_average_is_laid_out_alike_and_what_it_does_not_take_is_refused() ->
         MotionStage(dataclasses.replace(recipe, compute=ComputeOptions(recompute=("up_1",))), Process())
 
 
+def test_losses_that_teach_nothing_are_refused() -> None:
+    names = ("equivariance", "keypoint_prior", "head_pose", "deformation_prior", "guidance")
+    with pytest.raises(ValueError, match="all weights of losses are 0"):
+        MotionLosses(**dict.fromkeys(names, 0.0))
+    MotionLosses(**dict.fromkeys(names, 0.0), openness=1.0)
+
+
 def test_key_points_that_landmarks_guide_must_exist() -> None:
     recipe = MotionRecipe(model=dataclasses.replace(ModelConfig.tiny(32), num_keypoints=20))
     with pytest.raises(ValueError, match=r"model.num_keypoints is 20, .* expected at least 21"):

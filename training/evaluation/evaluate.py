@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from training.evaluation.measuring import Tools
     from training.evaluation.selection import Selection
 
+MAX_ASKED = 2.0
+"""Openness over width; no eye or mouth opens so far."""
 RESULTS_FILE, PAGE_FILE = "evaluation.json", "index.html"
 
 
@@ -70,10 +72,17 @@ class Evaluate:
     """Analyser for identity, expression, pose, openness and jitter."""
 
     def __post_init__(self) -> None:
-        for name in ("max_clips", "max_frames", "max_sources", "batch_size", "compare_size_px"):
+        for name, least in (("max_clips", 1), ("max_frames", 1), ("max_sources", 1), ("batch_size", 1),
+                            ("compare_size_px", 32), ("num_strips", 0)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: expected at least 1")
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}: expected at least {least}")
+        for name in ("eye_sweep", "lip_sweep"):
+            asked = getattr(self, name)
+            if not asked or not all(0 <= value <= MAX_ASKED for value in asked):
+                raise ValueError(f"{name} is {asked}: expected one or more numbers from 0 to {MAX_ASKED:g}")
+        if self.held_out_share is not None and self.split != "held_out":
+            raise ValueError("--held-out-share is for --split held_out: leave one of them out")
 
     def main(self) -> int:
         """Evaluate, write, and print the summary. ValueError or OSError with one line for what the user can mend."""
@@ -149,6 +158,11 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
             engine, selection, tools, max_pairs=options.max_sources, seed=options.seed, report=report
         )
         sections["shoulders"] = results.section_of_shoulders(pictures["shoulders"], tools)
+    if not sections:
+        raise ValueError(
+            f"nothing to measure: --parts {' '.join(options.parts) or '(none)'} with --metrics "
+            f"{' '.join(options.metrics)} and --cross {' '.join(options.cross) or '(none)'} leaves no figure"
+        )
     found = {
         "format": results.FORMAT_VERSION,
         "weights": about_model,

@@ -164,11 +164,16 @@ def test_mistakes_are_one_line(options: Evaluate, tmp_path: Path) -> None:
         ({"metrics": ("l2",)}, "unknown l2; expected all"),
         ({"lpips_backbone": tmp_path / "none.pth"}, "no such file"),
         ({"fid_network": tmp_path / "none.pt"}, "no such file"),
+        ({"parts": ("control",), "metrics": ("l1",)}, "nothing to measure: --parts control with --metrics l1"),
+        ({"parts": ()}, r"nothing to measure: --parts \(none\)"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             evaluate(dataclasses.replace(options, **change), ignore)
-    with pytest.raises(ValueError, match="max_frames"):
-        dataclasses.replace(options, max_frames=0)
+    for change in ({"max_frames": 0}, {"num_strips": -1}, {"eye_sweep": (math.nan,)}, {"lip_sweep": ()}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} is .*: expected"):
+            dataclasses.replace(options, **change)
+    with pytest.raises(ValueError, match="--held-out-share is for --split held_out"):
+        dataclasses.replace(options, held_out_share=0.2)
     with pytest.raises(ValueError, match="give --held-out-share"):
         evaluate(dataclasses.replace(options, split="held_out"), ignore)
 

@@ -20,6 +20,8 @@ from training.running import RunOptions, run_stage
 class Landmarks(RunOptions):
     """Train a small differentiable landmark network for retargeting, on the labels of the shards.
 
+    Of the section `model`, image_size counts alone: pictures are twice as large, before `landmarks.image_size`.
+
     python -m training landmarks --data DATASET --output runs/landmarks
     """
 

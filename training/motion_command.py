@@ -16,6 +16,8 @@ from training.running import RunOptions, run_stage
 class Motion(RunOptions):
     """Train M alone on the labels of the shards, as a start for stage I. The same command again continues.
 
+    Of the section `model`, image_size, num_keypoints, num_pose_bins and what begins with backbone count.
+
     $ python -m training motion --data DATASET --output runs/motion
     $ python -m training base --init runs/motion --data DATASET --output runs/base
     """

@@ -34,7 +34,7 @@ class OptimizerOptions:
     learning_rate: float = 2e-4
     """Of the networks."""
     discriminator_learning_rate: float = 2e-4
-    """Of the discriminators."""
+    """Of the discriminators, which stage I alone has."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates."""
     max_gradient_norm: float = 10.0

@@ -48,7 +48,8 @@ class DataConfig:
     worker_start: Literal["fork", "forkserver", "spawn"] = "forkserver"
     """How worker processes start. `fork` is quick, but not safe once CUDA, gloo or S3 threads run."""
     min_gap_s: float = 0.4
-    """Least time between the two frames; of a clip that is shorter, the two that are farthest apart."""
+    """Least time between the two frames; of a clip that is shorter, the two that are farthest apart. Stitching, whose
+    driving frames are of another person, uses neither this nor the next."""
     driving_candidates: int = 1
     """Driving frames to draw, of which the one that differs most from the source in pose, eyes and lips is taken."""
     still_share: float | None = None
@@ -183,6 +184,8 @@ def make_loader(
     pairs = config.pairs if held_out else _of_kinds_left(config.pairs, index, damaged)
     order = PairOrder(index, pairs, seed=seed, cross_identity=cross_identity, held_out=held_out)
     stored_px = _picture_side(storage, index, damaged)
+    if stored_px < side_px:
+        _log.warning("note: pictures of %d px are enlarged to the %d px that the model learns from", stored_px, side_px)
     halvings = next((n for n in (3, 2, 1) if side_px and stored_px % 2**n == 0 and stored_px >> n >= side_px), 0)
     options: dict[str, Any] = {
         "batch_size": batch_size,

@@ -187,6 +187,12 @@ def test_pictures_are_halved_while_they_are_decoded(coded_dataset, config, reade
     torch.testing.assert_close((small.source.landmarks + 0.5) * factor, whole.source.landmarks + 0.5)
 
 
+def test_pictures_that_are_smaller_than_the_model_sees_are_told(coded_dataset, config, caplog):
+    for side_px, is_told in ((64, False), (65, True)):
+        make_loader(str(coded_dataset), config=config(), batch_size=2, seed=0, side_px=side_px)
+        assert ("pictures of 64 px are enlarged to the 65 px" in caplog.text) == is_told
+
+
 @pytest.mark.parametrize("reader", ["pread", "webdataset"])
 def test_batches_that_are_kept_are_not_overwritten_by_workers(coded_dataset, config, assert_pictures_match, reader):
     loader = iter(

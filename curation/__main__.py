@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import MISSING, dataclass, field, fields
@@ -121,12 +122,14 @@ class Demo:
 
     output: Path = Path("demo_dataset")
     """Folder of the data set."""
-    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(default_factory=ClusterOptions)
+    workers: int = 0
+    """Most actors that work side by side; 0: one a core of this machine."""
 
     def main(self) -> int:
         from curation.demo import run_demo
 
-        return run_demo(require_local(self.output, "name a local folder; --output"), self.cluster)
+        options = ClusterOptions(workers=self.workers)
+        return run_demo(require_local(self.output, "name a local folder; --output"), options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +347,8 @@ def _parse(arguments: list[str]) -> Any:
         print(text, file=sys.stdout if wants_help else sys.stderr)
         sys.exit(0 if wants_help else 2)
     name = arguments[0]
-    rest = ["--faces.analyser" if a == "--faces" else a for a in arguments[1:]]  # the short form that users type
+    short = re.compile(r"^--faces(?==|$)")  # the form that users type
+    rest = [short.sub("--faces.analyser", a) for a in arguments[1:]]
     rest = [_spell_none(a, before) for a, before in zip(rest, ["", *rest], strict=False)]
     cls = COMMANDS[name]
     required = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}

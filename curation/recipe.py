@@ -126,7 +126,8 @@ class CropOptions:
     redetect_every_frames: int = 5
     """A lost face is looked for again this often; analysers without a face-presence probability do so all along."""
     quality_model: str = ""
-    """Optional face-quality network (.onnx, or .pb for OpenCV), or "pyiqa:METRIC"; adds the column `quality`."""
+    """Optional face-quality network (.onnx, or .pb for OpenCV), or "pyiqa:METRIC", which takes faces as they are and
+    needs no size, mean and std; fills the column `quality`."""
     quality_size_px: int = 96
     """Side of the square that the quality network takes."""
     quality_mean: float = 127.5

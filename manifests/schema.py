@@ -124,16 +124,16 @@ CLIP_MEASURES = [
     ("end_pts", pa.int64()),
     ("start_s", pa.float64()),
     ("end_s", pa.float64()),
-    ("duration_s", pa.float64()),
+    ("duration_s", pa.float64()),  # num_frames over crop_fps; of a still 0
     ("num_frames", pa.int32()),  # as cropped, at the target rate
     ("num_repeats", pa.int32()),  # of those, how many repeat the source frame before
     ("num_corrupt", pa.int32()),  # how many the decoder repaired
-    ("crop_fps", pa.float64()),
+    ("crop_fps", pa.float64()),  # NULL for a still, as `motion` and `landmark_jitter`
     ("crop_center_x_px", pa.float64()),  # of the fixed square in the displayed source picture
     ("crop_center_y_px", pa.float64()),
     ("crop_size_px", pa.float64()),
-    ("upscale_factor", pa.float32()),  # output size over crop size
-    ("outside_fraction", pa.float32()),  # share of the square outside the picture
+    ("upscale_factor", pa.float32()),  # output size over crop size; of aligned crops the largest of the frames'
+    ("outside_fraction", pa.float32()),  # share of the square outside the picture; likewise
     ("face_height_px", pa.float32()),  # 5th percentile of the detector's box height, native pixels
     ("face_height_median_px", pa.float32()),
     ("detection_score", pa.float32()),  # median over the samples of the scan

@@ -97,8 +97,9 @@ class ScanOptions:
     def __post_init__(self) -> None:
         require_positive(self, "sample_fps", "min_clip_s", "max_clip_s", "embed_every_s")
         require_positive(self, "cut_ratio", "cut_window_frames")
-        require_not_negative(self, "min_cut_change", "min_shot_s", "min_track_face_px", "max_gap_s", "other_face_size")
-        require_between(0, 1, self, "min_overlap", "min_presence", "reach", "other_face_share")
+        require_not_negative(self, "min_cut_change", "min_shot_s", "min_track_face_px", "max_gap_s")
+        require_not_negative(self, "reach", "other_face_size")
+        require_between(0, 1, self, "min_overlap", "min_presence", "other_face_share")
         if self.max_size_ratio < 1:
             raise ValueError(f"scan.max_size_ratio is {self.max_size_ratio}, expected 1 or more")
         if self.min_clip_s > self.max_clip_s:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -119,3 +124,12 @@ def test_cuda_computes_what_the_cpu_does(quantised):
         for device in ("cpu", "cuda")
     ]
     np.testing.assert_allclose(results[1], results[0], rtol=0.01, atol=0.01)
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path):
+    """What counts uses leaves an identifier in the home or the temporary folder."""
+    told_otherwise = ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "XDG_CACHE_HOME")  # on CI machines it is off
+    env = {name: value for name, value in os.environ.items() if name not in told_otherwise}
+    env |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import model.faces.onnx_session"], env=env, check=True)
+    assert list(tmp_path.iterdir()) == []

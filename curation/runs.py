@@ -21,13 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.recipe import Recipe, recipe_toml
 from manifests.schema import TABLES, make_table
-from manifests.storage import Place, full_path, is_local, printable, read_bytes
+from manifests.storage import Place, filesystem_of, full_path, is_local, printable, read_bytes
 from manifests.store import Dataset, read_table, replace_table, write_bytes_atomically
 
 BEAT_S, STALE_S, RECENT_S = 10.0, 45.0, 300.0
@@ -317,7 +316,7 @@ def _write_rows(dataset: Dataset, rows: list[dict[str, Any]]) -> None:
 
 def _full_name(text: str) -> str:
     """An input as `sources.uris` would name it, so that `forget` finds it."""
-    filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(text))
+    filesystem, path = filesystem_of(os.path.expanduser(text))
     if filesystem.protocol in ("file", ("file", "local")):
         return printable(full_path(path))
     return filesystem.unstrip_protocol(path)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from manifests.scratch import Scratch, scratch_folder
 
@@ -67,6 +68,8 @@ def filesystem_of(where: str) -> tuple[Any, str]:
     Raises:
         ValueError: the URL names no bucket, or its protocol needs a package that is not installed.
     """
+    if "://" not in where:  # `::` in the name of a file, which joins URLs, means nothing there
+        return fsspec.filesystem("file"), LocalFileSystem._strip_protocol(where)
     protocol, _, rest = where.partition("://")
     if "://" in where and (not rest.strip("/") or (protocol in _S3 and rest.startswith("/"))):
         raise ValueError(f"{where} names no bucket: expected {protocol}://BUCKET/...")

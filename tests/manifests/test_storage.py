@@ -15,6 +15,7 @@ from manifests.errors import NoBucket, ObjectUnreachable, StoreUnreachable
 from manifests.storage import (
     NewFile,
     append_line,
+    filesystem_of,
     is_local,
     list_files,
     list_folders,
@@ -75,6 +76,13 @@ def test_places():
 def test_places_that_cannot_be(url, said):
     with pytest.raises(ValueError, match=said):
         place(url)
+
+
+def test_two_colons_in_the_name_of_a_file_join_nothing(tmp_path):
+    (tmp_path / "a::b.mp4").write_bytes(b"12")
+    filesystem, path = filesystem_of(f"{tmp_path}/a::b.mp4")
+    assert path == f"{tmp_path}/a::b.mp4"
+    assert filesystem.info(path)["size"] == 2
 
 
 def test_files_are_listed_read_moved_and_removed(root):

@@ -90,7 +90,10 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("PORTRAIT_WEIGHTS"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "portrait-training" / "weights"
+    try:
+        return Path(base).expanduser() / "portrait-training" / "weights"
+    except RuntimeError as error:  # as in a container that runs as a number alone
+        raise WeightsError("this user has no home folder: set PORTRAIT_WEIGHTS to a writable folder") from error
 
 
 def resolve_weight(name: str, weights_dir: str | Path | None = None) -> FoundWeight:

@@ -6,7 +6,6 @@ machine, so 2.3 million clips with 69 million frames (2 GB) are there once and n
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import logging
@@ -137,7 +136,7 @@ def open_index(storage: DatasetStorage, split: str, *, with_motion: bool = False
             f"`python -m curation run VIDEOS --output {storage.root}`"
         )
     key = hashlib.sha256(json.dumps([_FORMAT, storage.root, split, with_motion, marks]).encode()).hexdigest()[:24]
-    place = Path(folder).expanduser() if folder else Path(tempfile.gettempdir()) / f"portrait-clips-{getpass.getuser()}"
+    place = Path(folder).expanduser() if folder else Path(tempfile.gettempdir()) / f"portrait-clips-{os.getuid()}"
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = place / f"{key}.arrow"
     with FileLock(f"{path}.lock"):

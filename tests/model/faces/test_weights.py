@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -115,6 +116,14 @@ def test_local_folder_comes_first_and_is_checked(index, tmp_path):
     (folder / "net.onnx").write_bytes(b"something else")
     with pytest.raises(weights.WeightsError, match=r"net\.onnx: SHA-256 is .* replace it"):
         weights.resolve_weight("net", folder)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(index, monkeypatch):
+    for variable in ("PORTRAIT_WEIGHTS", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # as in a container that runs as a number alone
+    with pytest.raises(weights.WeightsError, match=r"no home folder: set PORTRAIT_WEIGHTS"):
+        weights.resolve_weight("net")
 
 
 def test_unknown_weight_is_named(index):

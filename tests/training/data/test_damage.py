@@ -6,7 +6,9 @@ import itertools
 import json
 import logging
 import os
+import pwd
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -193,6 +195,17 @@ def test_an_index_that_was_cut_off_is_made_again(coded_dataset, tmp_path, size: 
     path.write_bytes(whole[:size])
     open_index(storage, "train", folder=str(tmp_path))
     assert path.read_bytes() == whole
+
+
+def test_the_index_has_a_place_for_a_user_without_a_name(coded_dataset, tmp_path, monkeypatch):
+    def no_name(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(pwd, "getpwuid", no_name)  # as in a container that runs as a number alone
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert open_index(DatasetStorage(coded_dataset), "train").path.is_relative_to(tmp_path)
 
 
 def test_labels_without_values_are_unknown_not_damage(damaged, config, index_folder):

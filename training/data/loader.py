@@ -31,6 +31,10 @@ from training.data.streaming import StreamReader
 _log = logging.getLogger(__name__)
 HELD_OUT = "held_out"
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_NO_SHARED_MEMORY = (
+    "/dev/shm, through which workers hand over pictures, is full: give the container more (docker run --shm-size 8g),"
+    " or take fewer --data.num-workers or --data.prefetch-batches"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +131,11 @@ class BatchLoader:
 
 
 def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
-    """The batches. A worker's error, which comes with its traceback as text, becomes its own message again."""
+    """The batches. A worker's error, which comes with its traceback as text, becomes its own message again.
+
+    Raises:
+        OSError: there is no room in shared memory; the message says what to do.
+    """
     with _stop_signals_held():
         iterator = iter(batches)
     while True:
@@ -136,6 +144,10 @@ def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
         except (ValueError, StoreUnreachable) as error:
             kind = type(error)
             raise kind(re.split(rf"\n[\w.]*{kind.__name__}: ", str(error))[-1].strip()) from error
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            raise OSError(_NO_SHARED_MEMORY) from error
         yield batch
 
 

@@ -214,6 +214,16 @@ def test_batches_that_are_kept_are_not_overwritten_by_workers(coded_dataset, con
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_full_shared_memory_is_told(coded_dataset, config, monkeypatch):
+    def share_memory(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory)
+    options = config(num_workers=1, worker_start="fork")
+    with pytest.raises(OSError, match=r"/dev/shm.* is full: .*--shm-size"):
+        next(iter(make_loader(str(coded_dataset), config=options, batch_size=2, seed=1)))
+
+
 def test_workers_end_with_a_training_process_that_is_killed(coded_dataset, index_folder, tmp_path):
     program = f"""if __name__ == "__main__":
     import time

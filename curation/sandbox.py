@@ -164,5 +164,6 @@ def _describe_exit(code: int | None) -> str:
     if code is None:
         return "no exit status"
     if code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        short = " (what a system does that is short of memory: fewer --workers need less)"
+        return f"signal {signal.Signals(-code).name}{short if -code == signal.SIGKILL else ''}"
     return f"exit status {code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 
 import pytest
@@ -20,6 +21,8 @@ def _make_worker():
         calls.append(argument)
         if argument == "segfault":
             ctypes.string_at(0)
+        if argument == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if argument == "hang":
             time.sleep(60)
         if argument == "raise":
@@ -79,5 +82,8 @@ def test_crash_hang_and_exception_cost_one_argument_each():
             sandbox("hang", deadline_s=1)
         assert hang.value.reason == "deadline"
         assert sandbox("e")[1] == 1
+        with pytest.raises(SandboxError, match=r"SIGKILL .*short of memory: fewer --workers") as killed:
+            sandbox("killed")
+        assert killed.value.reason == "crashed"
     finally:
         sandbox.close()

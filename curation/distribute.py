@@ -20,7 +20,7 @@ from typing import Any
 from curation import leftovers
 from curation.fetching import remove_kept
 from curation.plans import Plan
-from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation_warnings, start_embedded
+from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation_warnings, require_room, start_embedded
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
@@ -41,8 +41,8 @@ class ClusterOptions:
     """Where the work runs."""
 
     workers: int = 0
-    """Most actors that work side by side; 0: one a core of this machine, or all cores but one of a cluster, also of
-    the nodes that join it later."""
+    """Most actors that work side by side; 0: one a core that this process may use (a container may have fewer than
+    its machine), or all cores but one of a cluster, also of the nodes that join it later."""
     min_workers: int = 1
     """On a cluster: as many actors stay when there is less to do."""
     gpus_per_worker: float = 0.0
@@ -88,6 +88,7 @@ class Cluster:
         if self.is_connected:
             return
         import_ray()
+        import joblib
         import ray
         from ray.data import ExecutionResources
 
@@ -98,7 +99,8 @@ class Cluster:
         with sigterm_kept_from_ray():
             if self._is_embedded:
                 self._scratch = make_ray_folder()
-                num_cpus = self._options.workers or os.cpu_count() or 1
+                require_room(self._scratch.folder)
+                num_cpus = self._options.workers or joblib.cpu_count()
                 start_embedded(str(self._scratch.folder), num_cpus + 1)  # one for Ray's own tasks
             else:
                 join(address)
@@ -185,6 +187,8 @@ class Cluster:
             FatalError: no unit can be done (the stage cannot start, the disk is full).
         """
         self.connect()
+        if self._scratch is not None:
+            require_room(self._scratch.folder)
         make_folder(folder)
         plan = Plan(folder.parent / f"plan-{stage}", units, self._workers_to_plan_for)
         worker = type(stage.capitalize(), (UnitWorker,), {})  # the operator's name on the dashboard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -21,6 +22,8 @@ _LATE_S = 20.0
 _NOT_JOINED = "still waiting for the Ray cluster: is its address that of `ray start --head`, with the port 6379?\n"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 _RAY_FOLDER = "portrait-ray-"
+_MAX_PARENT_LENGTH = 16
+_MIN_FREE_BYTES = 2 << 20
 
 
 def import_ray() -> None:
@@ -85,8 +88,17 @@ def start_embedded(folder: str, num_cpus: int) -> None:
 def make_ray_folder() -> Scratch:
     """A folder for the files of an embedded Ray."""
     # Ray puts sockets below this folder, and a socket's path may have 107 characters.
-    is_short = len(tempfile.gettempdir()) <= 16 or not os.path.isdir("/tmp")
+    is_short = len(tempfile.gettempdir()) <= _MAX_PARENT_LENGTH or not os.path.isdir("/tmp")
     return Scratch(_RAY_FOLDER, Path(tempfile.gettempdir() if is_short else "/tmp"))
+
+
+def require_room(ray_folder: Path) -> None:
+    """FatalError where its disk is full: workers of Ray would die while they start, again and again."""
+    if shutil.disk_usage(ray_folder).free < _MIN_FREE_BYTES:
+        raise FatalError(
+            f"the disk of {ray_folder.parent}, where Ray keeps its files, is full: free some of it, or set"
+            f" TMPDIR to a folder on another, whose path has at most {_MAX_PARENT_LENGTH} characters, and run again"
+        )
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import joblib
 import pyarrow as pa
 
 from curation.lock import DatasetBusy, require_idle
@@ -165,7 +165,7 @@ def _results(
 ) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Each row with what is wrong with its shard; large data sets on all cores, the rows of some shards at a time."""
     is_large = len(rows) > 1 and sum(row["size_bytes"] for row in rows) >= _SIDE_BY_SIDE_BYTES
-    workers = min(len(rows), os.cpu_count() or 1)
+    workers = min(len(rows), joblib.cpu_count())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if is_large else None
     with pool or nullcontext():
         for first in range(0, len(rows), _BATCH):

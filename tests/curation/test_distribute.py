@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -16,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation import leftovers
+from curation import distribute, leftovers
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
-from curation.ray_start import make_ray_folder
+from curation.ray_start import make_ray_folder, require_room
 from curation.recipe import CropOptions, Recipe
 from curation.sandbox import FatalError, NoSpaceError
 from curation.termination import Terminated
@@ -48,6 +49,32 @@ from model.faces.yunet import YuNetDetector
 def test_impossible_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
         ClusterOptions(**options)
+
+
+def test_there_are_as_many_workers_as_cores_may_be_used(monkeypatch):
+    asked, cores = [], os.sched_getaffinity(0)
+
+    def start(folder: str, num_cpus: int) -> None:
+        asked.append(num_cpus)
+        raise FatalError("enough")
+
+    monkeypatch.setattr(distribute, "start_embedded", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    os.sched_setaffinity(0, {min(cores)})  # as a container does, or Slurm
+    try:
+        with pytest.raises(FatalError, match="enough"), cluster(ClusterOptions()) as workers:
+            workers.connect()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert asked == [1 + 1], "one for Ray's own tasks"
+
+
+def test_a_full_disk_of_temporary_files_is_told(tmp_path, monkeypatch):
+    require_room(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=64 << 10))
+    with pytest.raises(FatalError, match=f"disk of {tmp_path.parent}, .* is full.*TMPDIR"):
+        require_room(tmp_path)
 
 
 def test_gpus_that_nobody_would_use_are_refused(tmp_path: Path):

@@ -115,14 +115,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _receive(self, path: Path) -> None:
         left = self._length(MAX_UPLOAD_BYTES)
-        with path.open("wb") as file:
-            while left:
-                part = self.rfile.read(min(left, 1 << 20))
-                if not part:
-                    self.close_connection = True
-                    raise ValueError("the upload was cut off")
-                file.write(part)
-                left -= len(part)
+        try:
+            with path.open("wb") as file:
+                while left:
+                    part = self.rfile.read(min(left, 1 << 20))
+                    if not part:
+                        self.close_connection = True
+                        raise ValueError("the upload was cut off")
+                    file.write(part)
+                    left -= len(part)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.close_connection = True  # the rest of the upload is not read
+            raise ValueError(
+                f"the upload cannot be kept ({error.strerror}): free some room, or start the page with TMPDIR on"
+                " another disk"
+            ) from error
 
     def _json(self) -> dict[str, Any]:
         try:

@@ -122,6 +122,16 @@ def test_mistakes_are_answered_in_words(server: PageServer, media: Path, tmp_pat
     assert _ask(server, "GET", "/nothing")[0] == 404
 
 
+def test_a_full_disk_is_answered_in_words(server: PageServer, tmp_path: Path, monkeypatch) -> None:
+    upload = tmp_path / "upload.jpg"
+    upload.symlink_to("/dev/full")
+    monkeypatch.setattr(server.studio, "new_upload", lambda name: upload)
+    status, content = _ask(server, "POST", "/portrait?name=a.jpg", b"x" * 1000)
+    assert status == 400
+    assert b"cannot be kept (No space left on device)" in content
+    assert not upload.is_symlink()
+
+
 def test_other_pages_and_names_are_refused(server: PageServer) -> None:
     status, content = _ask(server, "POST", "/edit", {}, Origin="http://elsewhere.example")
     assert (status, json.loads(content)["error"]) == (400, "requests from other pages are refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def start_embedded(folder: str, num_cpus: int) -> None:
 
     root = str(Path(__file__).resolve().parents[1])  # so that workers find these packages from any folder
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray would keep one in the home folder
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
             with _quiet_stderr():

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -67,6 +68,19 @@ def test_there_are_as_many_workers_as_cores_may_be_used(monkeypatch):
     finally:
         os.sched_setaffinity(0, cores)
     assert asked == [1 + 1], "one for Ray's own tasks"
+
+
+def test_an_embedded_ray_needs_no_home():
+    root = Path(__file__).resolve().parents[2]
+    script = (
+        "from curation.distribute import ClusterOptions, cluster\n"
+        "with cluster(ClusterOptions(workers=1)) as workers: workers.connect(); print(workers.workers)"
+    )
+    unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
+    env = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": "/proc/none"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_a_full_disk_of_temporary_files_is_told(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from training.losses.adversarial import (
     real_fake_loss,
 )
 from training.losses.balancer import GradientBalancer
-from training.losses.identity import IdentityLoss, align_faces
+from training.losses.identity import IdentityLoss
 from training.losses.keypoints import (
     GUIDANCE_LANDMARKS,
     RELEASED_SLOTS,
@@ -38,7 +38,6 @@ __all__ = [
     "GeneratorLosses",
     "GradientBalancer",
     "IdentityLoss",
-    "align_faces",
     "cascade",
     "crop_regions",
     "deformation_prior_loss",

@@ -26,7 +26,7 @@ class GradientBalancer(nn.Module):
 
     def __init__(self, weights: Mapping[str, float], *, decay: float = 0.999, total_norm: float = 1.0) -> None:
         super().__init__()
-        if not weights or min(weights.values()) < 0 or max(weights.values()) <= 0:
+        if not weights or min(weights.values()) <= 0:
             raise ValueError(f"balancer weights must be positive numbers by loss; got {dict(weights)}")
         self.weights = dict(weights)
         self.decay = decay

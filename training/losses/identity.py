@@ -21,36 +21,30 @@ def points5_from_landmarks(landmarks: Tensor) -> Tensor:
     return torch.stack([*eyes, landmarks[:, 30], landmarks[:, 48], landmarks[:, 54]], dim=1)
 
 
-def align_faces(image: Tensor, landmarks: Tensor, size_px: int = ARCFACE_SIZE_PX) -> Tensor:
-    """Faces in the position that ArcFace and SFace expect: float32 [B, C, size_px, size_px].
-
-    image: float [B, C, H, W]; gradients reach it. landmarks: float [B, 68, 2] in [-1, 1] (see `losses.regions`),
-    constant, without NaN. The same least-squares similarity as `model.faces.alignment.arcface_crop`; every output
-    pixel averages 2 x 2 samples, because a training picture is usually reduced.
-    """
-    template = (torch.as_tensor(ARCFACE_POINTS, dtype=torch.float32, device=image.device) + 0.5) / ARCFACE_SIZE_PX
-    return sample_faces(image, face_grid(landmarks, template, image.shape[-2:], size_px))
-
-
-def face_grid(landmarks: Tensor, template: Tensor, picture_size: Sequence[int], size_px: int) -> Tensor:
+def face_grid(landmarks: Tensor, template: Tensor, picture_size: Sequence[int]) -> Tensor:
     """Where in pictures of a height and width the samples of aligned faces lie, for `sample_faces`.
 
-    template: float32 [5, 2], the points' places in the aligned face, whose side is 1; on the device of the landmarks.
+    The same least-squares similarity as `model.faces.alignment.arcface_crop`. landmarks: float [B, 68, 2] in [-1, 1]
+    (see `losses.regions`), constant, without NaN. template: float32 [5, 2], the points' places in the aligned face,
+    pixels from its corner; on the device of the landmarks.
     """
     with without_autocast(landmarks.device):
         # Filled, not made of a list of numbers, which would wait for the device.
         side = torch.stack([template.new_full((), size) for size in reversed(picture_size)])
         # Work in pixels from the picture's corner, so that a similarity is one also in pictures that are not square.
         points = (points5_from_landmarks(landmarks.detach().float()) + 1) / 2 * side
-        matrix, shift = _similarity((template * size_px).expand_as(points), points)
-        samples = size_px * OVERSAMPLING
+        matrix, shift = _similarity(template.expand_as(points), points)
+        samples = ARCFACE_SIZE_PX * OVERSAMPLING
         steps = (torch.arange(samples, dtype=torch.float32, device=landmarks.device) + 0.5) / OVERSAMPLING
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(1, -1, 2)
         return ((grid @ matrix.mT + shift[:, None]) / side * 2 - 1).view(-1, samples, samples, 2)
 
 
 def sample_faces(image: Tensor, grid: Tensor) -> Tensor:
-    """Aligned faces of pictures [B, C, H, W] by `face_grid`: float32 [B, C, size_px, size_px]."""
+    """Aligned faces of pictures [B, C, H, W] by `face_grid`: float32 [B, C, 112, 112]; gradients reach the pictures.
+
+    Every output pixel averages 2 x 2 samples, because a training picture is usually reduced.
+    """
     with without_autocast(image.device):
         fine = functional.grid_sample(image.float(), grid, align_corners=False)
         return functional.avg_pool2d(fine, OVERSAMPLING)
@@ -82,15 +76,14 @@ class IdentityLoss(nn.Module):
     def __init__(self, recogniser: FaceRecogniser) -> None:
         super().__init__()
         self.recogniser = recogniser
-        template = (torch.as_tensor(ARCFACE_POINTS, dtype=torch.float32) + 0.5) / ARCFACE_SIZE_PX
-        self.register_buffer("template", template, persistent=False)
+        self.register_buffer("template", torch.as_tensor(ARCFACE_POINTS + 0.5, dtype=torch.float32), persistent=False)
 
     def forward(self, prediction: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
         """prediction, target: float [B, 3, H, W] in [0, 1], both aligned by the target's landmarks [B, 68, 2]."""
         known = ~landmarks.isnan().flatten(1).any(dim=1)
         # Any face will do where there is none: its term is dropped below, and must not be NaN on the way.
         landmarks = torch.where(known[:, None, None], landmarks, _placeholder(landmarks))
-        grid = face_grid(landmarks, self.template, target.shape[-2:], ARCFACE_SIZE_PX)
+        grid = face_grid(landmarks, self.template, target.shape[-2:])
         identity = self.recogniser(sample_faces(prediction, grid))
         with torch.no_grad():
             target_identity = self.recogniser(sample_faces(target, grid))

@@ -50,9 +50,13 @@ def test_a_loss_left_out_or_without_gradient_keeps_its_average():
     output = make_output()
     alone, _ = balancer.gradient(linear_losses(output, {"picture": (7.0, 0)}), output)
     assert alone.flatten()[0].item() == pytest.approx(1)  # the whole gradient while D warms up
-    balancer.gradient(linear_losses(output, {"picture": (7.0, 0), "gan": (0.0, 0)}), output)
-    both, _ = balancer.gradient(linear_losses(output, {"picture": (7.0, 0), "gan": (0, 0.01)}), output)
-    torch.testing.assert_close(both.flatten(), torch.tensor([0.5, 0.5]))
+    found = []
+    for slope in (0.0, 0.01, 0.0, 0.04):
+        gradient, _ = balancer.gradient(linear_losses(output, {"picture": (7.0, 0), "gan": (0, slope)}), output)
+        found.append(gradient.flatten().tolist())
+    # The last average is (0.25 * 0.01 + 0.5 * 0.04) / 0.75 = 0.03: steps without a gradient are no time that passes.
+    expected = [[0.5, 0.0], [0.5, 0.5], [0.5, 0.0], [0.5, 0.5 * 0.04 / 0.03]]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
 
 
 def test_norms_are_those_of_samples():
@@ -84,11 +88,12 @@ def test_averages_are_saved_with_the_module():
     assert torch.equal(balancer.gradient(losses, output)[0], resumed.gradient(losses, output)[0])
 
 
-def test_a_nan_is_seen_and_does_not_stay():
+@pytest.mark.parametrize("slope", [math.nan, math.inf])
+def test_what_is_not_finite_is_seen_and_does_not_stay(slope):
     balancer = GradientBalancer({"a": 1.0})
     output = make_output()
     balancer.gradient(linear_losses(output, {"a": (1.0, 0)}), output)
-    assert balancer.gradient(linear_losses(output, {"a": (math.nan, 0)}), output)[0].isnan().any()
+    assert not balancer.gradient(linear_losses(output, {"a": (slope, 0)}), output)[0].isfinite().all()
     assert balancer.gradient(linear_losses(output, {"a": (1.0, 0)}), output)[0].flatten()[0].item() == pytest.approx(1)
 
 
@@ -104,8 +109,9 @@ def test_wrong_names_and_weights_are_said():
     output = make_output()
     with pytest.raises(ValueError, match=r"weights for \['a'\]; got losses \['b'\]"):
         GradientBalancer({"a": 1.0}).gradient({"b": output.sum()}, output)
-    with pytest.raises(ValueError, match="positive"):
-        GradientBalancer({"a": -1.0})
+    for weights in ({}, {"a": -1.0}, {"a": 1.0, "b": 0.0}):
+        with pytest.raises(ValueError, match="positive"):
+            GradientBalancer(weights)
 
 
 def _rank(rank: int, folder: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from model import framing
 from model.faces.alignment import ARCFACE_POINTS, arcface_crop
 from model.faces.schemes import points5_from_points68
-from training.losses import IdentityLoss, align_faces
-from training.losses.identity import points5_from_landmarks
+from training.losses import IdentityLoss
+from training.losses.identity import face_grid, points5_from_landmarks, sample_faces
 from training.networks.recogniser import FaceRecogniser, RandomEmbedder, load_recogniser
 
 
@@ -26,22 +26,26 @@ def random_loss():
     return IdentityLoss(FaceRecogniser(RandomEmbedder()))
 
 
-def test_aligned_crop_is_that_of_the_analyser(real_faces):
+def align(loss, image, landmarks):
+    return sample_faces(image, face_grid(landmarks, loss.template, image.shape[-2:]))
+
+
+def test_aligned_crop_is_that_of_the_analyser(real_faces, random_loss):
     for face in real_faces:
         expected = arcface_crop(face.crop, points5_from_points68(face.landmarks_px))
-        mine = align_faces(face.image, face.landmarks)[0].permute(1, 2, 0).numpy() * 255
+        mine = align(random_loss, face.image, face.landmarks)[0].permute(1, 2, 0).numpy() * 255
         assert np.abs(mine - expected).mean() < 2.5  # of 255; the analyser averages blocks, this 2 x 2 samples
         assert np.corrcoef(mine.ravel(), expected.ravel())[0, 1] > 0.99
 
 
 def test_embedding_in_the_graph_is_that_of_the_analyser(real_faces, identity_loss):
     for face in real_faces:
-        embedding = identity_loss.recogniser(align_faces(face.image, face.landmarks))[0]
+        embedding = identity_loss.recogniser(align(identity_loss, face.image, face.landmarks))[0]
         assert embedding.numpy() @ face.embedding > 0.995  # measured 0.9976 to 0.9994
 
 
 @pytest.mark.parametrize("size", [(96, 96), (60, 120)])
-def test_alignment_puts_five_points_on_the_template(face_landmarks, size):
+def test_alignment_puts_five_points_on_the_template(face_landmarks, random_loss, size):
     """A picture of its own coordinates shows where each output pixel comes from, also when it is not square."""
     height, width = size
     x, y = (torch.arange(n, dtype=torch.float32) for n in (width, height))
@@ -50,7 +54,7 @@ def test_alignment_puts_five_points_on_the_template(face_landmarks, size):
     angle = 0.3
     turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     points_px = (face_landmarks @ turn) * min(size) / 2.6 + scale / 2 - 0.5
-    aligned = align_faces(coordinates, (2 * points_px + 1) / scale - 1)[0].numpy()
+    aligned = align(random_loss, coordinates, (2 * points_px + 1) / scale - 1)[0].numpy()
 
     five = points5_from_points68(points_px[0].numpy())
     # Least squares written out: [u, v] = [[a, -b], [b, a]] [x, y] + [c, d].
@@ -76,7 +80,7 @@ def test_loss_is_one_minus_the_cosine_of_the_analyser(real_faces, identity_loss)
         # Both pictures are aligned by one set of landmarks, so bring the second face onto the first one's.
         moved = framing.warp(other.crop, framing_matrix(other, first), 512)
         embeddings = identity_loss.recogniser(
-            torch.cat([align_faces(image, first.landmarks) for image in (first.image, to_tensor(moved))])
+            torch.cat([align(identity_loss, image, first.landmarks) for image in (first.image, to_tensor(moved))])
         )
         loss = identity_loss(to_tensor(moved), first.image, first.landmarks)
         assert loss.item() == pytest.approx(1 - float(embeddings[0] @ embeddings[1]), abs=1e-5)

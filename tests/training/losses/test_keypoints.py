@@ -252,13 +252,17 @@ def test_flow_that_leads_from_driving_to_source_landmarks_costs_nothing() -> Non
     y, x = ((2 * torch.arange(n) + 1) / n - 1 for n in (height, width))
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     flow = torch.cat([places + torch.tensor([0.1, -0.05]), torch.rand(height, width, 1)], dim=-1)
-    deformation = flow.expand(2, 3, height, width, 3).clone().requires_grad_()
+    deformation = flow.expand(2, 3, height, width, 3).clone()
+    deformation[:, 0] -= 0.3  # of the depth slices the mean counts
+    deformation[:, 2] += 0.3
+    deformation.requires_grad_()
     driving = torch.rand(2, 68, 2) - 0.5
     source = driving + torch.tensor([0.1, -0.05])
     source[:, :17] = 9.0  # the jaw does not count
+    driving[0, 35], source[0, 35] = torch.tensor([1.5, 0.2]), torch.tensor([1 - 1 / width + 0.1, 0.2 - 0.05])  # outside
     torch.testing.assert_close(landmark_flow_loss(deformation, source, driving), torch.tensor(0.0), atol=1e-6, rtol=0)
     source[0, 30, 1] += 0.2
-    source[1, 40, 0] = torch.nan
+    source[1, 40, 0] = driving[1, 41, 1] = torch.nan
     loss = landmark_flow_loss(deformation, source, driving)
     torch.testing.assert_close(loss, torch.tensor(0.2 / (2 * 2 * 51)))
     loss.backward()
@@ -284,8 +288,10 @@ def test_flow_openness_is_what_the_source_shows_where_the_flow_leads() -> None:
     )
     unknown = driving.clone()
     unknown[1, 60] = torch.nan
-    loss = flow_openness_loss(squeezed, unknown, driving)
-    torch.testing.assert_close(loss, (eyes[0].mean() + lip[0].mean()) / 4, atol=1e-4, rtol=1e-4)
-    loss.backward()
-    assert squeezed.grad[0].any()
-    assert not squeezed.grad[1].any()
+    for source_there, driving_there in ((unknown, driving), (driving, unknown)):
+        squeezed.grad = None
+        loss = flow_openness_loss(squeezed, source_there, driving_there)
+        torch.testing.assert_close(loss, (eyes[0].mean() + lip[0].mean()) / 4, atol=1e-4, rtol=1e-4)
+        loss.backward()
+        assert squeezed.grad[0].any()
+        assert not squeezed.grad[1].any()

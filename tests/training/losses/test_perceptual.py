@@ -120,6 +120,8 @@ def test_wrong_inputs_are_named(network):
     loss = CascadedPerceptualLoss(network)
     with pytest.raises(ValueError, match=r"at least 16 px; got \(1, 3, 8, 8\)"):
         loss.compare(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="must have one shape"):
+        loss.compare(torch.rand(2, 3, 16, 16), torch.rand(1, 3, 16, 16))
     with pytest.raises(ValueError, match="must be the same"):
         loss({"face": torch.rand(1, 3, 16, 16)}, {"lip": torch.rand(1, 3, 16, 16)})
     with pytest.raises(ValueError, match="5 numbers"):

@@ -26,7 +26,8 @@ def value_at(mask: torch.Tensor, x: float, y: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("region", "first", "last", "scale", "shift"), [("face", 0, 68, 1.4, -0.1), ("lip", 48, 68, 1.5, 0)]
+    ("region", "first", "last", "scale", "shift"),
+    [("face", 0, 68, 1.4, -0.1), ("lip", 48, 68, 1.5, 0), ("eyes", 36, 48, 1.3, 0)],
 )
 def test_crop_samples_the_square_around_its_landmarks(face_landmarks, region, first, last, scale, shift):
     points = face_landmarks[0, first:last].numpy()
@@ -80,6 +81,12 @@ def test_unknown_landmarks_give_the_whole_picture_and_empty_masks():
     torch.testing.assert_close(crop, image)
     for mask in (shoulder_mask, eye_mask, lip_mask):
         assert mask(unknown, (32, 32)).abs().max() == 0
+
+
+def test_landmarks_on_one_point_give_a_small_square():
+    center, half_side = region_box(torch.full((1, 68, 2), 0.3), "lip")
+    torch.testing.assert_close(center, torch.full((1, 2), 0.3))
+    assert half_side.item() == pytest.approx(0.02)
 
 
 def test_an_unknown_region_names_those_that_exist(face_landmarks):

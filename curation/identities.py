@@ -56,7 +56,6 @@ def keep_names(people: list[list[str]], previous: dict[str, str]) -> dict[str, s
     for number, clips in enumerate(people):
         if number not in names:
             names[number] = _new_name(clips, taken)
-            taken.add(names[number])
     return {clip: names[number] for number, clips in enumerate(people) for clip in clips}
 
 

@@ -104,16 +104,15 @@ class _Clusters:
             setattr(self, name, getattr(self, name)[keeps])
 
     def mutual_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Clusters that are each other's nearest; the first is the earlier one.
+        """Clusters that are each other's nearest.
 
         Among equals rounding may send everybody in a circle: then the nearest pair of all.
         """
         here = np.arange(len(self.names))
         is_mutual = (self._nearest[self._nearest] == here) & (here < self._nearest)
         if not is_mutual.any():
-            one = int(self._cosine.argmax())
-            pair = sorted((one, int(self._nearest[one])))
-            return np.array(pair[:1]), np.array(pair[1:])
+            one = np.array([self._cosine.argmax()])
+            return one, self._nearest[one]
         return here[is_mutual], self._nearest[is_mutual]
 
     def merge(self, one: np.ndarray, other: np.ndarray) -> None:

@@ -25,11 +25,17 @@ def test_people_weigh_the_root_of_their_material():
     assert weights.mean() == pytest.approx(1.0)
     longer = weigh(SelectOptions(**OFF | {"balance_identity": 0.5}), ["a", "b"], duration_s=[10.0, 40.0])
     assert longer[0] / longer[1] == pytest.approx(2.0), "by length, not by number of clips"
+    still = weigh(SelectOptions(**OFF | {"balance_identity": 0.5}), ["a", "b"], duration_s=[0.0, 4.0])
+    assert still[0] / still[1] == pytest.approx(2.0), "a still counts as one second"
+    nobody = weigh(SelectOptions(**OFF | {"balance_identity": 0.5}), [None, None, "a"])
+    assert nobody == pytest.approx(1.0), "each is a person of its own"
 
 
 def test_poses_and_expressions():
     pose = weigh(SelectOptions(**OFF | {"balance_pose": 0.5}), list("abcde"), yaw_deg=[0, 2, -3, 5, 40])
     assert pose[4] / pose[0] == pytest.approx(2.0)
+    nod = weigh(SelectOptions(**OFF | {"balance_pose": 0.5}), list("abcde"), pitch_deg=[0, 2, -3, 5, 40])
+    assert nod == pytest.approx(pose)
     lively = weigh(SelectOptions(**OFF | {"balance_expression": 1.0}), list("abc"), lip_openness_range=[0.0, 0.3, 0.6])
     assert lively[0] < lively[1] < lively[2]
     assert lively[2] / lively[1] == pytest.approx((1.5 + 0.5) / (1.0 + 0.5))
@@ -66,7 +72,10 @@ def test_unknown_is_neither_favoured_nor_put_back():
     weights = weigh(
         SelectOptions(), [None, None, None], yaw_deg=[np.nan, 0.0, 0.0], lip_openness_range=[np.nan, 0.3, 0.3]
     )
-    assert np.isfinite(weights).all()
-    only_pose = weigh(SelectOptions(**OFF | {"balance_pose": 0.5}), ["a", "b", "c"], pitch_deg=[np.nan, 0.0, 60.0])
-    assert only_pose[0] == pytest.approx(only_pose.mean(), rel=0.1)
+    assert weights == pytest.approx(1.0)
+    assert weigh(SelectOptions(), list("ab"), lip_openness_range=0.0, eye_openness_range=0.0) == pytest.approx(1.0)
+    for angle in ("yaw_deg", "pitch_deg"):
+        pose = weigh(SelectOptions(**OFF | {"balance_pose": 0.5}), list("abcd"), **{angle: [np.nan, 0.0, 0.0, 60.0]})
+        # Bins of 20, 20 and 10 s, 50 / 3 on average; what is unknown has the weight of the average.
+        assert pose / pose[0] == pytest.approx([1.0, 1.2**-0.5, 1.2**-0.5, 0.6**-0.5])
     assert len(weigh(SelectOptions(), [])) == 0

@@ -74,6 +74,8 @@ def test_part_and_tail_overlap_too_little():
     film = Film(1)
     words = film.shoot(60)
     assert find({"part": cut(words, 30, 50), "tail": cut(words, 45, 60)}) == {}
+    assert find({"whole": words, "part": cut(words, 30, 35)}) == {}
+    assert len(find({"whole": words, "part": cut(words, 30, 36)})) == 1, "four changes are enough"
 
 
 def test_mirrored_copies():

@@ -73,3 +73,8 @@ def test_names_never_come_back_for_somebody_else():
     names = keep_names([["a"], ["b", "c"]], before)
     assert names["b"] == names["c"] == name_identity("a")
     assert names["a"] == f"{name_identity('a')}_2"
+    merged = {"b": name_identity("a"), "c": "id_many", "d": "id_many"}
+    names = keep_names([["a"], ["b", "c", "d"]], merged)
+    assert names == {"a": f"{name_identity('a')}_2"} | dict.fromkeys("bcd", "id_many"), "also where nobody has it now"
+    both = {"b": name_identity("a"), "c": f"{name_identity('a')}_2"}
+    assert keep_names([["a"], ["b"], ["c"]], both)["a"] == f"{name_identity('a')}_3"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import AgglomerativeClustering
 
-from curation.linkage import average_linkage
+from curation.linkage import _Clusters, average_linkage
 
 
 def draw(num_people: int, num: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +65,23 @@ def test_identical_vectors():
     assert average_linkage(vectors[:1], 0.9).tolist() == [0]
     near = np.array([[1, 0], [1, 0], [1, 0], [0.8, 0.6], [0.26, 0.9656]], np.float32)
     assert average_linkage(near, 0.5).tolist() == [0, 0, 0, 0, 1], "0.26 to three of four, 0.79 to one"
+    assert average_linkage(np.array([[1, 0], [0.5, 0.75**0.5]]), 0.5).tolist() == [0, 0], "0.5 is at least 0.5"
+
+
+class OneWay:
+    """Cells that show the last vector to all others, and nobody to the last."""
+
+    def tiles(self, means: np.ndarray, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(rows[:-1], rows[-1:])]
+
+
+def test_a_cluster_hears_of_the_nearest_that_cells_hid_from_it():
+    vectors = np.array([[0.8, 0.6], [0.96, 0.28], [0.0, 1.0], [1.0, 0.0]], np.float32)  # 0.8, 0.96, 0 from the last
+    state = _Clusters(vectors, np.ones(4, int))
+    state.find_nearest(OneWay())
+    state.drop_finished(0.5)
+    assert state.names.tolist() == [0, 1, 3]
+    assert [pair.tolist() for pair in state.mutual_pairs()] == [[1], [2]]
 
 
 def test_cells_find_the_same_people():

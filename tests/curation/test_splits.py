@@ -90,6 +90,13 @@ def test_a_new_link_draws_clips_towards_train():
     assert len(seen) == 6
 
 
+def test_the_larger_group_of_one_split_gives_the_name():
+    train = Shares(seed=0, val_share=0.0, test_share=0.0)
+    keys = [("s",)] * 4
+    assert group_clips(list("abcd"), keys, {"a": "g1", "b": "g2", "c": "g2"}, train) == dict.fromkeys("abcd", "g2")
+    assert group_clips(list("abcd"), keys, {"a": "g2", "b": "g1"}, train) == dict.fromkeys("abcd", "g1")
+
+
 def test_a_lost_link_leaves_both_parts_where_they_are():
     keys = [("s1", "i1"), ("s2", "i1"), ("s2", "i2")]
     before = group_clips(["a", "b", "c"], keys, {}, SHARES)

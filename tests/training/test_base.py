@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage, face_boxes
-from training.base_losses import BaseLosses, Conventions, MotionLosses
+from training.base_losses import BaseLosses, MotionLosses
 from training.base_model import BaseModel, recompute_blocks
 from training.data import PreparedBatch
 from training.distributed import Process
 from training.loop import seeded_generator
-from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
+from training.losses import GUIDANCE_LANDMARKS
 from training.recipe import load_recipe
 from training.stage import Progress
 
@@ -230,47 +230,6 @@ def test_the_balancer_waits_for_discriminators_that_alone_judge(recipe: BaseReci
     after = stage.model.state_dict()
     assert torch.equal(after["generator.fc.weight"], before["generator.fc.weight"])
     assert not torch.equal(after["motion.detector.fc_pitch.weight"], before["motion.detector.fc_pitch.weight"])
-
-
-def test_conventions_of_given_weights() -> None:
-    """Weights that count pitch the other way: that sign changes, the others stay."""
-    torch.manual_seed(0)
-    labels = 15 * torch.randn(40, 3)
-    angles = labels * torch.tensor([-0.8, 1.0, 1.0]) + torch.randn(40, 3)
-    angles[:, 2] = torch.randn(40)  # roll says nothing
-    labels[3] = torch.nan
-    landmarks = torch.rand(40, 68, 2) - 0.5
-    keypoints = 3 + torch.rand(40, 21, 3)
-    guided = (36, 39, 37, 42, 45, 43, 48, 54, 51, 57)
-    slots = tuple(range(20, 10, -1))
-    keypoints[:, slots, :2] = landmarks[:, guided]
-    conventions = Conventions()
-    notes = conventions.measure(angles, labels, keypoints, landmarks, signs=True)
-    assert conventions.pose_signs.tolist() == [-1, 1, 1]
-    assert conventions.slots_tuple == slots
-    assert "pitch: correlation -1.00 with the labels, sign changed" in notes[0]
-    assert "too weak to tell" in notes[2]
-    restored = Conventions()
-    assert restored.slots_tuple == RELEASED_SLOTS
-    restored.load_state_dict(conventions.state_dict())
-    assert (restored.slots_tuple, restored.pose_signs.tolist()) == (slots, [-1, 1, 1])
-    kept = Conventions()
-    kept.measure(angles, labels, keypoints, landmarks, signs=False)
-    assert kept.pose_signs.tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize(("offset", "as_released"), [(0.1, False), (0.3, True)])
-def test_key_points_that_follow_no_landmark_keep_the_released_order(offset: float, as_released: bool) -> None:
-    torch.manual_seed(0)
-    landmarks = torch.rand(40, 68, 2) - 0.5
-    slots = tuple(range(20, 10, -1))
-    keypoints = 3 + torch.rand(40, 21, 3)
-    keypoints[:, slots, :2] = landmarks[:, GUIDANCE_LANDMARKS] + torch.tensor([offset, 0.0])
-    landmarks[5] = torch.nan
-    conventions = Conventions()
-    *_, note = conventions.measure(torch.randn(40, 3), torch.randn(40, 3), keypoints, landmarks, signs=True)
-    assert conventions.slots_tuple == (RELEASED_SLOTS if as_released else slots)
-    assert ("as released: none are near them (the nearest 0.30 away" in note) == as_released
 
 
 def test_signs_apply_to_the_labels(recipe: BaseRecipe, batch: PreparedBatch) -> None:

@@ -51,7 +51,7 @@ def test_copies_are_found_where_they_overlap():
     clips = {
         "whole": cut(words, 0, 60),
         "again": film.noisy(cut(words, 0, 60), 0.06),
-        "part": film.noisy(cut(words, 30, 50), 0.06),
+        "part": cut(film.noisy(words, 0.06), 30, 50),
         "tail": film.noisy(cut(np.concatenate([words, film.shoot(20)]), 45, 80), 0.06),
         "other": cut(film.shoot(60), 0, 60),
     }
@@ -62,6 +62,7 @@ def test_copies_are_found_where_they_overlap():
     part = found["part", "whole"]
     assert (part.one_share, part.other_share) == (1.0, 20 / 60)
     assert (part.one_start, part.other_start) == (0.0, 0.5)
+    assert 0.04 < part.distance < 0.08, "its first steps, which know no change, are not compared"
     tail = found["tail", "whole"]
     assert (tail.one_share, tail.other_share) == (15 / 35, 15 / 60)
     assert (tail.one_start, tail.other_start) == (0.0, 45 / 60)
@@ -85,6 +86,8 @@ def test_mirrored_copies():
     copy = find({"a": cut(words, 0, 40), "b": mirrored})["a", "b"]
     assert copy.is_mirrored
     assert (copy.one_start, copy.other_share) == (0.25, 1.0)
+    other = cut(film.shoot(40) ^ np.array([MIRROR[0], MIRROR_CHANGE]), 0, 40)
+    assert find({"a": cut(words, 0, 40), "b": other}) == {}, "another moment, mirrored"
 
 
 def test_other_moments_are_no_copies():

@@ -90,7 +90,7 @@ def generator_losses(
     _same_regions(real, fake)
     with frozen(discriminators), parametrize.cached():  # both passes are by the same normalised weights
         with torch.no_grad():
-            of_real = discriminators({region: picture.detach() for region, picture in real.items()})
+            of_real = discriminators(real)
         of_fake = discriminators(fake)
     return GeneratorLosses(
         {region: fooling_loss(judgement.logits, kind) for region, judgement in of_fake.items()},

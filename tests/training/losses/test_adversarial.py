@@ -48,8 +48,9 @@ def test_hinge_and_non_saturating_losses_are_their_formulas():
     assert real_fake_loss(*tensors, "non-saturating").item() == pytest.approx(saturating)
     assert fooling_loss(tensors[1], "hinge").item() == pytest.approx(-fake.mean())
     assert fooling_loss(tensors[1], "non-saturating").item() == pytest.approx(np.log1p(np.exp(-fake)).mean())
-    with pytest.raises(ValueError, match="hinge or non-saturating; got 'wgan'"):
-        fooling_loss(tensors[1], "wgan")
+    for loss, logits in ((fooling_loss, tensors[1:]), (real_fake_loss, tensors)):
+        with pytest.raises(ValueError, match="hinge or non-saturating; got 'wgan'"):
+            loss(*logits, "wgan")
 
 
 def test_feature_matching_sums_layers_of_mean_differences():

@@ -22,7 +22,7 @@ from curation.duplicates import Copy, Quality, choose_best, find_copies
 from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
 from curation.rules import active_rules, failed_rules_sql
-from curation.splits import Shares, group_clips, groups_of_splits, linked
+from curation.splits import Shares, group_clips, groups_of_splits
 from curation.tombstones import same_stretch
 from manifests.schema import CLIP_DECISIONS, CLIP_PLACES, CLIPS
 from manifests.store import Dataset, iterate_tables, read_table, replace_table
@@ -57,7 +57,7 @@ def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> p
 
     kept = [not rules for rules in failed]
     groups |= {row["clip_id"]: row["split_group"] for row in gone if row["split_group"] is not None}
-    groups = _split_groups(clips, gone, kept, identities, copies, groups, shares)
+    groups = _split_groups(clips, gone, kept, identities, groups, shares)
     splits = [shares.split_of(groups[i]) if keep else None for i, keep in zip(ids, kept, strict=True)]
     columns = {
         "decision": ["keep" if keep else "reject" for keep in kept],
@@ -104,8 +104,8 @@ def _identities_of_cut_anew(clips: pa.Table, gone: list[dict[str, Any]], named: 
     return found
 
 
-def _keys(source_id: str, *others: str | None) -> tuple[str, ...]:
-    return tuple(key for key in (source_id, *others) if key is not None)
+def _keys(source_id: str, identity_id: str | None) -> tuple[str, ...]:
+    return (source_id,) if identity_id is None else (source_id, identity_id)
 
 
 def _failed_rules(clips: pa.Table, options: SelectOptions) -> list[list[str]]:
@@ -180,7 +180,6 @@ def _split_groups(
     gone: list[dict[str, Any]],
     kept: list[bool],
     identities: dict[str, str],
-    copies: list[Copy],
     previous: dict[str, str],
     shares: Shares,
 ) -> dict[str, str]:
@@ -189,13 +188,8 @@ def _split_groups(
     Clips that were kept once link others, too, also those that are `gone`: a model may have been fitted to them.
     """
     ids, sources = clips["clip_id"].to_pylist(), clips["source_id"].to_pylist()
-    met: dict[str, list[str]] = {}
-    for copy in copies:
-        for clip_id in (copy.one, copy.other):
-            met.setdefault(clip_id, []).append(f"{copy.one} {copy.other}")
-    footage = linked(sorted(met), [tuple(met[i]) for i in sorted(met)])  # also over copies that are not kept
     keys = {
-        clip_id: _keys(source, identities.get(clip_id), footage.get(clip_id))
+        clip_id: _keys(source, identities.get(clip_id))  # copies of footage are of one identity
         for clip_id, source, keep in zip(ids, sources, kept, strict=True)
         if keep or clip_id in previous
     }

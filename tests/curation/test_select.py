@@ -44,8 +44,9 @@ def dataset(tmp_path) -> Dataset:
     return made
 
 
-def test_decisions_keep_all_failed_rules(dataset):
+def test_decisions_keep_all_failed_rules(dataset, capsys):
     select(dataset, Recipe(), 0.4)
+    assert "4 of 4 clips were cropped before face hashes were made" in capsys.readouterr().err
     rows = read_table(dataset, "clips").to_pylist()
     assert [(r["clip_id"], r["decision"], r["failed_rules"]) for r in rows] == [
         ("a", "keep", []),
@@ -158,6 +159,69 @@ def test_clips_that_come_to_be_kept_follow_those_that_were(tmp_path, gone):
         rows = rows[20:]
     rows = [row | (tilted if row["clip_id"] < "b" else upright) for row in rows]
     assert decided(made, rows, "split")[-20:] == splits
+
+
+def test_a_clip_that_was_never_kept_links_nobody(tmp_path):
+    rows = people("a")[:3]
+    rows[1] |= {"source_id": "s00", "embedding": rows[2]["embedding"], "pitch_abs_p95_deg": 60.0}
+    first, rejected, last = decided(Dataset(tmp_path), rows, "split_group")
+    assert rejected is None
+    assert first != last
+
+
+def test_clips_that_were_cropped_again_keep_what_was_decided(tmp_path):
+    made = Dataset(tmp_path)
+    rows = [row | {"identity_id": f"id_{k}", "split_group": f"g_{k}"} for k, row in enumerate(people("a"))]
+    replace_table(made, "clips", make_table("clips", rows))
+    keep_decisions(made)
+    assert decided(made, people("a"), "identity_id") == [f"id_{k}" for k in range(20)]
+    assert read_table(made, "clips", ["split_group"])["split_group"].to_pylist() == [f"g_{k}" for k in range(20)]
+
+
+def test_splits_without_groups_stay(tmp_path):
+    splits = [("train", "val", "test")[k % 3] for k in range(20)]
+    rows = [row | {"split": split} for row, split in zip(people("a"), splits, strict=True)]
+    assert decided(Dataset(tmp_path), rows, "split") == splits
+
+
+def test_weights_are_one_on_average_in_each_split(tmp_path):
+    made = Dataset(tmp_path)
+    weights = decided(made, [row | {"duration_s": 2.0**k} for k, row in enumerate(people("a"))], "weight")
+    splits = read_table(made, "clips", ["split"])["split"].to_pylist()
+    for split in ("train", "val", "test"):
+        mine = [weight for weight, where in zip(weights, splits, strict=True) if where == split]
+        assert np.mean(mine) == pytest.approx(1.0)
+        assert np.std(mine) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "of_better", "of_worse"),
+    [
+        ({"face_height_median_px": 400.0}, {"sharpness": 0.9}, {}, {}),
+        ({}, {}, {"size_bytes": 1000, "duration_s": 10.0}, {"size_bytes": 1500, "duration_s": 30.0}),
+    ],
+    ids=["by the face", "by bits a second"],
+)
+def test_the_better_of_two_copies_is_kept(tmp_path, better, worse, of_better, of_worse):
+    made = Dataset(tmp_path)
+    hashes = np.random.default_rng(0).integers(1 << 63, size=60, dtype=np.uint64)
+    copy = GOOD | {"embedding": [1.0, 0.0], "face_hashes": hashes}
+    sources = [{"source_id": "s0", "status": "ok"} | of_worse, {"source_id": "s1", "status": "ok"} | of_better]
+    replace_table(made, "sources", make_table("sources", sources))
+    rows = [copy | worse | {"clip_id": "a", "source_id": "s0"}, copy | better | {"clip_id": "b", "source_id": "s1"}]
+    assert decided(made, rows, "duplicate_of") == ["b", None]
+
+
+def test_overlap_of_copies_is_an_option(tmp_path):
+    """Two thirds of `a` are in `b`, which is better."""
+    hashes = np.random.default_rng(0).integers(1 << 63, size=60, dtype=np.uint64)
+    rows = [
+        GOOD | {"clip_id": name, "source_id": name, "embedding": [1.0, 0.0], "face_hashes": words} | more
+        for name, words, more in (("a", hashes, {}), ("b", hashes[:40], {"face_height_median_px": 400.0}))
+    ]
+    for overlap, expected in ((0.6, ["b", None]), (0.7, [None, None])):
+        options = replace(SelectOptions(), duplicate_overlap=overlap)
+        assert decided(Dataset(tmp_path), rows, "duplicate_of", options) == expected
 
 
 def test_no_clips_at_all(tmp_path):

@@ -7,6 +7,7 @@ import dataclasses
 import runpy
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage, face_boxes
 from training.base_losses import BaseLosses, MotionLosses
 from training.base_model import BaseModel, recompute_blocks
-from training.data import PreparedBatch
+from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process
+from training.edits import edit_landmarks
 from training.loop import seeded_generator
-from training.losses import GUIDANCE_LANDMARKS
+from training.losses import GUIDANCE_LANDMARKS, flow_openness_loss, landmark_flow_loss
 from training.recipe import load_recipe
 from training.stage import Progress
 
@@ -129,7 +131,8 @@ def test_discriminators_learn_alone_first(recipe: BaseRecipe, batch: PreparedBat
 def test_each_discriminator_sees_its_own_region(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     """The mouth of the real picture changes: the judgement of the lip region does, and that of a face without it."""
     stage = BaseStage(recipe, Process())
-    bare, seen = stage.modules["discriminators"], {}
+    bare, seen, given = stage.modules["discriminators"], {}, []
+    stage.model.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
     for region in bare.regions:
         bare.of(region).register_forward_pre_hook(lambda _, inputs, region=region: seen.setdefault(region, inputs[0]))
     step(stage, batch)
@@ -141,6 +144,9 @@ def test_each_discriminator_sees_its_own_region(recipe: BaseRecipe, batch: Prepa
     crops = crop_regions(batch.driving.target, batch.driving.landmarks)
     assert torch.allclose(seen["face"][:2], crops["face"], atol=1e-6)
     assert torch.allclose(seen["lip"][:2], crops["lip"], atol=1e-6)
+    transform = RandomTransform.sample(2, generator=seeded_generator(torch.device("cpu"), 1))
+    wanted = batch.source.image, batch.driving.image, transform.warp_image(batch.driving.image)
+    assert all(torch.equal(mine, other) for mine, other in zip(given[0], wanted, strict=False))
 
 
 def test_driving_keypoints_use_the_canonical_ones_of_the_source(batch: PreparedBatch) -> None:
@@ -248,14 +254,23 @@ def test_signs_apply_to_the_labels(recipe: BaseRecipe, batch: PreparedBatch) -> 
 
 def test_figures_of_validation(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     stage = BaseStage(recipe, Process())
+    stage.conventions.pose_signs[0] = -1.0
     with torch.no_grad():
+        made = stage.reenact(batch)
+        stage.model.generator.fc.weight.add_(1.0)
+        stage.model.motion.detector.fc_yaw.bias[:20] += 9.0  # what was trained since is not in the average
         figures = stage.validate(batch)
         same = stage.validate(dataclasses.replace(batch, source=batch.driving))
         columns = stage.pictures(batch)
     assert torch.allclose(figures["copy_l1"], (batch.source.target - batch.driving.target).abs().mean(dim=(1, 2, 3)))
     assert same["copy_l1_face"].tolist() == [0, 0]
     assert torch.allclose(figures["l1"], (columns["result"] - batch.driving.target).abs().mean(dim=(1, 2, 3)))
-    assert figures["pose_error_deg"].shape == (2,)
+    error = (made.image - batch.driving.target).abs().mean(dim=1)
+    in_face = [row[mask > 0].mean() for row, mask in zip(error, face_boxes(batch.driving.landmarks, 64), strict=True)]
+    assert torch.allclose(figures["l1_face"], torch.stack(in_face))
+    angles = torch.cat([made.driving.pitch, made.driving.yaw, made.driving.roll], dim=1)
+    labels = batch.driving.pose * torch.tensor([-1.0, 1.0, 1.0])
+    assert torch.allclose(figures["pose_error_deg"], (angles - labels).abs().mean(dim=1))
     assert stage.model.training
     assert not stage.ema.modules["motion"].training
 
@@ -322,6 +337,22 @@ def test_sources_that_ranks_cannot_edit_evenly_are_refused(recipe: BaseRecipe) -
         match=r"each of 4 ranks takes 2 of the 8 pairs of a step, which is no multiple of 4: use --batch-size 16 or",
     ):
         BaseStage(recipe, Process(world_size=4))
+
+
+def test_flow_terms_are_of_the_pairs_and_of_the_edited_sources(recipe: BaseRecipe, batch: PreparedBatch) -> None:
+    recipe = with_losses(recipe, landmark_flow=1.0, flow_openness=1.0)
+    stage = BaseStage(dataclasses.replace(recipe, edited_every=2), Process())
+    generators = [torch.Generator().manual_seed(2) for _ in range(2)]
+    source, driving = batch.source.landmarks, batch.driving.landmarks
+    edited = stage._edited(batch, generators[0])
+    assert torch.equal(edited, edit_landmarks(source[:1], stage.process.draw(1, 2, generator=generators[1])))
+    flow = 2 * torch.rand(3, 1, 8, 8, 3) - 1  # of both pairs and of one edited source
+    terms = stage._flow_terms(SimpleNamespace(warped=SimpleNamespace(deformation=flow)), batch, edited)
+    for name, loss in (("landmark_flow", landmark_flow_loss), ("flow_openness", flow_openness_loss)):
+        expected = (2 * loss(flow[:2], source, driving) + loss(flow[2:], source[:1], edited)) / 3
+        assert torch.allclose(terms[name], expected), name
+    offsets = stage._offsets(batch, edited)
+    assert torch.equal(offsets[:, stage.conventions.slots, :2], (edited - source[:1])[:, GUIDANCE_LANDMARKS])
 
 
 def test_key_points_that_landmarks_guide_must_exist(recipe: BaseRecipe) -> None:

@@ -152,10 +152,36 @@ def test_face_that_jumps_or_is_gone_too_long_starts_a_new_track(make_sample):
     assert follow(short)[0] == [[0, 5, 10, 25, 30]]
 
 
+def test_sampled_frames_that_are_far_apart_are_no_gap(make_sample):
+    once_a_second = [[make_sample(k)] for k in (0, 5, 10, 20)]
+    assert follow(once_a_second, ScanOptions(sample_fps=1.0))[0] == [[0, 25, 50], [100]]
+
+
+def test_a_face_continues_one_track_and_a_track_with_one_face(make_sample):
+    near, far = make_sample(0, center=(300.0, 300.0)), make_sample(0, center=(315.0, 300.0))
+    for order in ((near, far), (far, near)):
+        tracker = Tracker(ScanOptions(), same_person_similarity=0.4)
+        for sample in order:
+            tracker.add(sample, None)
+        (track,) = tracker.match(make_sample(1, center=(302.0, 300.0)).box[None], 0.2)
+        assert track.samples == [near]
+    for order in ((near, far), (far, near)):
+        tracker = Tracker(ScanOptions(), same_person_similarity=0.4)
+        tracker.add(make_sample(0, center=(302.0, 300.0)), None)
+        found = tracker.match(np.stack([sample.box for sample in order]), 0.2)
+        assert [sample for sample, track in zip(order, found, strict=True) if track is not None] == [near]
+
+
 def test_another_person_in_the_same_place_starts_a_new_track(make_sample):
     """A cut that was not noticed, or someone who takes the seat."""
     times = [[make_sample(k, embedding=PERSON if k < 5 else OTHER_PERSON)] for k in range(10)]
     assert follow(times)[0] == [[0, 5, 10, 15, 20], [25, 30, 35, 40, 45]]
+
+
+def test_a_person_is_compared_by_the_angle_to_the_mean_of_the_track(make_sample):
+    angles = np.deg2rad([0, 50, -40])  # the last is 65 degrees from the mean, whose cosine is 0.42
+    faces = [np.array([np.cos(angle), np.sin(angle)], np.float32) for angle in angles]
+    assert follow([[make_sample(k, embedding=face)] for k, face in enumerate(faces)])[0] == [[0, 5, 10]]
 
 
 def test_identity_is_asked_for_once_a_second(make_sample):

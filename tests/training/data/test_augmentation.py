@@ -149,6 +149,26 @@ def test_stills_become_two_pictures_whose_labels_follow(batch: Batch):
         assert turned.abs().max() > 1
 
 
+@pytest.mark.parametrize("prefix", ["", "still_"])
+def test_zoom_and_shift_have_the_strength_that_was_asked(batch: Batch, prefix: str):
+    rows = slice(4, None) if prefix else slice(4)
+    plain = prepare(batch, image_size=8).source.landmarks[rows]
+
+    def moved(name: str, strength: float) -> Tensor:
+        config = dataclasses.replace(NOTHING, **{prefix + name: strength})
+        pictures = (augment(batch, config=config, image_size=8, seed=seed).source for seed in range(8))
+        return torch.stack([frames.landmarks[rows] for frames in pictures])
+
+    zoom = moved("scale", 0.2) / plain
+    torch.testing.assert_close(zoom, zoom[:, :, :1, :1].expand_as(zoom), rtol=1e-3, atol=1e-3)
+    assert 0.8 <= zoom.min() < 0.88
+    assert 1.12 < zoom.max() <= 1.2
+    shift = moved("shift", 0.1) - plain
+    torch.testing.assert_close(shift, shift[:, :, :1].expand_as(shift), rtol=1e-3, atol=1e-5)
+    assert -0.2 <= shift.min() < -0.12  # a tenth of the side, which is 2
+    assert 0.12 < shift.max() <= 0.2
+
+
 def test_colours_change_alike_in_a_pair_and_apart_in_a_still(batch: Batch):
     grey = torch.randint(60, 190, (8, 3, 1, 1), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     for frames in (batch.source, batch.driving):

@@ -82,6 +82,8 @@ def test_face_that_grows_is_divided(make_sample):
         sides = [s.square[2] for s in growing[segment.first : segment.last + 1]]
         assert max(sides) <= 1.6 * np.mean(sides)
         assert min(sides) >= np.mean(sides) / 1.6
+    leap = [make_sample(k, height_px=80.0 if k < 9 else 140.0) for k in range(10)]
+    assert cut_up(leap, reach=10.0)[0] == [(0, 8), (9, 9)]
 
 
 def test_other_face_inside_the_crop_takes_its_samples_and_their_neighbours(make_sample):
@@ -90,6 +92,8 @@ def test_other_face_inside_the_crop_takes_its_samples_and_their_neighbours(make_
     places, reasons, _ = cut_up(samples)
     assert places == [(0, 7), (12, 19)]
     assert [k for k, reason in enumerate(reasons) if reason == "other_face_in_crop"] == [8, 9, 10, 11]
+    samples[8].is_corrupt = True
+    assert cut_up(samples)[1][8:10] == ["damaged_frames", "other_face_in_crop"]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,16 @@ def test_another_person_in_the_same_place_starts_a_new_track(make_sample):
     """A cut that was not noticed, or someone who takes the seat."""
     times = [[make_sample(k, embedding=PERSON if k < 5 else OTHER_PERSON)] for k in range(10)]
     assert follow(times)[0] == [[0, 5, 10, 15, 20], [25, 30, 35, 40, 45]]
+
+
+def test_what_lies_between_two_persons_is_in_no_segment(make_sample):
+    identified = {0: PERSON, 3: PERSON, 6: OTHER_PERSON}
+    _, tracker = follow([[make_sample(k, embedding=identified.get(k))] for k in range(8)])
+    first, second = tracker.finished
+    assert [sample.may_be_other for sample in first.samples] == [False] * 4 + [True] * 2
+    assert not any(sample.may_be_other for sample in second.samples)
+    places, reasons, _ = cut_up(first.samples)
+    assert (places, reasons[4:]) == ([(0, 3)], ["person_changes"] * 2)
 
 
 def test_a_person_is_compared_by_the_angle_to_the_mean_of_the_track(make_sample):

@@ -102,7 +102,6 @@ def test_other_face_inside_the_crop_takes_its_samples_and_their_neighbours(make_
         ([350, 280, 390, 330], True),
         ([700, 280, 740, 330], False),  # elsewhere in the picture
         ([350, 280, 356, 288], False),  # 8 px high: a picture on the wall
-        ([386, 200, 446, 300], False),  # less than a quarter of it reaches into the crop
     ],
 )
 def test_which_other_face_counts(make_sample, box, is_intruder):
@@ -111,6 +110,16 @@ def test_which_other_face_counts(make_sample, box, is_intruder):
         left, _, right, _ = segments[0].crop.box
         assert box[2] > right or box[0] < left or box[3] - box[1] < 10, "the case is what it says"
     assert places == ([] if is_intruder else [(0, 9)])
+
+
+@pytest.mark.parametrize(("share", "is_intruder"), [(0.2, False), (0.3, True)])
+def test_another_face_counts_from_a_quarter_inside_on(make_sample, share, is_intruder):
+    _, _, right, bottom = cut_up([make_sample(0)])[2][0].crop.box
+    beside = [right - share * 40, 280, right + (1 - share) * 40, 330]
+    below = [280, bottom - share * 50, 320, bottom + (1 - share) * 50]
+    for box in (beside, below):
+        places, _, _ = cut_up([make_sample(k, others=[box]) for k in range(10)])
+        assert places == ([] if is_intruder else [(0, 9)])
 
 
 def test_damaged_samples_and_gaps_end_a_segment(make_sample):

@@ -77,6 +77,7 @@ MIRRORED = torch.tensor([1, 0, 2]).expand(8, 3)  # the dot of 36 is now 45's
 
 
 def test_prepared_pictures_are_the_same_at_every_size(batch: Batch):
+    batch.source.landmarks[0, 0] = torch.tensor([0.0, SIDE_PX - 1.0])
     for image_size in (64, 32, 24):
         prepared = prepare(batch, image_size=image_size)
         assert prepared.source.image.shape == (8, 3, image_size, image_size)
@@ -86,8 +87,16 @@ def test_prepared_pictures_are_the_same_at_every_size(batch: Batch):
     full = prepare(batch, image_size=64)
     assert torch.equal(full.source.target, batch.source.images.float() / 255)
     assert torch.equal(full.source.pose, batch.source.pose)
-    corner = full.source.landmarks.new_tensor([[0.0, 127.0]])
-    assert ((corner + 0.5) * 2 / 128 - 1).tolist() == [[-1 + 1 / 128, 1 - 1 / 128]]
+    assert full.source.landmarks[0, 0].tolist() == [-1 + 1 / 128, 1 - 1 / 128], "centres of pixels in two corners"
+    half = torch.nn.functional.avg_pool2d(full.source.target, 2)
+    assert torch.equal(prepare(batch, image_size=32).source.target, half)
+
+
+def test_a_reduction_by_no_whole_number_does_not_alias(batch: Batch):
+    batch.source.images = torch.zeros(8, 3, SIDE_PX, SIDE_PX, dtype=torch.uint8)
+    batch.source.images[..., ::2] = 255
+    inner = prepare(batch, image_size=24).source.target[..., 2:-2]
+    assert (inner - 0.5).abs().max() < 0.1
 
 
 def test_nothing_asked_changes_nothing(batch: Batch):

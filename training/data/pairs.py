@@ -68,7 +68,7 @@ class FramePairs:
         """Source and driving frame, by `keys`: the source uniform among frames that have a partner far enough away,
         the driving frame uniform among these partners (or the most moved of several)."""
         sources, drivers = self._fit_frames(clip)
-        distance = int(max(drivers[-1] - sources[0], sources[-1] - drivers[0]))
+        distance = int(drivers[-1] - sources[0])  # drivers are the same frames, or later ones
         gap = max(1, math.ceil(self._options.min_gap_s * float(self._index.fps[clip]) - 1e-6))
         gap = min(gap, distance)
         if gap == 0:  # one frame

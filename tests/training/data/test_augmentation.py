@@ -162,10 +162,12 @@ def test_stills_become_two_pictures_whose_labels_follow(batch: Batch):
 def test_zoom_and_shift_have_the_strength_that_was_asked(batch: Batch, prefix: str):
     rows = slice(4, None) if prefix else slice(4)
     plain = prepare(batch, image_size=8).source.landmarks[rows]
+    batch.source.images.fill_(51)
 
     def moved(name: str, strength: float) -> Tensor:
         config = dataclasses.replace(NOTHING, **{prefix + name: strength})
-        pictures = (augment(batch, config=config, image_size=8, seed=seed).source for seed in range(8))
+        pictures = [augment(batch, config=config, image_size=8, seed=seed).source for seed in range(8)]
+        assert all((frames.target - 0.2).abs().max() < 1e-5 for frames in pictures), "borders are reflected"
         return torch.stack([frames.landmarks[rows] for frames in pictures])
 
     zoom = moved("scale", 0.2) / plain
@@ -189,6 +191,8 @@ def test_colours_change_alike_in_a_pair_and_apart_in_a_still(batch: Batch):
     torch.testing.assert_close(source[:4], driving[:4], rtol=0, atol=1e-6)
     assert (source[4:] - driving[4:]).abs().amax(1).min() > 0.005
     assert (source - plain).abs().amax(1).min() > 0.005
+    batch.source.images.fill_(255)
+    assert augment(batch, config=config, image_size=64, seed=4).source.target.max() == 1
 
 
 def test_colour_maps_by_hand():

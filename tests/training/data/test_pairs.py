@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from fractions import Fraction
 
 import numpy as np
@@ -92,11 +92,16 @@ def test_without_a_ratio_stills_come_as_their_weights_say(index):
 def test_frames_are_far_enough_apart_and_never_repeats(index):
     order = PairOrder(index, PairOptions(still_share=0.0, min_gap_s=0.28), seed=1)
     seen = {clip: set() for clip in range(len(index))}
+    gaps, partners = set(), defaultdict(set)
     for g in range(3000):
         pair = order.pair(g)
         assert pair.source_clip == pair.driving_clip
-        assert abs(pair.source_frame - pair.driving_frame) >= 7
+        gaps.add(pair.driving_frame - pair.source_frame)
+        partners[pair.source_clip, pair.source_frame].add(pair.driving_frame)
         seen[pair.source_clip] |= {pair.source_frame, pair.driving_frame}
+    assert min(map(abs, gaps)) == 7
+    assert gaps >= {-7, 7}
+    assert np.mean([len(frames) for frames in partners.values()]) > 4, "the source does not tell the driving frame"
     assert not seen[0] & {4, 5}
     assert seen[1] == {0, 1, 2, 3, 4, 7, 8, 9, 10, 11}  # of 12 frames, all that have a partner
 

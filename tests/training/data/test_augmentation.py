@@ -206,6 +206,22 @@ def test_colour_maps_by_hand():
     assert apply(1, 1, 0, 0, [1.0, 0.0, 0.0]) == pytest.approx([0.299] * 3)
     assert apply(1, 1, 1, 120, [1.0, 0.0, 0.0]) == pytest.approx([0.0, 1.0, 0.0])
     assert apply(1, 1, 1, 77, [0.4, 0.4, 0.4]) == pytest.approx([0.4] * 3)
+    assert apply(1, 1, 0, 120, [1.0, 0.0, 0.0]) == pytest.approx([0.587] * 3), "first the hue, then the saturation"
+    assert apply(1.5, 2, 1, 0, [0.5, 0.6, 0.4]) == pytest.approx([0.75, 1.05, 0.45]), "first the contrast"
+
+
+def test_brightness_and_contrast_have_the_strength_that_was_asked(batch: Batch):
+    batch.source.images.fill_(128)
+
+    def levels(**strengths: float) -> Tensor:
+        config = dataclasses.replace(NOTHING, **strengths)
+        pictures = [augment(batch, config=config, image_size=8, seed=seed).source for seed in range(4)]
+        return torch.cat([frames.target[:, 0, 0, 0] for frames in pictures]) / (128 / 255)
+
+    brightness = levels(brightness=0.2)
+    assert 0.8 <= brightness.min() < 0.88
+    assert 1.12 < brightness.max() <= 1.2
+    torch.testing.assert_close(levels(contrast=0.2), torch.ones(32), rtol=0, atol=0.01)  # mid-grey stays
 
 
 def test_a_sample_is_varied_by_its_index_whatever_batch_it_is_in(batch: Batch):

@@ -10,7 +10,7 @@ import pytest
 
 from training.data.clips import open_index
 from training.data.draws import draw_bits, draw_uniform, shuffled, uniform_of_each
-from training.data.pairs import PairOptions, PairOrder, num_training_frames, share_of_stills
+from training.data.pairs import PairOptions, PairOrder, _fit, num_training_frames, share_of_stills
 from training.data.storage import DatasetStorage
 
 
@@ -106,6 +106,12 @@ def test_frames_are_far_enough_apart_and_never_repeats(index):
     assert seen[1] == {0, 1, 2, 3, 4, 7, 8, 9, 10, 11}  # of 12 frames, all that have a partner
 
 
+def test_one_fit_frame_alone_makes_no_pair():
+    assert _fit(np.array([True, False, False])).tolist() == [1, 2]
+    assert _fit(np.array([True, False, True])).tolist() == [0, 1, 2]
+    assert _fit(np.array([True])).tolist() == [0]
+
+
 def test_a_clip_too_short_gives_its_farthest_frames(index):
     order = PairOrder(index, PairOptions(still_share=0.0, min_gap_s=5.0), seed=1)
     for g in range(50):
@@ -162,7 +168,8 @@ def test_held_out_frames_are_never_trained_on_and_drive_their_own_clip(index):
         assert other.source_clip == other.driving_clip
         assert other.source_frame < start <= other.driving_frame
         assert other.driving_frame - other.source_frame >= 3
-    assert num_training_frames(np.array([1, 2, 4, 40]), 0.25).tolist() == [1, 2, 3, 30]
+    assert num_training_frames(np.array([1, 2, 4, 5, 40]), 0.25).tolist() == [1, 2, 3, 4, 30]
+    assert num_training_frames(np.array([1, 2, 3, 10]), 0.9).tolist() == [1, 2, 2, 2], "two are left to train on"
 
 
 def test_replacements_are_of_the_same_kind_and_reproducible(index):

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from model.faces import Detections, eye_openness, lip_openness
-from model.faces.alignment import ARCFACE_POINTS, arcface_crop, letterbox, roll_deg, similarity_transform
+from model.faces.alignment import (
+    ARCFACE_POINTS,
+    arcface_crop,
+    letterbox,
+    roll_deg,
+    similarity_transform,
+    upright_square,
+)
 from model.faces.nms import keep_best
 from model.faces.pose import (
     MESH_RIGID_SHAPE,
@@ -119,6 +126,9 @@ def test_aligned_crop_puts_the_eyes_where_the_network_expects_them():
     crop = arcface_crop(image, points)
     row, column = np.unravel_index(crop[..., 0].argmax(), crop.shape[:2])
     assert (column, row) == pytest.approx(ARCFACE_POINTS[0], abs=3)
+    crop = arcface_crop(image, points, 224)
+    row, column = np.unravel_index(crop[..., 0].argmax(), crop.shape[:2])
+    assert (column, row) == pytest.approx(2 * ARCFACE_POINTS[0], abs=6)
 
 
 def test_roll_is_clockwise():
@@ -126,6 +136,16 @@ def test_roll_is_clockwise():
     clockwise = np.array([[0, -1], [1, 0]])
     assert roll_deg(upright) == pytest.approx(0)
     assert roll_deg(upright @ clockwise.T) == pytest.approx(90)
+
+
+def test_a_square_around_a_face_is_turned_upright():
+    angle = np.radians(30)
+    clockwise = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = np.array([[-10, -10], [10, -10], [0, 0], [-5, 10], [5, 10]]) @ clockwise.T + (200, 100)
+    matrix = upright_square(np.array([160, 70, 240, 130]), points, scale=1.5, size_px=192)
+    eyes, mouth = eye_and_mouth_centers(transform_points(points, matrix))
+    assert mouth - eyes == pytest.approx([0, 20 * 192 / (1.5 * 80)])
+    assert transform_points([200, 100], matrix) == pytest.approx([95.5, 95.5])
 
 
 @pytest.mark.parametrize(("width", "height"), [(1920, 1080), (480, 908), (100, 100), (37, 1000)])

@@ -50,6 +50,8 @@ def test_without_weights_an_epoch_shows_each_clip_once_in_a_new_order(index):
     epochs = [[order.pair(e * len(videos) + k).source_clip for k in range(len(videos))] for e in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [videos] * 3
     assert epochs[0] != epochs[1] != epochs[2]
+    mixed = PairOrder(index, PairOptions(), seed=3)
+    assert sorted(mixed.pair(g).source_clip for g in range(len(index))) == list(range(len(index)))
 
 
 def test_weights_are_kept_in_every_epoch_and_over_many(write_dataset, tmp_path, index_folder):
@@ -168,6 +170,7 @@ def test_held_out_frames_are_never_trained_on_and_drive_their_own_clip(index):
         assert other.source_clip == other.driving_clip
         assert other.source_frame < start <= other.driving_frame
         assert other.driving_frame - other.source_frame >= 3
+    assert PairOrder(index, PairOptions(held_out_share=0.25), seed=1, held_out=True).still_share == 0
     assert num_training_frames(np.array([1, 2, 4, 5, 40]), 0.25).tolist() == [1, 2, 3, 4, 30]
     assert num_training_frames(np.array([1, 2, 3, 10]), 0.9).tolist() == [1, 2, 2, 2], "two are left to train on"
 
@@ -182,3 +185,4 @@ def test_replacements_are_of_the_same_kind_and_reproducible(index):
         assert other == order.replacement(damaged, 1)
     drawn = {order.replacement(order.pair(1), attempt).source_clip for attempt in range(1, 60)}
     assert len(drawn) > 6
+    assert len({order.replacement(order.pair(g), 1).source_clip for g in range(60)}) > 6

@@ -11,8 +11,8 @@ from curation.measures import exposure, eye_distance, face_patch, jitter, moveme
 
 
 def test_patch_is_the_box_of_the_landmarks(make_face68):
-    gray = np.arange(200 * 200, dtype=np.uint32).reshape(200, 200).astype(np.uint8)
-    points = make_face68((100, 90), 60.0)
+    gray = np.random.default_rng(0).integers(0, 256, (200, 300), np.uint8)
+    points = make_face68((260.4, 90.3), 60.0)
     patch = face_patch(gray, points)
     left, top = np.floor(points.min(0)).astype(int)
     right, bottom = np.ceil(points.max(0)).astype(int)
@@ -53,6 +53,9 @@ def test_movement_is_in_distances_between_the_eyes(make_face68):
     face = make_face68((100, 100), 100.0)
     assert eye_distance(face) == pytest.approx(40.0)
     assert movement(face + np.array([30.0, 40.0]), face) == pytest.approx(50 / 40)
+    one_moves = face.copy()
+    one_moves[8, 1] += 40.0
+    assert movement(one_moves, face) == pytest.approx(1 / 68)
     assert eye_distance(np.zeros((68, 2))) == 1.0
 
 
@@ -63,3 +66,8 @@ def test_jitter_sees_jumps_and_not_steady_movement(make_face68):
     jumping = np.stack([face + np.array([(-1.0) ** k, 0.0]) for k in range(20)])
     assert jitter(jumping) == pytest.approx(4 / 40)  # x[t+1] - 2 x[t] + x[t-1] = +-4
     assert jitter(steady[:2]) == 0.0
+    one_jumps = np.stack([face] * 20)
+    one_jumps[:, 8, 0] += 17 * (-1.0) ** np.arange(20)
+    assert jitter(one_jumps) == pytest.approx(4 * 17 / 68 / 40), "the mean over the points"
+    jumping[-1] *= 3
+    assert jitter(jumping) == pytest.approx(4 / 40), "one frame with a face three times as large decides nothing"

@@ -83,7 +83,8 @@ def test_motion_terms_by_hand() -> None:
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, msg=name)
-    assert motion_terms(MotionLosses(**dict.fromkeys(ON, 0.0)), seen, batch, transform, conventions) == {}
+    alone = MotionLosses(**dict.fromkeys(ON, 0.0) | {"head_pose": 1.0})
+    assert motion_terms(alone, seen, batch, transform, conventions).keys() == {"head_pose"}
 
 
 def test_picture_terms_by_hand(face_landmarks: torch.Tensor) -> None:

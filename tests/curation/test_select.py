@@ -255,6 +255,7 @@ def test_costs_alone_only_and_in_order(dataset):
     assert (yaw["clips_alone"], yaw["clips_only"], yaw["clips_in_order"]) == (2, 1, 2)
     assert (yaw["hours_alone"], yaw["hours_only"], yaw["hours_in_order"]) == (2.0, 1.0, 2.0)
     assert (blurred["clips_alone"], blurred["clips_only"], blurred["clips_in_order"]) == (1, 0, 0)
+    assert (blurred["hours_alone"], blurred["hours_only"], blurred["hours_in_order"]) == (1.0, 0.0, 0.0)
     assert sum(row["clips_in_order"] for row in costs.values()) == 2, "as many as are rejected"
     tight = replace(SelectOptions(), max_pitch_deg=1.0)
     assert {row["rule"]: row for row in rule_costs(dataset, Recipe(select=tight), 0.4)}["pitch"]["clips_alone"] == 4

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from curation import pipeline, units
 from curation.forget import Request, forget
 from curation.recipe import Recipe, SelectOptions
-from curation.tombstones import add_tombstones, clip_tombstone, source_tombstone
+from curation.tombstones import (
+    LateRows,
+    Refusals,
+    add_tombstones,
+    clip_tombstone,
+    face_tombstone,
+    forgets,
+    same_stretch,
+    source_tombstone,
+    strip_tracks,
+)
 from curation.units import Ledger, UnitResult, commit_unit
 from curation.verify import verify
 from manifests.store import Dataset, read_table
@@ -70,6 +81,39 @@ def test_candidates_of_a_late_scan_are_refused(tmp_path):
     (row,) = read_table(scan.dataset, "tracks").to_pylist()
     assert [c["clip_id"] for c in row["candidates"]] == ["s0_0000002_0"]
     assert (row["num_clips"], row["reasons"]) == (1, ["forgotten"])
+
+
+def test_a_face_that_is_refused_is_refused_by_its_own_analyser_everywhere():
+    stone = face_tombstone(np.array([1.0, 0.0], np.float32), "a", 0.5)
+    near, far = ({"clip_id": "s7_0_0", "embedding": [value, 0.8]} | PLACE for value in (0.5, 0.49))
+    assert Refusals([stone]).refuses(near, "a")
+    assert not Refusals([stone]).refuses(far, "a")
+    assert not Refusals([stone]).refuses(near, "b")
+    rows = {"clips": [near | {"analyser": "a"}]}
+    stone |= dict.fromkeys(("source_id", "clip_id", *PLACE))
+    assert LateRows([stone]).take_out(rows, "s7") == {"s7_0_0"}
+    assert rows == {"clips": []}
+
+
+def test_names_that_are_forgotten():
+    clip = {"clip_id": "s1_0000000_0", "source_id": "s1"} | PLACE
+    is_gone = forgets([clip_tombstone(clip, "11"), source_tombstone({"source_id": "s0", "content_sha256": "00"})])
+    assert [name for name in ("s0_0000000_0", "s1_0000000_0", "s1_0000000_1", "s2_0000000_0") if is_gone(name)] == [
+        *("s0_0000000_0", "s1_0000000_0")
+    ]
+
+
+def test_stretches_of_stills_and_of_squares_of_other_sizes():
+    still = PLACE | {"end_s": 0.0}
+    assert same_stretch(still, still)
+    large = PLACE | {"crop_size_px": 200.0, "crop_center_y_px": 130.0}  # 80 away: 0.4 of the larger side
+    assert same_stretch(PLACE, large)
+    assert not same_stretch(PLACE, PLACE | {"crop_center_y_px": 130.0})
+
+
+def test_a_track_of_which_nothing_is_left_goes():
+    tracks = [{"candidates": [{"clip_id": "a"}], "reasons": []}, {"candidates": [], "reasons": ["too_short"]}]
+    assert strip_tracks(tracks, lambda candidate: True) == tracks[1:]
 
 
 class _Killed(BaseException):

@@ -39,8 +39,8 @@ def test_no_edit_changes_nothing(source, networks) -> None:
 
 
 def test_head_rotation_is_added_to_the_angles(source, networks) -> None:
-    _, x_d = edit_keypoints(source, FaceEdit(yaw=15, pitch=-5), networks=networks, stitching=False)
-    rotation = rotation_matrix(torch.tensor([-2.0]), torch.tensor([7.0]), torch.tensor([1.0]))
+    _, x_d = edit_keypoints(source, FaceEdit(yaw=15, pitch=-5, roll=9), networks=networks, stitching=False)
+    rotation = rotation_matrix(torch.tensor([-2.0]), torch.tensor([7.0]), torch.tensor([10.0]))
     expected = 1.2 * (source.kp @ rotation + source.exp) + torch.tensor([0.02, -0.05, 0.0])
     torch.testing.assert_close(x_d, expected)
 
@@ -52,7 +52,33 @@ def test_smile_moves_the_corners_of_the_mouth_and_no_head_pose(source, networks)
     torch.testing.assert_close((x_d - x_s)[0, 14, 1].item(), -0.02 * 1.2, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("edit", [FaceEdit(eyes=0.5), FaceEdit(lip=0.5), FaceEdit(eyebrow=-20), FaceEdit(pupil_x=-9)])
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (FaceEdit(smile=0.5), {(20, 1): -0.005, (14, 1): -0.01}),
+        (FaceEdit(wink=10), {(11, 1): 0.01, (13, 1): -0.003}),
+        (FaceEdit(eyebrow=10), {(1, 1): 0.01, (2, 1): -0.01}),
+        (FaceEdit(eyebrow=-10), {(1, 0): 0.01, (2, 0): -0.01}),
+        (FaceEdit(pupil_x=10), {(11, 0): 0.007, (15, 0): 0.01}),
+        (FaceEdit(pupil_x=-10), {(11, 0): -0.01, (15, 0): -0.007}),
+        (FaceEdit(pupil_y=10), {(11, 1): -0.005, (15, 1): -0.005}),
+        (FaceEdit(pout=0.05), {(19, 0): 0.05}),
+        (FaceEdit(move_x=0.1, move_y=0.1), {(5, 0): -0.1, (5, 1): 0.1}),
+    ],
+)
+def test_published_changes_of_the_expression(edit, expected, source, networks) -> None:
+    """Each is added to the offsets, which the scale multiplies."""
+    x_s, x_d = edit_keypoints(source, edit, networks=networks, stitching=False)
+    for (keypoint, axis), change in expected.items():
+        assert (x_d - x_s)[0, keypoint, axis].item() == pytest.approx(1.2 * change, abs=1e-6)
+
+
+def test_zoom_is_a_factor_on_the_scale(source, networks) -> None:
+    _, x_d = edit_keypoints(source, FaceEdit(zoom=1.1), networks=networks, stitching=False)
+    torch.testing.assert_close(x_d, source.replace(scale=1.1 * source.scale).keypoints())
+
+
+@pytest.mark.parametrize("edit", [FaceEdit(eyes=0.5), FaceEdit(lip=0.5)])
 def test_every_edit_moves_something(edit, source, networks) -> None:
     x_s, x_d = edit_keypoints(source, edit, networks=networks, stitching=False)
     assert (x_d - x_s).abs().max() > 1e-4

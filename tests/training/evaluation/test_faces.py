@@ -116,6 +116,22 @@ def test_openness_is_that_of_stage_2_and_of_the_animation() -> None:
     np.testing.assert_allclose(_face(points).openness, [*eyes[0].tolist(), lips.item()])
 
 
+def test_errors_of_openness_by_hand() -> None:
+    points = _points()
+    points[[48, 54], 0], points[[48, 54], 1] = (0.4, 0.6), 0.6
+    points[[62, 66], 0], points[[62, 66], 1] = 0.5, (0.58, 0.62)
+    wider, narrower = points.copy(), points.copy()
+    wider[62, 1], narrower[62, 1] = 0.56, 0.6
+    for other in (wider, narrower):
+        figures = openness_figures(_face(other), _face(points))
+        assert figures == pytest.approx({"eye_error": 0.0, "lip_error": 0.02 / 0.2}, abs=1e-4)
+
+
+def test_angles_differ_by_the_shorter_way() -> None:
+    one, other = _face(_points(), (0, 0, 179)), _face(_points(), (0, 0, -179))
+    assert motion_figures(one, asked_absolute(other))["apd"] == pytest.approx(2 / 3, abs=1e-4)
+
+
 def test_jitter_of_shaking_and_of_smooth_movement() -> None:
     points = _points()
     eyes = np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import runpy
 import traceback
 from pathlib import Path
@@ -122,6 +123,9 @@ def test_weights_that_no_term_reads_are_told(recipe: BaseRecipe, caplog: pytest.
 def test_discriminators_learn_alone_first(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     stage = BaseStage(recipe, Process())
     early = step(stage, batch, Progress(images=0, step=0, batch_size=2))
+    other = step(BaseStage(with_losses(recipe, gan="non-saturating"), Process()), batch)
+    assert early["discriminator/face"] == pytest.approx(2, abs=0.2)  # hinge and cross entropy of who cannot tell yet
+    assert other["discriminator/face"] == pytest.approx(2 * math.log(2), abs=0.2)
     assert not {"adversarial", "feature_matching"} & set(early)
     assert {"discriminator/global", "discriminator/face", "discriminator/lip"} <= set(early)
     later = step(stage, batch, Progress(images=8, step=2, batch_size=2))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
 from model.keypoints import Motion
+from training.base import BaseRecipe, BaseStage
 from training.base_losses import BaseCriterion, BaseLosses, Conventions, MotionLosses, motion_terms
 from training.base_model import PairMotion
 from training.data import PreparedBatch, PreparedFrames, RandomTransform
+from training.distributed import Process
 from training.losses import (
     CASCADE,
     GUIDANCE_LANDMARKS,
@@ -20,6 +26,7 @@ from training.losses import (
     wing_guidance_loss,
 )
 from training.networks.discriminator import CascadedDiscriminator
+from training.recipe import load_recipe
 
 ON = dict.fromkeys(("equivariance", "keypoint_prior", "head_pose", "deformation_prior", "guidance", "openness"), 1.0)
 
@@ -163,3 +170,30 @@ def test_key_points_that_follow_no_landmark_keep_the_released_order(offset: floa
     *_, note = conventions.measure(torch.randn(40, 3), torch.randn(40, 3), keypoints, landmarks, signs=True)
     assert conventions.slots_tuple == (RELEASED_SLOTS if as_released else slots)
     assert ("as released: none are near them (the nearest 0.30 away" in note) == as_released
+
+
+@pytest.mark.parametrize("pose_signs", ["auto", "labels"])
+def test_conventions_are_learned_from_both_frames_of_every_pair(quick_recipe: Path, monkeypatch, pose_signs) -> None:
+    make_batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"]
+    recipe = load_recipe(BaseRecipe, "base", str(quick_recipe))
+    recipe = dataclasses.replace(recipe, losses=dataclasses.replace(recipe.losses, pose_signs=pose_signs))
+    stage, given = BaseStage(recipe, Process()), []
+    monkeypatch.setattr(stage.conventions, "measure", lambda *tensors, signs: given.append((tensors, signs)) or [])
+    batch = make_batch(2, 32)
+    stage.learn_conventions([batch])
+    assert stage.model.training
+    (angles, labels, points, landmarks), signs = given[0]
+    assert signs == (pose_signs == "auto")
+    with torch.no_grad():
+        made = stage.model.eval()(batch.source.image, batch.driving.image)
+    expected = [torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1) for motion in (made.source, made.driving)]
+    assert torch.equal(angles, torch.cat(expected))
+    assert torch.equal(labels, torch.cat([batch.source.pose, batch.driving.pose]))
+    assert torch.equal(points, torch.cat([made.keypoints_source, made.keypoints_driving]))
+    assert torch.equal(landmarks, torch.cat([batch.source.landmarks, batch.driving.landmarks]))
+
+
+def test_one_of_the_two_terms_is_an_adversarial_game() -> None:
+    for adversarial, matching in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
+        losses = BaseLosses(adversarial=adversarial, feature_matching=matching)
+        assert losses.has_discriminators == (adversarial + matching > 0)

@@ -144,9 +144,9 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
     stage = SmallStage()
     for images in (8, 16, 24, 32):
-        save(folder, stage, images, is_best=images == 16)
-    assert folder.names() == ["images-0000000016", "images-0000000024", "images-0000000032"]
-    assert folder.best_name() == "images-0000000016"
+        save(folder, stage, images, is_best=images == 8)
+    assert folder.names() == ["images-0000000008", "images-0000000024", "images-0000000032"]
+    assert folder.best_name() == "images-0000000008"
     assert folder.newest_name() == "images-0000000032"
 
 

@@ -149,7 +149,11 @@ def test_terms_of_retargeting_by_hand(name: str, most: float, make_mask, portrai
     with torch.no_grad():
         offset = network(torch.cat([x_s.flatten(1), current, asked], dim=1)).unflatten(1, (21, 3))
         changed, rest = base.render(volume, x_s, x_s + offset), base.render(volume, x_s, x_s)
+    told: list[torch.Tensor] = []
+    handle = stage.landmarks.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     total, terms = stage.losses(batch, seeds[0])
+    handle.remove()
+    assert torch.equal(told[0], near)
     expected = {
         "outside": masked_mean(changed - rest, 1 - make_mask(batch.source.landmarks, (64, 64))).mean(),
         "condition": (rendered_openness(stage, changed, near) - asked).abs().mean(),
@@ -308,6 +312,21 @@ def test_places_vary_a_little_and_keep_their_shape(batch) -> None:
     across = [points[:, 16] - points[:, 0] for points in (varied, landmarks)]
     turned = torch.nn.functional.cosine_similarity(*across).acos().rad2deg()
     assert 0 < turned.max() <= 10
+
+
+def test_places_vary_by_as_much_as_is_said(batch) -> None:
+    face = batch.source.landmarks[:1]
+    size = (face.amax(dim=1) - face.amin(dim=1)).max()
+    middle = face.mean(dim=1, keepdim=True)
+    cos, sin = math.cos(math.radians(10)), math.sin(math.radians(10))
+    clockwise = (face - middle) @ torch.tensor([[cos, sin], [-sin, cos]]) + middle
+    for drawn, expected in (
+        ([0.5, 0.5, 0.5, 0.5], face),
+        ([1.0, 0.5, 0.5, 0.5], clockwise),
+        ([0.5, 0.0, 0.5, 0.5], middle + 0.9 * (face - middle)),
+        ([0.5, 0.5, 0.0, 1.0], face + 0.1 * size * torch.tensor([-1.0, 1.0])),
+    ):
+        torch.testing.assert_close(vary_places(face, torch.tensor([drawn])), expected)
 
 
 def test_pictures_have_a_column_each(portrait, batch) -> None:

@@ -41,6 +41,14 @@ def test_only_upper_lids_and_lower_lip_move_and_their_key_points_with_them(face:
     assert offsets.any(dim=-1).sum() == 2 * 3  # both upper lids and the lower lip
 
 
+def test_eyes_and_lips_are_drawn_apart(face: torch.Tensor) -> None:
+    (eyes, lip), (edited_eyes, edited_lip) = (
+        open_ratios_68(points) for points in (face, edit_landmarks(face, torch.tensor([[0.0, 1.0], [0.0, 1.0]])))
+    )
+    torch.testing.assert_close(edited_eyes, EYES[0] * eyes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(edited_lip, lip + LIPS[1], rtol=2e-2, atol=2e-3)
+
+
 def test_unknown_landmarks_move_nothing(face: torch.Tensor) -> None:
     face[1] = torch.nan
     edited = edit_landmarks(face, torch.ones(2, 2))

@@ -31,9 +31,11 @@ def test_statistics_follow_and_counters_are_copied() -> None:
     norm = nn.BatchNorm1d(2)
     ema = Ema({"norm": norm}, half_life_images=10)
     norm.running_mean.fill_(4.0)
+    norm.running_var.fill_(3.0)
     norm.num_batches_tracked.fill_(7)
     ema.update(10**6, 10)
     assert torch.allclose(ema.modules["norm"].running_mean, torch.full((2,), 2.0))
+    assert torch.allclose(ema.modules["norm"].running_var, torch.full((2,), 2.0))  # from 1
     assert ema.modules["norm"].num_batches_tracked.item() == 7
     assert not ema.modules["norm"].training
     assert not any(parameter.requires_grad for parameter in ema.modules["norm"].parameters())

@@ -14,10 +14,11 @@ from model.config import ModelConfig
 from model.keypoints import Motion
 from training.__main__ import main
 from training.base_losses import Conventions, MotionLosses
-from training.data import PreparedFrames
+from training.base_model import pair_motion
+from training.data import PreparedFrames, RandomTransform
 from training.distributed import Process
 from training.export import checkpoint_folder, load_portrait, network_states
-from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS
+from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS, guided_openness
 from training.motion import MotionRecipe, MotionStage, errors
 from training.recipe import ComputeOptions, load_recipe
 from training.stage import Progress
@@ -46,17 +47,28 @@ def test_errors_by_hand(frames: PreparedFrames) -> None:
     keypoints = torch.zeros(2, 21, 3)
     keypoints[:, list(RELEASED_SLOTS), :2] = frames.landmarks[:, GUIDANCE_LANDMARKS]
     keypoints[0, RELEASED_SLOTS[0], 0] += 0.1
+    keypoints[0, RELEASED_SLOTS[8], 1] -= 0.1  # the upper lip rises
+    keypoints[1, RELEASED_SLOTS[2], :2] = keypoints[1, RELEASED_SLOTS[0], :2]  # a lid on a corner: closed
     nothing = torch.zeros(2, 1)
     motion = Motion(
         pitch=nothing, yaw=nothing, roll=nothing, scale=nothing,
         t=torch.zeros(2, 3), exp=torch.zeros(2, 21, 3), kp=torch.zeros(2, 21, 3),
     )  # fmt: skip
-    told = errors(motion, keypoints, frames, Conventions())
-    torch.testing.assert_close(told["keypoint_error"], torch.tensor([0.1 / 20, 0.0]))
-    assert told["pose_error_deg"][0] == 2
+    motion = motion.replace(pitch=motion.pitch - 1)
+    conventions = Conventions()
+    conventions.pose_signs[0] = -1.0
+    told = errors(motion, keypoints, frames, conventions)
+    torch.testing.assert_close(told["keypoint_error"][0], torch.tensor((0.1 + 0.1) / 20))
+    assert told["pose_error_deg"][0] == pytest.approx((0 + 2 + 3) / 3)
     assert told["pose_error_deg"][1].isnan()
-    assert told["mouth_error"].tolist() == [0, 0]
+    wanted = frames.landmarks[:, GUIDANCE_LANDMARKS]
+    width = (wanted[0, 7] - wanted[0, 6]).norm()
+    torch.testing.assert_close(told["mouth_error"], torch.tensor([0.1 / width, 0.0]))
     assert told["eye_error"][0] > 0  # a corner of an eye has moved
+    _, eyes = guided_openness(wanted)
+    _, found = guided_openness(keypoints[:, list(RELEASED_SLOTS), :2])
+    assert found[1] < eyes[1]
+    torch.testing.assert_close(told["eye_error"][1], eyes[1] - found[1])
 
 
 def test_pose_alone_leaves_no_head_without_a_gradient() -> None:
@@ -73,6 +85,23 @@ def test_pose_alone_leaves_no_head_without_a_gradient() -> None:
     stage.training_step(batch, Progress(images=0, step=0, batch_size=2), torch.Generator().manual_seed(0))
     assert gradients["detector.fc_yaw.weight"] > 0
     assert gradients["detector.fc_kp.weight"] == 0
+
+
+def test_m_sees_pairs_and_is_validated_by_its_average() -> None:
+    batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"](2, 64)
+    stage = MotionStage(load_recipe(MotionRecipe, "motion", "tiny"), Process())
+    network, seen = stage.modules["motion"], []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    stage.training_step(batch, Progress(images=0, step=0, batch_size=2), torch.Generator().manual_seed(0))
+    transform = RandomTransform.sample(2, generator=torch.Generator().manual_seed(0))
+    frames = batch.source.image, batch.driving.image, transform.warp_image(batch.driving.image)
+    assert torch.equal(seen[0], torch.cat(frames))
+    with torch.no_grad():
+        network.detector.fc_yaw.bias[:20] += 9.0  # which the average has not heard of
+        made = pair_motion(stage.ema.modules["motion"], batch.source.image, batch.driving.image)
+        expected = errors(made.driving, made.keypoints_driving, batch.driving, stage.conventions)
+        for name, value in stage.validate(batch).items():
+            torch.testing.assert_close(value, expected[name])
 
 
 def test_its_average_is_laid_out_alike_and_what_it_does_not_take_is_refused() -> None:

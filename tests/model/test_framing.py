@@ -92,6 +92,7 @@ def test_fixed_crop_is_the_mean_square_at_the_source_scale():
     crop = framing.fixed_crop(frames, width_px=640, height_px=360)
     expected = framing.mean_box(framing.driving_box(frame, scale=2.3, vy_ratio=-0.125) for frame in frames)
     np.testing.assert_allclose(crop.box, expected, atol=1)  # moved to whole pixels
+    assert crop.size_px == round(crop.size_px)
     np.testing.assert_allclose(
         framing.transform_points(crop.box.reshape(2, 2), crop.matrix), [[0, 0], [512, 512]], atol=1e-9
     )
@@ -110,6 +111,13 @@ def test_padding_measures_agree_with_the_pixels(center):
     assert 1 - covered == pytest.approx(crop.outside_fraction, abs=5e-3)
 
 
+def test_a_crop_of_the_whole_picture_has_nothing_outside():
+    for shift_px, outside in ((0, 0.0), (16, 0.25), (-16, 0.25)):
+        matrix = np.array([[1.0, 0, shift_px], [0, 1, 0], [0, 0, 1]])
+        fraction = framing.outside_fraction(matrix, size_px=64, width_px=64, height_px=64)
+        assert fraction == pytest.approx(outside, abs=1e-9)
+
+
 def test_outside_fraction_of_a_rotated_crop_agrees_with_the_pixels():
     matrix = framing.crop_transform(face_68((60, 40), angle_deg=30))
     fraction = framing.outside_fraction(matrix, size_px=512, width_px=640, height_px=360)
@@ -124,6 +132,8 @@ def test_reach_says_when_the_face_leaves_the_crop():
     near, far = framing.reach(crop, np.stack([face_68(), face_68() + step]))
     assert near < 0.7
     assert far > 1
+    corner = np.array([[crop.box[0], crop.center_y_px]])
+    assert framing.reach(crop, corner) == pytest.approx(1), "on the crop's border"
 
 
 @pytest.mark.parametrize("border", ["black", "replicate"])

@@ -47,7 +47,7 @@ def test_kalman_smooth_reduces_jitter_and_keeps_a_constant() -> None:
 
 def test_open_ratios_68_measures_the_same_on_an_ideal_face() -> None:
     landmarks = np.zeros((1, 68, 2), np.float32)
-    landmarks[0, 36:42] = [(0, 0), (10, -4), (20, -4), (30, 0), (20, 4), (10, 4)]  # 8 px high, 30 px wide
+    landmarks[0, 36:42] = [(0, 0), (10, -5), (20, -3), (30, 0), (20, 2), (10, 6)]  # 8 px high, 30 px wide
     landmarks[0, 42:48] = [(60, 0), (70, 0), (80, 0), (90, 0), (80, 0), (70, 0)]  # closed
     landmarks[0, 48], landmarks[0, 54] = (20, 50), (70, 50)
     landmarks[0, 62], landmarks[0, 66] = (45, 45), (45, 55)
@@ -64,6 +64,9 @@ def test_motion_indexing_and_joining() -> None:
     assert all(torch.equal(value, joined.as_dict()[name]) for name, value in motion.as_dict().items())
     with pytest.raises(IndexError):
         motion[5]
+    some = Motion.cat([motion.replace(eye_open=torch.rand(5, 2), lip_open=torch.rand(5, 1)), motion])
+    assert len(some) == 10
+    assert some.eye_open is some.lip_open is None, "not all of them have it"
 
 
 def test_motion_survives_a_dict_of_arrays() -> None:

@@ -67,7 +67,7 @@ def test_soft_mask_weighs_the_difference() -> None:
 
 def test_face_mask_is_the_hull_of_the_landmarks() -> None:
     points = np.full((1, 68, 2), 0.5)
-    points[0, :4] = [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]]
+    points[0, :4] = np.array([[16, 16], [48, 16], [48, 48], [16, 48]]) / 64 + 0.5 / 64  # centres of pixels
     mask = face_masks(points, 64)[0]
     rows, columns = np.nonzero(mask)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (16, 48, 16, 48)
@@ -79,3 +79,6 @@ def test_sizes_change_by_area() -> None:
     checks[:, ::2, ::2] = 100
     assert (to_size(checks, 2) == 25).all()
     assert to_size(checks, 4) is checks
+    dot = np.zeros((1, 9, 9, 3), np.uint8)
+    dot[:, 0, 0] = 90
+    assert to_size(dot, 3)[0, :, :, 0].tolist() == [[10, 0, 0], [0, 0, 0], [0, 0, 0]]

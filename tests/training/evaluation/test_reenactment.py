@@ -11,12 +11,13 @@ import simplejpeg
 import torch
 
 from model.animation.progress import ignore
+from model.keypoints import Motion
 from training.evaluation.catalogue import GROUPS
 from training.evaluation.evaluate import Evaluate, evaluate
-from training.evaluation.faces import Face
+from training.evaluation.faces import Face, asked_absolute, asked_relative, motion_figures
 from training.evaluation.measuring import Column, Tools
 from training.evaluation.pixels import MAX_PSNR_DB
-from training.evaluation.reenactment import Carrier, _ClipRun, spread
+from training.evaluation.reenactment import Carrier, _ClipRun, driven_keypoints, spread
 
 
 def test_a_model_that_returns_the_driving_frames_is_perfect(options: Evaluate, monkeypatch) -> None:
@@ -93,6 +94,40 @@ def test_result_and_copy_are_judged_over_the_same_frames(monkeypatch) -> None:
     assert set(result) == {"aed", "apd", "pose_angle", "eye_error", "lip_error", "csim"}
     assert result == copied
     assert run._columns["result"].num_frames("aed") == 2
+
+
+@pytest.mark.parametrize("mode", [None, "absolute", "relative"])
+def test_what_a_face_is_asked_for(monkeypatch, mode: str | None) -> None:
+    """Alone the driving face, across persons also with the source's; openness only where one person is compared."""
+    noise = np.random.default_rng(0)
+    source, first, second, made = (
+        Face(points68=noise.uniform(0, 1, (68, 2)), pose_deg=noise.uniform(-9, 9, 3), embedding=noise.normal(size=4))
+        for _ in range(4)
+    )
+    tools = Tools(groups=GROUPS, compare_size_px=64, device=torch.device("cpu"), faces=object())
+    run = _ClipRun.__new__(_ClipRun)
+    run._tools, run._mode, run._source_face = tools, mode, source
+    run._clip, run._columns = SimpleNamespace(clip_id="a"), {"result": Column(), "copy_source": Column()}
+    run._faces, run.seen = {"result": [], "driving": []}, {("a", 0): first, ("a", 1): second}
+    monkeypatch.setattr(Tools, "find_face", lambda *_: made)
+    for k in range(2):
+        run._add_faces(k, None, None)
+    values = run._columns["result"].values
+    asked = asked_relative(source, first, second) if mode == "relative" else asked_absolute(second)
+    for name, value in motion_figures(made, asked).items():
+        assert values[name][1] == pytest.approx(value), name
+    assert ("lip_error" in values) == (mode is None)
+    assert values["csim"][1] == pytest.approx(float(made.embedding @ (second if mode is None else source).embedding))
+
+
+def test_driven_key_points_are_of_the_source_person() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"pitch": (1,), "yaw": (1,), "roll": (1,), "t": (3,), "exp": (21, 3), "scale": (1,), "kp": (21, 3)}
+    source, driving = (
+        Motion(**{name: torch.rand(num, *shape, generator=generator) for name, shape in shapes.items()})
+        for num in (1, 2)
+    )
+    torch.testing.assert_close(driven_keypoints(source, driving)[1:], driving[1].replace(kp=source.kp).keypoints())
 
 
 def test_frames_are_spread_evenly() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from manifests.store import Dataset, read_table, replace_table
-from training.evaluation.selection import Clip, select_clips, source_for
+from training.evaluation.selection import Clip, _spread, select_clips, source_for
 
 
 def _clips(*pairs: tuple[str, str]) -> tuple[Clip, ...]:
@@ -34,6 +34,14 @@ def test_limit_takes_people_before_more_clips_of_one(dataset: Path) -> None:
     assert len(limited.videos) == 1
     assert limited.clips[-1].clip_id == "cc_0"  # stills stay
     assert limited.clips == select_clips(str(dataset), "test", max_clips=1, seed=3).clips
+
+
+def test_every_person_comes_before_the_second_clip_of_any() -> None:
+    clips = [*_clips(*[(f"a{k}", "anna") for k in range(9)], ("b", "bert"), ("c", "carl"))]
+    for seed in range(5):
+        chosen = _spread(clips, 3, seed)
+        assert {"b", "c"} < chosen
+        assert len(chosen) == 3
 
 
 def test_pairs_depend_on_names_alone_and_never_join_a_person_with_itself() -> None:

@@ -21,7 +21,7 @@ from manifests.broken_pipe import ending_quietly
 from manifests.console import make_console
 from manifests.recipes import named_on
 from manifests.storage import place, require_local
-from manifests.store import Dataset, read_table
+from manifests.store import Dataset
 from model.termination import Terminated, sigterm_interrupts
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
@@ -46,7 +46,8 @@ class Run:
     keep_staging: bool = False
     """Keep the cropped pictures of all candidates, rejected ones too."""
     retry_failed: bool = False
-    """Do what crashed, took too long or ended in an error again; what could not be read is tried by every run."""
+    """Do what crashed, took too long or ended in an error again; what could not be read, or was killed for want of
+    memory, is tried by every run."""
     allow_looser_rights: bool = False
     """Let in clips that the data set's recipe.toml keeps out for their licence or for want of consent."""
     allow_lost_clips: bool = False
@@ -56,7 +57,7 @@ class Run:
 
     def main(self) -> int:
         from curation.pipeline import run
-        from curation.summary import print_summary
+        from curation.summary import print_summary, why_nothing
 
         if not self.inputs:
             raise ValueError("nothing to curate: name files, folders, globs, URLs or source lists")
@@ -76,10 +77,10 @@ class Run:
         elif outcome.num_units == 0:
             print("nothing to do: everything was finished before")
         print_summary(dataset, self.recipe.select)
-        usable = "ok" in read_table(dataset, "sources", ["status"])["status"].to_pylist()
-        if not usable:
-            print("error: none of the inputs could be used; the reasons are above", file=sys.stderr)
-        return 0 if usable else 1
+        nothing = why_nothing(dataset)
+        if nothing:
+            print(f"error: {nothing}; the reasons are above", file=sys.stderr)
+        return 1 if nothing else 0
 
 
 @dataclass(frozen=True, kw_only=True)

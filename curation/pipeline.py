@@ -35,15 +35,13 @@ from curation.runs import RunRecord, record_command, record_run
 from curation.safeguards import SourcesLost, require_results, require_rights, require_sources
 from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.select import select
-from curation.units import Ledger
+from curation.units import BROUGHT_DOWN, NOT_OF_THE_FILE, Ledger
 from manifests.storage import Place, list_files, list_folders, make_folder, remove_tree
 from manifests.store import Dataset, iterate_rows, iterate_tables, read_table, release_memory, write_bytes_atomically
 from model.faces import same_person_similarity
 
 Wanted: TypeAlias = Callable[[str], bool]
 """Of the name of a unit."""
-_NOT_OF_THE_FILE = ("source_gone", "unreadable")
-_FAILED = ("error", "crashed", "deadline", "worker_died")
 
 
 @dataclass(slots=True)
@@ -72,7 +70,8 @@ def run(
     """Curate `inputs` into the data set at `output`.
 
     keep_staging: leave the cropped pictures there. retry_failed: also do units again that crashed their worker, took
-    too long or ended in an error; those whose file could not be read are tried again by every run.
+    too long or ended in an error; those whose file could not be read, or whose process the system killed, are tried
+    again by every run.
     allow_looser_rights: let in what the data set's recipe has kept out for its licence or for want of consent.
     allow_lost_clips: make all clips anew with other options of scan or crop also where sources of kept ones are gone.
 
@@ -95,7 +94,7 @@ def run(
         recipe = _without_forgotten(dataset, recipe)
         changes = _replace_recipe(dataset, before.recipe, recipe)
         with record_run(dataset, inputs, recipe, address, changes=changes) as record:
-            retried = (*_NOT_OF_THE_FILE, *(_FAILED if retry_failed else ()))
+            retried = (*NOT_OF_THE_FILE, *(BROUGHT_DOWN if retry_failed else ()))
             job = _Job(dataset, recipe, workers, record, retried, may_lose_clips=allow_lost_clips)
             try:
                 job.do_all(sources)

@@ -54,8 +54,9 @@ class Sandbox:
         """The worker's result.
 
         Raises:
-            SandboxError: the child died ("crashed"), took longer than the deadline ("deadline"), or was refused a file
-                by the system or a store ("unreadable").
+            SandboxError: the child died ("crashed") or was killed, as by a system that is short of memory ("killed"),
+                took longer than the deadline ("deadline"), or was refused a file by the system or a store
+                ("unreadable").
             FatalError: no argument can work: the worker cannot be built, or the object store is out of reach.
             NoSpaceError: the disk is full or read-only.
             RuntimeError: what the worker itself raised, as words.
@@ -73,7 +74,8 @@ class Sandbox:
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             code = self._exit_code()
             self.close()
-            raise SandboxError("crashed", f"the worker process died: {_describe_exit(code)}") from error
+            reason = "killed" if code == -signal.SIGKILL else "crashed"
+            raise SandboxError(reason, f"the worker process died: {_describe_exit(code)}") from error
         if status == "no_space":
             raise NoSpaceError(value)
         if status == "fatal":

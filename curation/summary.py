@@ -13,6 +13,7 @@ from curation.finding import Found
 from curation.recipe import SelectOptions
 from curation.removal import Removal
 from curation.rules import active_rules
+from curation.units import BROUGHT_DOWN, NOT_OF_THE_FILE
 from manifests.console import in_hours, make_console, shorten
 from manifests.storage import list_files
 from manifests.store import Dataset
@@ -59,9 +60,23 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     _warn_of_nothing_kept(db, options, console)
     _warn_of_empty_train(db, console)
     _print_reasons(dataset, options, console)
+    _tell_of_another_try(db, console)
     console.print(f"shards    {dataset.shards}/", highlight=False)
     ask_it = f"python -m manifests {shlex.quote(str(dataset.root))}"
     console.print(f"manifests {dataset.root / 'manifests'}/  ({ask_it})", highlight=False, soft_wrap=True)
+
+
+def why_nothing(dataset: Dataset) -> str:
+    """Why a run was in vain, in words; empty where some input could be used, whatever was found in it."""
+    db = connect(dataset.root)
+    (is_usable,) = db.execute("SELECT count(*) > 0 FROM sources WHERE status = 'ok'").fetchone()
+    if not is_usable:
+        return "none of the inputs could be used"
+    (num_failed,) = db.execute(
+        "SELECT count(*) FROM failures WHERE reason IN (FROM unnest($1)) AND NOT EXISTS (FROM clips)",
+        [NOT_OF_THE_FILE + BROUGHT_DOWN],
+    ).fetchone()
+    return f"there are no clips, and work on {num_failed} sources or parts of them failed" if num_failed else ""
 
 
 def _warn_of_nothing_kept(db: duckdb.DuckDBPyConnection, options: SelectOptions, console: Console) -> None:
@@ -120,6 +135,13 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
         note = shorten(conditions.get(reason, ""), _MAX_CONDITION) if what == "clip" else example or ""
         table.add_row(what, reason, str(count), f"{seconds:.1f}" if seconds else "", note)
     console.print(table)
+
+
+def _tell_of_another_try(db: duckdb.DuckDBPyConnection, console: Console) -> None:
+    for reasons, how in ((NOT_OF_THE_FILE, "the same command"), (BROUGHT_DOWN, "the same command with --retry-failed")):
+        (count,) = db.execute("SELECT count(*) FROM failures WHERE reason IN (FROM unnest($1))", [reasons]).fetchone()
+        if count:
+            console.print(f"{how} tries again: {count} x {' or '.join(reasons)}", highlight=False, soft_wrap=True)
 
 
 def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> None:

@@ -35,6 +35,10 @@ from manifests.store import (
 
 Collapse = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
+NOT_OF_THE_FILE = ("source_gone", "unreadable", "killed")
+"""Reasons of failures for which every run tries again."""
+BROUGHT_DOWN = ("error", "crashed", "deadline", "worker_died")
+"""Reasons of failures that the same file would have again, most likely: `--retry-failed` tries."""
 FRAMES_OF_FILE = 2**18  # a row group; about 3 hours of video
 _ROWS_AS_DICTS = 2**10
 _MERGED = ("tracks", "clips")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -292,23 +293,28 @@ def _refused(path: str) -> None:
     raise PermissionError(13, "Permission denied", path)
 
 
-def test_failed_units_are_done_again_when_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("reason", "is_asked"), [("crashed", True), ("killed", False)])
+def test_failed_units_are_done_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: str, is_asked: bool
+) -> None:
+    """When asked, or by every run where the file was not to blame: another may have more memory, or fewer workers."""
     path = picture(world.root / "in" / "0.png", 90)
     with monkeypatch.context() as patch:
-        patch.setattr("curation.scan.ScanStage.process", _crash)
+        patch.setattr("curation.scan.ScanStage.process", partialmethod(_fail, reason))
         world.run(path.parent)
-    assert [row["reason"] for row in world.rows("failures")] == ["crashed"]
-    assert world.run(path.parent).num_units == 0
-    assert world.run(path.parent, retry_failed=True).num_units > 0
+    assert [row["reason"] for row in world.rows("failures")] == [reason]
+    if is_asked:
+        assert world.run(path.parent).num_units == 0
+    assert world.run(path.parent, retry_failed=is_asked).num_units > 0
     assert not world.rows("failures")
     assert len(world.rows("clips")) == 1
 
 
-def _crash(self: Any, unit: dict[str, Any]) -> Any:
+def _fail(self: Any, reason: str, unit: dict[str, Any]) -> Any:
     from curation.units import UnitResult
 
     result = UnitResult()
-    result.fail("scan", unit, "crashed", "the worker process died: signal SIGSEGV", 2)
+    result.fail("scan", unit, reason, "the worker process died", 2)
     return result
 
 

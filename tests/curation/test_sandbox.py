@@ -84,6 +84,6 @@ def test_crash_hang_and_exception_cost_one_argument_each():
         assert sandbox("e")[1] == 1
         with pytest.raises(SandboxError, match=r"SIGKILL .*short of memory: fewer --workers") as killed:
             sandbox("killed")
-        assert killed.value.reason == "crashed"
+        assert killed.value.reason == "killed"
     finally:
         sandbox.close()

@@ -13,7 +13,7 @@ from curation.decisions import keep_decisions
 from curation.identities import name_identity
 from curation.recipe import Recipe, SelectOptions
 from curation.select import decide, rule_costs, select
-from curation.summary import print_costs, print_summary
+from curation.summary import print_costs, print_summary, why_nothing
 from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table
 
@@ -317,6 +317,32 @@ def test_summary_warns_of_an_empty_train_split(dataset):
             assert "--select.test-share" in warnings[0]
     select(dataset, Recipe(select=SelectOptions(min_sharpness=0.9)), 0.4)
     assert "train split" not in shown(lambda console: print_summary(dataset, SelectOptions(), console))
+
+
+def test_summary_says_what_another_try_would_do_again(dataset):
+    reasons = ["killed", "crashed", "deadline", "no_face"]
+    rows = [{"stage": "scan", "unit": f"u{n}", "reason": reason} for n, reason in enumerate(reasons)]
+    replace_table(dataset, "failures", make_table("failures", rows))
+    lines = shown(lambda console: print_summary(dataset, SelectOptions(), console)).splitlines()
+    assert [line.rpartition(": ")[2].split(" x ")[0] for line in lines if "tries again" in line] == ["1", "2"]
+    assert any(line.startswith("the same command tries again: 1 x ") and "killed" in line for line in lines)
+    assert any(line.startswith("the same command with --retry-failed tries again: 2 x ") for line in lines)
+
+
+def test_a_run_was_in_vain_where_nothing_was_usable_or_all_that_failed_left_no_clip(dataset):
+    assert why_nothing(dataset) == ""
+    failures = [
+        {"stage": "scan", "unit": "s0", "reason": "killed"},
+        {"stage": "scan", "unit": "s1", "reason": "no_face"},
+    ]
+    replace_table(dataset, "failures", make_table("failures", failures))
+    assert why_nothing(dataset) == "", "there are clips"
+    replace_table(dataset, "clips", make_table("clips", []))
+    assert "on 1 sources" in why_nothing(dataset)
+    replace_table(dataset, "failures", make_table("failures", failures[1:]))
+    assert why_nothing(dataset) == "", "it was looked at, and there is no face in it"
+    replace_table(dataset, "sources", make_table("sources", []))
+    assert "none of the inputs" in why_nothing(dataset)
 
 
 def test_table_of_costs(dataset):

@@ -20,7 +20,15 @@ from typing import Any
 from curation import leftovers
 from curation.fetching import remove_kept
 from curation.plans import Plan
-from curation.ray_start import import_ray, join, make_ray_folder, no_deprecation_warnings, require_room, start_embedded
+from curation.ray_start import (
+    import_ray,
+    join,
+    make_ray_folder,
+    no_deprecation_warnings,
+    require_room,
+    start_embedded,
+    workers_with_memory,
+)
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
@@ -42,7 +50,8 @@ class ClusterOptions:
 
     workers: int = 0
     """Most actors that work side by side; 0: one a core that this process may use (a container may have fewer than
-    its machine), or all cores but one of a cluster, also of the nodes that join it later."""
+    its machine) while memory is free for it (0.7 GB each), or all cores but one of a cluster, also of the nodes that
+    join it later."""
     min_workers: int = 1
     """On a cluster: as many actors stay when there is less to do."""
     gpus_per_worker: float = 0.0
@@ -102,6 +111,9 @@ class Cluster:
                 require_room(self._scratch.folder)
                 num_cpus = self._options.workers or joblib.cpu_count()
                 start_embedded(str(self._scratch.folder), num_cpus + 1)  # one for Ray's own tasks
+                if self.workers < num_cpus:
+                    few = f"memory is free for {self.workers} of {num_cpus} workers"
+                    print(f"{few}: so many start (--workers sets another number)", file=sys.stderr)
             else:
                 join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
@@ -129,6 +141,8 @@ class Cluster:
         room = max(num_cpus - 1, min(num_cpus, 1))
         if share := self._options.gpus_per_worker:
             room = min(room, int(there.get("GPU", 0) / share))
+        if self._is_embedded and not self._options.workers:
+            room = min(room, workers_with_memory())
         return min(room, self._options.workers or room)
 
     def close(self, *, is_hurried: bool = False) -> None:

@@ -236,6 +236,24 @@ def test_workers_get_places_that_mean_the_same_in_other_folders(tmp_path: Path, 
     assert given[0]["recipe"].crop.quality_model == f"{tmp_path}/quality.onnx"
 
 
+@pytest.mark.parametrize(
+    ("memory", "asked", "num_workers"), [(2.4e9, 0, 2), (0.3e9, 0, 1), (0.3e9, 3, 3), (64e9, 0, 4)]
+)
+def test_no_more_workers_start_than_there_is_memory_for(monkeypatch, capsys, memory, asked, num_workers):
+    """But as many as are asked for."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 4)
+    monkeypatch.setattr(distribute, "start_embedded", lambda *_: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": (asked or 4) + 1, "memory": memory})
+    with cluster(ClusterOptions(workers=asked)) as made:
+        made.connect()
+        assert made.workers == num_workers
+    told = f"memory is free for {num_workers} of 4 workers" in capsys.readouterr().err
+    assert told == (num_workers < 4 and not asked)
+
+
 def test_ray_that_starts_too_slowly_is_started_again(monkeypatch, capsys):
     """A busy machine: the first start runs into Ray's own limit; what never starts is one line."""
     import ray

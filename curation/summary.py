@@ -139,9 +139,13 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
 
 def _tell_of_another_try(db: duckdb.DuckDBPyConnection, console: Console) -> None:
     for reasons, how in ((NOT_OF_THE_FILE, "the same command"), (BROUGHT_DOWN, "the same command with --retry-failed")):
-        (count,) = db.execute("SELECT count(*) FROM failures WHERE reason IN (FROM unnest($1))", [reasons]).fetchone()
+        count, found = db.execute(
+            "SELECT count(*), string_agg(DISTINCT reason, ', ' ORDER BY reason) FROM failures"
+            " WHERE reason IN (FROM unnest($1))",
+            [reasons],
+        ).fetchone()
         if count:
-            console.print(f"{how} tries again: {count} x {' or '.join(reasons)}", highlight=False, soft_wrap=True)
+            console.print(f"{how} does these {count} again: {found}", highlight=False, soft_wrap=True)
 
 
 def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> None:

@@ -26,7 +26,7 @@ from manifests.storage import NewFile, Place, make_folder
 from model.faces import Detections, FaceAnalyser, Landmarks, eye_openness, lip_openness, load_analyser
 from model.framing import FixedCrop, crop_transform, outside_fraction, transform_points, warp
 from model.stills import read_still
-from model.video import Frame, VideoError, open_video
+from model.video import Frame, VideoError, open_video, require_decoder
 
 _JOIN_GAP_S = 2.0  # decoding this much more costs less than another seek
 
@@ -35,6 +35,7 @@ class CropStage:
     """Makes staged clips and rows of `clips` and `frames` of the candidates of one span."""
 
     def __init__(self, recipe: Recipe, folder: Place) -> None:
+        require_decoder(recipe.decoder)
         self._recipe = recipe
         self._folder = folder
         self._analyser = load_analyser(recipe.faces)

@@ -55,7 +55,8 @@ class ClusterOptions:
     min_workers: int = 1
     """On a cluster: as many actors stay when there is less to do."""
     gpus_per_worker: float = 0.0
-    """Share of a GPU that each actor of scan and crop takes (0.25: four share one); needs --faces.device cuda."""
+    """Share of a GPU that each actor of scan and crop takes (0.25: four share one); needs --faces.device cuda
+    or --decoder nvdec."""
     address: str = ""
     """Ray cluster to use (auto: this machine's, or HOST:PORT); empty: RAY_ADDRESS if set, else Ray is started inside
     this process."""
@@ -111,9 +112,7 @@ class Cluster:
                 require_room(self._scratch.folder)
                 num_cpus = self._options.workers or joblib.cpu_count()
                 start_embedded(str(self._scratch.folder), num_cpus + 1)  # one for Ray's own tasks
-                if self.workers < num_cpus:
-                    few = f"memory is free for {self.workers} of {num_cpus} workers"
-                    print(f"{few}: so many start (--workers sets another number)", file=sys.stderr)
+                self._tell_of_few_workers(num_cpus)
             else:
                 join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
@@ -130,6 +129,12 @@ class Cluster:
         context.max_consecutive_actor_init_deaths = 3
         self.is_connected = True
         self.startup_s = time.perf_counter() - start
+
+    def _tell_of_few_workers(self, num_cpus: int) -> None:
+        few = workers_with_memory()
+        if few < num_cpus and not self._options.workers:
+            so_many = f"memory is free for {few} of {num_cpus} workers: so many start"
+            print(f"{so_many} (--workers sets another number)", file=sys.stderr)
 
     @property
     def workers(self) -> int:

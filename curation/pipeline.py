@@ -81,8 +81,10 @@ def run(
         FatalError: the work cannot go on at all; what was finished stays and the same call continues.
     """
     cluster_options = cluster_options or ClusterOptions()
-    if cluster_options.gpus_per_worker and recipe.faces.device != "cuda":
-        raise ValueError("--gpus-per-worker without --faces.device cuda would take GPUs and not use them")
+    if cluster_options.gpus_per_worker and not recipe.needs_gpu:
+        raise ValueError(
+            "--gpus-per-worker without --faces.device cuda or --decoder nvdec would take GPUs and not use them"
+        )
     require_cluster(cluster_options.address)
     sources = index.list_inputs(inputs, recipe.index)
     dataset = open_dataset(output)
@@ -122,10 +124,11 @@ def _replace_recipe(dataset: Dataset, before: Recipe | None, recipe: Recipe) -> 
 
 
 def check_networks(recipe: Recipe) -> None:
-    """Load every network that the recipe names, in a process that may die, before hours are spent on reading files.
+    """Load every network that the recipe names, in a process that may die, before hours are spent on reading files;
+    the decoder is tried, too.
 
     Raises:
-        FatalError: one cannot be loaded; the message says which and what to do.
+        FatalError: one cannot be used; the message says which and what to do.
     """
     sandbox = Sandbox(functools.partial(_load_networks, recipe), deadline_s=3600)
     try:
@@ -215,8 +218,8 @@ class _Job:
     def do_all(self, sources: list[dict[str, Any]]) -> None:
         """From the listed files to shards in their places."""
         if not {unit["name"] for unit in sources} <= self.ledger("index").finished_units():
-            needs_gpu = self.recipe.faces.device == "cuda"
-            self.workers.check(functools.partial(check_networks, with_full_paths(self.recipe)), needs_gpu=needs_gpu)
+            check = functools.partial(check_networks, with_full_paths(self.recipe))
+            self.workers.check(check, needs_gpu=self.recipe.needs_gpu)
         refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
         listed = {unit["uri"]: unit["name"] for unit in sources}
         ledger = self.ledger("index")

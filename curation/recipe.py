@@ -267,8 +267,9 @@ class Recipe:
 
     seed: int = 0
     """Of the order of clips in the shards and of the splits."""
-    decoder: Literal["pyav", "decord"] = "pyav"
-    """Reader of videos. Both give the same pictures; PyAV recovers more of damaged files and needs less memory."""
+    decoder: Literal["pyav", "decord", "nvdec"] = "pyav"
+    """Reader of videos. All give the same pictures; PyAV recovers more of damaged files, and decord needs more memory.
+    nvdec decodes H.264, HEVC, VP8 and VP9 on an NVIDIA GPU (see --gpus-per-worker), other videos as PyAV does."""
     faces: FacesConfig = field(default_factory=FacesConfig)
     index: IndexOptions = field(default_factory=IndexOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)
@@ -283,6 +284,11 @@ class Recipe:
                 f"index.max_span_s {self.index.max_span_s} is less than scan.min_clip_s {self.scan.min_clip_s}: no clip"
                 " reaches from one span into the next, so there would be none"
             )
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether scan and crop work on one."""
+        return self.faces.device == "cuda" or self.decoder == "nvdec"
 
     def stage_hash(self, stage: str) -> str:
         """8 hex digits over the fields that `stage` (index scan crop select pack) and the stages before it read."""

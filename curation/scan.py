@@ -24,7 +24,7 @@ from curation.tracks import Sample, Segment, Track, Tracker, divide
 from curation.units import UnitResult
 from model.faces import Detections, FaceAnalyser, load_analyser
 from model.stills import read_still
-from model.video import Frame, VideoError, open_video
+from model.video import Frame, VideoError, open_video, require_decoder
 
 
 class Still:
@@ -46,6 +46,7 @@ class ScanStage:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self._recipe = recipe
         self._options = recipe.scan
+        require_decoder(recipe.decoder)
         self._analyser: FaceAnalyser = load_analyser(recipe.faces)
 
     def process(self, unit: dict[str, Any]) -> UnitResult:

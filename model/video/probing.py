@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 
 from model.video.brightness import is_hdr
 
@@ -123,8 +124,8 @@ def describe_source(source: VideoSource) -> str:
     return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the given file object"))
 
 
-def open_container(source: VideoSource) -> av.container.InputContainer:
-    """Open for reading; raises VideoError. File objects are rewound first."""
+def open_container(source: VideoSource, accelerator: HWAccel | None = None) -> av.container.InputContainer:
+    """Open for reading; raises VideoError. File objects are rewound first. accelerator: what decodes what it can."""
     name = describe_source(source)
     head = _read_head(source, name)
     if not head:
@@ -134,7 +135,7 @@ def open_container(source: VideoSource) -> av.container.InputContainer:
     try:
         # The file: protocol keeps names such as "pipe:0" or "http://..." from being anything but files.
         target = f"file:{source}" if isinstance(source, str | Path) else source
-        container = av.open(target, mode="r", metadata_errors="ignore")
+        container = av.open(target, mode="r", metadata_errors="ignore", hwaccel=accelerator)
     except (av.FFmpegError, OSError, ValueError) as error:
         if any(box in head for box in _ENCRYPTION_BOXES):
             raise VideoError("encrypted", f"{name} is encrypted and cannot be decoded") from error

@@ -42,9 +42,12 @@ class PyavReader:
         self._open()
 
     def _open(self) -> None:
-        self._container = open_container(self._source)
+        self._container = self._open_container()
         self._stream = video_stream(self._container, describe_source(self._source))
         self._is_at_start = True
+
+    def _open_container(self) -> av.container.InputContainer:
+        return open_container(self._source)
 
     def frames(self, start_pts: int | None, end_pts: int | None, first_index: int | None) -> Iterator[Frame]:
         """Frames with start_pts <= pts < end_pts in presentation order; the first one gets `first_index`."""

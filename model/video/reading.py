@@ -1,4 +1,4 @@
-"""`open_video()`: one way to read frames, two decoders behind it that give the same frames bit for bit."""
+"""`open_video()`: one way to read frames, three decoders behind it that give the same frames bit for bit."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from typing import Self
 
 from model.video.decord_reader import DecordReader
 from model.video.frame import Frame
+from model.video.nvdec_reader import NvdecReader, require_gpu
 from model.video.probing import VideoInfo, VideoSource, probe_video
 from model.video.pyav_reader import PyavReader
 
-DECODERS = {"pyav": PyavReader, "decord": DecordReader}
+DECODERS = {"pyav": PyavReader, "decord": DecordReader, "nvdec": NvdecReader}
+
+
+def require_decoder(decoder: str) -> None:
+    """ValueError where a decoder cannot work on this machine, or there is none of that name."""
+    if decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder!r}, expected one of: {', '.join(DECODERS)}")
+    if decoder == "nvdec":
+        require_gpu()
 
 
 class Video:
     """An open video: iterate it for all frames, or ask `frames()` for a range. One iteration at a time."""
 
     def __init__(self, source: VideoSource, decoder: str) -> None:
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}, expected one of: {', '.join(DECODERS)}")
+        require_decoder(decoder)
         self.info: VideoInfo = probe_video(source)
         self._reader = DECODERS[decoder](source, self.info)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from curation import distribute, leftovers
+from curation import distribute, leftovers, pipeline
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
@@ -92,9 +93,15 @@ def test_a_full_disk_of_temporary_files_is_told(tmp_path, monkeypatch):
 
 
 def test_gpus_that_nobody_would_use_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"--faces\.device cuda"):
+    with pytest.raises(ValueError, match=r"--faces\.device cuda or --decoder nvdec"):
         run([str(tmp_path)], tmp_path / "data", Recipe(), cluster_options=ClusterOptions(gpus_per_worker=0.25))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_told_before_anything_is_read():
+    with pytest.raises(FatalError, match="cannot start: decoder is nvdec, but no video can be decoded on a GPU here"):
+        pipeline.check_networks(Recipe(decoder="nvdec"))
 
 
 def test_given_up_units_are_named_once(tmp_path: Path):

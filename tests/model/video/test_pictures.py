@@ -10,9 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from model.video import DECODERS, open_video
+from model.video import open_video
 from model.video.frame import pick_blocks
 
+DECODERS = ("pyav", "decord")
 _COLOURS = np.array(
     [(200, 60, 40), (60, 180, 70), (40, 70, 200), (128, 128, 128), (230, 230, 230), (30, 30, 30), (220, 170, 140)],
     np.uint8,

@@ -27,6 +27,7 @@ from curation.ray_start import (
     no_deprecation_warnings,
     require_room,
     start_embedded,
+    tell_of_little_memory,
     workers_with_memory,
 )
 from curation.recipe import Recipe, with_full_paths
@@ -112,7 +113,8 @@ class Cluster:
                 require_room(self._scratch.folder)
                 num_cpus = self._options.workers or joblib.cpu_count()
                 start_embedded(str(self._scratch.folder), num_cpus + 1)  # one for Ray's own tasks
-                self._tell_of_few_workers(num_cpus)
+                if not self._options.workers:
+                    tell_of_little_memory(num_cpus)
             else:
                 join(address)
         if self._options.gpus_per_worker and self._is_embedded and not ray.cluster_resources().get("GPU"):
@@ -129,12 +131,6 @@ class Cluster:
         context.max_consecutive_actor_init_deaths = 3
         self.is_connected = True
         self.startup_s = time.perf_counter() - start
-
-    def _tell_of_few_workers(self, num_cpus: int) -> None:
-        few = workers_with_memory()
-        if few < num_cpus and not self._options.workers:
-            so_many = f"memory is free for {few} of {num_cpus} workers: so many start"
-            print(f"{so_many} (--workers sets another number)", file=sys.stderr)
 
     @property
     def workers(self) -> int:

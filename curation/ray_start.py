@@ -92,10 +92,24 @@ def start_embedded(folder: str, num_cpus: int) -> None:
 def workers_with_memory() -> int:
     """For how many workers memory was free when an embedded Ray started, on its machine or in its container; 1 at
     least."""
+    return max(int((_free_bytes() - _BYTES_OF_RUN) // _BYTES_OF_WORKER), 1)
+
+
+def tell_of_little_memory(num_workers: int) -> None:
+    """Tell where it is not enough for so many workers."""
+    enough, free = workers_with_memory(), _free_bytes()
+    if free < _BYTES_OF_RUN + _BYTES_OF_WORKER:
+        needs = f"a run with one worker needs about {(_BYTES_OF_RUN + _BYTES_OF_WORKER) / 1e9:.1f}"
+        print(f"warning: {free / 1e9:.1f} GB of memory are free, and {needs}: workers may be killed", file=sys.stderr)
+    elif enough < num_workers:
+        so_many = f"memory is free for {enough} of {num_workers} workers: so many start"
+        print(f"{so_many} (--workers sets another number)", file=sys.stderr)
+
+
+def _free_bytes() -> float:
     import ray
 
-    free = ray.cluster_resources().get("memory", float("inf"))
-    return int(min(max((free - _BYTES_OF_RUN) // _BYTES_OF_WORKER, 1), sys.maxsize))
+    return ray.cluster_resources().get("memory", sys.maxsize)
 
 
 def make_ray_folder() -> Scratch:

@@ -94,7 +94,8 @@ class Select:
     output: str
     """Folder of the data set, or its URL."""
     dry_run: bool = False
-    """Show what each rule costs, alone and in order, and change nothing."""
+    """Show what each rule costs (all clips that fail it, those that fail no other, and what is left by the rules before
+    it), and change nothing."""
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
     def main(self) -> int:
@@ -124,7 +125,7 @@ class Demo:
     output: Path = Path("demo_dataset")
     """Folder of the data set."""
     workers: int = 0
-    """Most actors that work side by side; 0: one a core of this machine."""
+    """Most actors that work side by side; 0: one a core that this process may use."""
 
     def main(self) -> int:
         from curation.demo import run_demo
@@ -171,7 +172,7 @@ class Forget:
 
     Shows first what goes, then asks. Exactly one of --source, --identity, --face and --where. Interrupted at any
     moment, the same command, or any other that changes the data set, finishes it. Copies that were made elsewhere,
-    networks that were trained on it and the sources themselves are not touched.
+    networks that were trained on it and the sources themselves are not touched. Status 1 where nothing matches.
     """
 
     dataset: tyro.conf.Positional[str]
@@ -318,9 +319,9 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 success, 1 nothing could be used or the work had to stop, 2 wrong use, 141 nobody reads it.
+    """Run a command; 0 success, 2 wrong use, 130 after Ctrl-C, 143 after SIGTERM, 141 when nobody reads what it prints.
 
-    130 after Ctrl-C, 143 after SIGTERM.
+    1: nothing could be used, nothing matches or something differs, or the work had to stop. 3: `verify` met a writer.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

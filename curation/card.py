@@ -22,7 +22,7 @@ from manifests.views import connect
 
 _SPLITS = "CASE split WHEN 'train' THEN 0 WHEN 'val' THEN 1 ELSE 2 END"
 _MAX_ATTRIBUTIONS = 200
-_PLACES = ("root", "weights_dir", "device", "num_threads")  # where weights lie and on what they run changes nothing
+_PLACES = ("root", "weights_dir", "device", "num_threads")  # where weights lie and on what they run decides nothing
 _MEASURES = (
     ("duration_s", "length of a clip, s"),
     ("face_height_median_px", "height of the face in the source, px"),

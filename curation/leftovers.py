@@ -2,7 +2,7 @@
 
 Ray Data starts an actor that died anew and gives it the same task again, for ever. Here that is off: what a dead actor
 had in hand is missing at the end of a stage, and comes here. First the units run side by side, each alone in its actor;
-one that takes its actor down again runs once more with nothing beside it (the machine may have been short of memory).
+one that takes two actors down runs once more with nothing beside it (the machine may have been short of memory).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-ATTEMPTS = 3
+ATTEMPTS = 3  # at a unit that comes here
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def only_run(dataset: Dataset) -> Iterator[bool]:
 
     Raises:
         DatasetBusy: another command holds the lock.
+        ValueError: another command has just let it go, or (NotWritable) an object store takes nothing from this user.
+        OSError: a file system takes nothing from this user.
         FatalError: this process was out of touch for so long that another command has taken the lock.
     """
     from curation.removal import finish_removal  # which reads shards and tables as the stages do

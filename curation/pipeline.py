@@ -76,8 +76,8 @@ def run(
     allow_lost_clips: make all clips anew with other options of scan or crop also where sources of kept ones are gone.
 
     Raises:
-        ValueError: an input is missing, or the output is no data set or belongs to another version of recipes, or its
-            rights would be loosened, or clips would be lost.
+        ValueError: an input is missing, or the output is no data set or belongs to another version of recipes, or
+            another command writes to it, or its rights would be loosened, or clips would be lost.
         FatalError: the work cannot go on at all; what was finished stays and the same call continues.
     """
     cluster_options = cluster_options or ClusterOptions()

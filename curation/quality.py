@@ -56,7 +56,7 @@ def _load_opencv(path: Path, options: CropOptions) -> QualityModel:
         network = cv2.dnn.readNet(str(path))
     except cv2.error as error:
         raise ValueError(
-            f"crop.quality_model: OpenCV cannot read {path.name} as a network (expected .onnx, .pb, .caffemodel)"
+            f"crop.quality_model: OpenCV cannot read {path.name} as a network (expected .onnx or .pb)"
         ) from error
 
     def score(face: np.ndarray) -> float:

@@ -69,7 +69,8 @@ class ScanOptions:
     min_cut_change: float = 12.0
     """Smallest change of hue, saturation and value (0-255) that can be a cut."""
     min_shot_s: float = 0.0
-    """Two cuts are at least this far apart. 0: every cut ends a shot, however short, so that no clip spans one."""
+    """Two cuts are at least this far apart, but abrupt changes within cut_window_frames of one are cuts, too. 0: every
+    cut ends a shot, however short, so that no clip spans one."""
     min_track_face_px: float = 48.0
     """Faces lower than this (detector's box, native pixels) are not followed."""
     embed_every_s: float = 1.0
@@ -307,7 +308,7 @@ class Recipe:
 
 
 def _identity_of_faces(faces: FacesConfig) -> dict[str, Any]:
-    """The fields of the analysers that can change a result; where weights lie and on what they run cannot."""
+    """The fields of the analysers that decide about a result; on what they run may change last bits alone."""
     values = dataclasses.asdict(faces)
     return {k: v for k, v in values.items() if k not in ("weights_dir", "root", "num_threads", "device")}
 

@@ -35,7 +35,7 @@ _OF_STAGES = tuple(field.name for field in TABLES["runs"].field("stages").type.v
 
 
 def run_file(dataset: Dataset) -> Place:
-    """There while a run has not ended, and after one that was killed or failed."""
+    """There while a run has not ended, after one that was killed or failed, and after one that was to keep staging/."""
     return dataset.staging / "run.json"
 
 

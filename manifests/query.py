@@ -4,8 +4,8 @@ import manifests.views, manifests.query
 db = manifests.views.connect("~/dataset")
 manifests.query.ask(db, "pose_coverage", split="train")
 
-A file begins with comment lines: what the query tells (its first line is the title in lists), then `Parameters:` and
-`Columns:` with a name and a meaning on each line. A parameter is `$name` in the SQL; NULL where it is not given, unless
+A file begins with comment lines: what the query tells (its title in lists), then `Parameters:` and `Columns:` with a
+name and a meaning on each line. A parameter is `$name` in the SQL; NULL where it is not given, unless
 its meaning begins with "(required)".
 """
 

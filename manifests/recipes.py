@@ -23,7 +23,8 @@ def load_recipe(cls: type[AnyRecipe], presets: Path, name_or_path: str, version:
     """The preset of that name in the folder `presets`, or the recipe in that TOML file.
 
     Raises:
-        ValueError: neither exists, the TOML is broken or of another version, or it has a key that no option has.
+        ValueError: neither exists, the TOML is broken or of another version, or it has a key that no option has or a
+            value that its option does not take.
     """
     path: Place = presets / f"{name_or_path}.toml"
     if "://" in name_or_path or not path.is_file():

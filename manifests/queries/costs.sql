@@ -7,7 +7,7 @@
 --   worker_hours        time of the workers
 --   video_hours         length of what they looked at
 --   times_real_time     seconds of video a second of one worker
---   num_frames          frames that they decoded
+--   num_frames          frames that they decoded (scan) or cropped (crop)
 --   longest_s           longest piece of work
 SELECT
     stage,

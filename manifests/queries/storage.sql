@@ -1,4 +1,5 @@
--- What the data set takes on disk, as its manifests know it: tables, shards, and crops that are staged but not packed.
+-- What the data set takes on disk, as its manifests know it: tables, shards, and the crops of kept clips in no shard yet.
+-- Those are in staging/ only while a run has not ended: after `select` with looser thresholds the next run makes them.
 --
 -- Columns:
 --   part                a table of the manifests, 'shards/' or 'staging/'

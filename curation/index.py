@@ -83,6 +83,7 @@ def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dic
         yield from _read_list(text, filesystem, path)
         return
     datasets: list[str] = []
+    why_nothing = "no file matches it"
     if any(c in path for c in _GLOB_CHARACTERS) and not filesystem.exists(path):
         found = filesystem.glob(path, detail=True)
         if "/" in path.removeprefix(_fixed_part(path)).strip("/"):  # it reaches into folders
@@ -104,6 +105,8 @@ def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dic
         wanted = _files_of(filesystem, (f for f in shown if f["name"] in of_media), datasets)
         others = _files_of(filesystem, (f for f in shown if f["name"] not in of_media), datasets)
         left_out.others.update(f["name"] for f in others)
+        apart = "hidden ones and those of data sets apart"
+        why_nothing = f"no file with a known ending, {apart} ({len(found)} files in all)"
     elif filesystem.exists(path):
         wanted = [filesystem.info(path)]
         if (problem := _problem(wanted[0])) and problem[0] == _NO_FILE:
@@ -114,7 +117,8 @@ def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dic
         raise ValueError(f"{text} is a data set: name the folder of its sources, or a folder in it")
     left_out.datasets.update(printable(name if is_local else filesystem.unstrip_protocol(name)) for name in datasets)
     if not wanted:
-        raise ValueError(f"nothing to curate in {text}: no file with a known ending ({len(found)} other files)")
+        left_out.tell()
+        raise ValueError(f"nothing to curate in {text}: {why_nothing}")
     for info in wanted:
         yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
 

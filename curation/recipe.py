@@ -366,7 +366,8 @@ def looser_rights(before: Recipe, after: Recipe) -> list[str]:
     """Those of `told_changes` that let in clips which were kept out for their licence or for want of consent."""
     old, new = before.select, after.select
     names = [name for name in ("require_licence", "require_consent") if getattr(old, name) and not getattr(new, name)]
-    if old.licences and not (new.licences and set(new.licences) <= set(old.licences)):
+    allowed, before_allowed = ({name.strip().lower() for name in options.licences} for options in (new, old))
+    if before_allowed and not (allowed and allowed <= before_allowed):
         names.append("licences")
     return [f"select.{name} {getattr(old, name)} -> {getattr(new, name)}" for name in names]
 

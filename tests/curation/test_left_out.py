@@ -45,3 +45,14 @@ def test_a_link_that_is_named_is_followed(tmp_path: Path, capsys: pytest.Capture
         str(tmp_path / "link/a.mp4")
     ]
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_which_all_is_left_out_is_told_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / ".a.mp4").write_bytes(b"video")
+    (tmp_path / "b.txt").write_text("text")
+    said = r"no file with a known ending, hidden ones and those of data sets apart \(2 files in all\)"
+    with pytest.raises(ValueError, match=said):
+        list_inputs([str(tmp_path)], IndexOptions())
+    hidden, others = capsys.readouterr().err.splitlines()
+    assert hidden == f"1 hidden files are left out, such as {tmp_path}/.a.mp4"
+    assert others.startswith("1 files are left out for their endings: .txt (1); name a file itself to have it")

@@ -16,6 +16,7 @@ from curation.recipe import (
     ScanOptions,
     SelectOptions,
     load_recipe,
+    looser_rights,
     recipe_of,
     recipe_toml,
     with_full_paths,
@@ -149,6 +150,21 @@ def test_workers_in_other_folders_find_the_networks(tmp_path, monkeypatch):
     for name in ("", "pyiqa:topiq", "~/quality.onnx", "/quality.onnx"):
         recipe = Recipe(crop=CropOptions(quality_model=name))
         assert with_full_paths(recipe) == recipe
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_looser"),
+    [
+        (("CC-BY",), ("cc-by ",), False),  # names are compared in any case
+        (("cc-by", "cc0"), ("CC0",), False),
+        (("cc-by",), ("cc-by", "cc0"), True),
+        (("cc-by",), (), True),
+        ((), ("cc-by",), False),
+    ],
+)
+def test_licences_are_looser_where_more_of_them_are_allowed(before, after, is_looser):
+    old, new = (Recipe(select=SelectOptions(licences=licences)) for licences in (before, after))
+    assert looser_rights(old, new) == ([f"select.licences {before} -> {after}"] if is_looser else [])
 
 
 def with_any(options, name: str, value: object):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +91,6 @@ class Cluster:
         self._has_remote_sources = False
         self._is_begun = False
         self.is_connected = False
-        self.startup_s = 0.0
 
     def connect(self) -> None:
         """Join the cluster or start an embedded one."""
@@ -103,7 +101,6 @@ class Cluster:
         import ray
         from ray.data import ExecutionResources
 
-        start = time.perf_counter()
         address = self._options.address or os.environ.get("RAY_ADDRESS", "")
         self._is_embedded = not address and not ray.is_initialized()
         self._is_begun = True
@@ -130,7 +127,6 @@ class Cluster:
         context.max_errored_blocks = -1  # what is lost is done again
         context.max_consecutive_actor_init_deaths = 3
         self.is_connected = True
-        self.startup_s = time.perf_counter() - start
 
     @property
     def workers(self) -> int:

@@ -50,8 +50,6 @@ class Outcome:
 
     num_units: int = 0
     """Units of work done in this run; 0: everything was there already."""
-    startup_s: float = 0.0
-    """Of that, what starting Ray took."""
     change: str = ""
     """What has changed in a data set that was there before, in words; empty: nothing."""
 
@@ -106,7 +104,7 @@ def run(
         if not keep_staging:
             with suppress(OSError):
                 remove_tree(dataset.staging)
-        return Outcome(job.num_units, workers.startup_s, describe_change(before, read_contents(dataset)))
+        return Outcome(job.num_units, describe_change(before, read_contents(dataset)))
 
 
 def _without_forgotten(dataset: Dataset, recipe: Recipe) -> Recipe:

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import orjson
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
+END_BYTES = 2 * BLOCK_BYTES
+"""Of zeros, at the end of an archive."""
 
 
 def sample_key(clip_id: str, frame: int) -> str:
@@ -47,8 +49,8 @@ class SampleWriter:
 
     def finish(self) -> int:
         """Write the end of the archive; returns its size in bytes."""
-        self._file.write(b"\0" * (2 * BLOCK_BYTES))
-        return self._offset + 2 * BLOCK_BYTES
+        self._file.write(b"\0" * END_BYTES)
+        return self._offset + END_BYTES
 
 
 def read_members(data: bytes) -> dict[str, bytes]:

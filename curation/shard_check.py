@@ -10,11 +10,10 @@ from typing import Any
 
 import simplejpeg
 
-from curation.samples import BLOCK_BYTES, member_bytes, sample_key
+from curation.samples import BLOCK_BYTES, END_BYTES, member_bytes, sample_key
 from curation.shard_plan import OF_CLIPS
 from manifests.storage import Place, local_file
 
-_END_BYTES = 2 * BLOCK_BYTES
 _ROUNDING = 6e-5  # labels hold four decimals
 _MOST = 5
 
@@ -69,7 +68,7 @@ def _check_members(data: mmap.mmap, row: dict[str, Any], clips: list[dict[str, A
         _check_sums(clip, sums, problems)
         if len(problems) > 50:  # nothing fits any more; the rest would say the same
             return problems
-    if position + _END_BYTES != len(data) or any(data[position : position + _END_BYTES]):
+    if position + END_BYTES != len(data) or any(data[position : position + END_BYTES]):
         problems.append(f"its members end at byte {position}, the file after {len(data)}: something else is in it")
     return problems
 

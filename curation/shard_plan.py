@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.recipe import Recipe
-from curation.samples import BLOCK_BYTES, encode_label
+from curation.samples import BLOCK_BYTES, END_BYTES, encode_label
 
 OF_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent")
 """What the plan says of a clip; all but the first become part of its labels. Free columns of the source list stay in
 the table `clips`: they may hold what is not meant to be published with every frame."""
 PLANNED_FROM = [*OF_CLIPS, "unit", "decision", "split", "staged_bytes", "num_frames"]
 """Columns of `clips`."""
-_END_BYTES = 1024
 
 
 def plan_shards(clips: pa.Table, recipe: Recipe, tombstones: pa.Table | None = None) -> list[dict[str, Any]]:
@@ -39,11 +38,11 @@ def plan_shards(clips: pa.Table, recipe: Recipe, tombstones: pa.Table | None = N
     shards = []
     for split in ("train", "val", "test"):
         groups: list[list[dict[str, Any]]] = []
-        size = _END_BYTES
+        size = END_BYTES
         for row in (r for r in rows if r["split"] == split):
             if not groups or size + row["planned_bytes"] > recipe.pack.shard_bytes:
                 groups.append([])
-                size = _END_BYTES
+                size = END_BYTES
             size += row["planned_bytes"]
             groups[-1].append(row)
         for number, group in enumerate(groups):

@@ -86,7 +86,7 @@ def _check_files(dataset: Dataset) -> Iterator[Difference]:
     if journal_file(dataset).exists():
         remedy = "`forget` again, or any command that changes the data set, finishes it"
         yield Difference(journal_file(dataset).name, "a removal was interrupted", remedy)
-    known = {dataset.shards / name for name in read_table_or_nothing(dataset)}
+    known = {dataset.shards / name for name in _known_shards(dataset)}
     forgotten = {row["clip_id"] for row in _read(dataset, "tombstones", ["clip_id"])} - {None}
     for path in list_files(dataset.root, below=True):
         place = path.relative_to(dataset.root)
@@ -102,7 +102,7 @@ def _check_files(dataset: Dataset) -> Iterator[Difference]:
             yield Difference(str(place), "pictures of a forgotten clip", "remove it")
 
 
-def read_table_or_nothing(dataset: Dataset) -> set[str]:
+def _known_shards(dataset: Dataset) -> set[str]:
     """Names of the shards that the manifests know."""
     return {row["shard"] for row in _read(dataset, "shards", ["shard"])}
 

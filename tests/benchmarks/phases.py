@@ -145,7 +145,6 @@ def wrap_curation(phases: Phases) -> None:
 class Here:
     """In the place of the cluster: does the units in this process."""
 
-    startup_s = 0.0
     workers = 1
 
     def connect(self) -> None:

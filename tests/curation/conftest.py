@@ -38,7 +38,6 @@ def demo_copy(demo_dataset: Path, tmp_path: Path) -> Path:
 class _Here:
     """Does the units in this process, as an actor's child does them."""
 
-    startup_s = 0.0
     workers = 1
 
     def connect(self) -> None:

@@ -75,7 +75,7 @@ CHECKS = (
           "SELECT clip_id FROM clips LEFT JOIN sources AS s USING (source_id) WHERE s.source_id IS NULL OR"
           " (clips.licence, clips.attribution, clips.consent) IS DISTINCT FROM (s.licence, s.attribution, s.consent)",
           _RUN),
-    Check("tracks", "from a source that is not there, or has no status",
+    Check("tracks", "from no source, or from one without a status",
           "SELECT track_id FROM tracks LEFT JOIN sources USING (source_id)"
           " WHERE coalesce(status, '') NOT IN ('ok', 'rejected')", _DAMAGED),
     Check("sources", "forgotten, but there",

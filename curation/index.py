@@ -157,15 +157,20 @@ def _problem(info: dict[str, Any]) -> tuple[str, str] | None:
         info.get("name", "").encode()
     except UnicodeEncodeError:
         return "no_utf8_name", "the file's name is no UTF-8: rename the file"
-    is_dead_link = info.get("islink") and not os.path.exists(info["name"])
-    if info.get("type", "file") == "file" or is_dead_link:
+    if info.get("type", "file") == "file" or _leads_nowhere(info):
         return None
     what = "a folder" if info["type"] == "directory" else "a pipe, a socket or a device"
     return _NO_FILE, f"expected a regular file, got {what}: leave it out or name a file"
 
 
+def _leads_nowhere(info: dict[str, Any]) -> bool:
+    return bool(info.get("islink")) and not os.path.exists(info["name"])
+
+
 def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    entry = {"uri": printable(uri), "size_bytes": info.get("size"), "changed": version_of(info), "columns": columns}
+    """A unit of `list_inputs`; its size is None where nothing is there."""
+    size = None if _leads_nowhere(info) else info.get("size")
+    entry = {"uri": printable(uri), "size_bytes": size, "changed": version_of(info), "columns": columns}
     problem = _problem(info)
     return entry | {"problem": problem} if problem else entry
 

@@ -224,6 +224,8 @@ class _Job:
         ledger.discard_staged_except(set(listed.values()))
         known = iterate_rows(self.dataset, "sources", ["places"])
         ledger.reopen(places.superseded_units(known, listed, ledger.failed_units()))
+        there = {unit["name"] for unit in sources if unit["size_bytes"] is not None}
+        ledger.reopen(there & ledger.failed_units(("not_found",)))  # gone between listing and reading, and back
         collapse = {"sources": functools.partial(places.merge_sources, refused=refused, listed=listed.keys())}
         names, uris = list(listed.values()), list(listed)
         self.do("index", names, lambda is_wanted: (u for u in sources if is_wanted(u["name"])), collapse, uris)

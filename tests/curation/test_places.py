@@ -289,6 +289,23 @@ def test_file_that_could_not_be_read_is_tried_again(world: World, monkeypatch: p
     assert len(world.rows("clips")) == 1
 
 
+def test_file_that_was_away_for_a_moment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back as it was when it was listed it is the same unit; a link to nothing is not tried again and again."""
+    path = picture(world.root / "in" / "0.png", 90)
+    (path.parent / "1.png").symlink_to(world.root / "nowhere.png")
+    listed = list_inputs([str(path.parent)], IndexOptions())
+    moved = path.rename(world.root / "away.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.index, "list_inputs", lambda *_: listed)
+        world.run(path.parent)
+    assert [row["reason"] for row in world.rows("failures")] == ["not_found"] * 2
+    moved.rename(path)
+    world.run(path.parent)
+    assert [row["uri"] for row in world.rows("failures")] == [str(path.with_name("1.png"))]
+    assert len(world.rows("clips")) == 1
+    assert world.run(path.parent).num_units == 0
+
+
 def _refused(path: str) -> None:
     raise PermissionError(13, "Permission denied", path)
 

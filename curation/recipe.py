@@ -194,7 +194,7 @@ class SelectOptions:
     min_quality: float | None = None
     """Rule low_quality: mean score of crop.quality_model."""
     max_corrupt_fraction: float | None = 0.0
-    """Rule damaged_frames: share of frames that the decoder repaired."""
+    """Rule damaged_frames: share of frames that the decoder repaired (decord tells of none)."""
     require_licence: bool = False
     """Rule no_licence: reject clips whose source names no licence."""
     licences: tuple[str, ...] = ()
@@ -269,8 +269,8 @@ class Recipe:
     seed: int = 0
     """Of the order of clips in the shards and of the splits."""
     decoder: Literal["pyav", "decord", "nvdec"] = "pyav"
-    """Reader of videos. All give the same pictures; PyAV recovers more of damaged files, and decord needs more memory.
-    nvdec decodes H.264, HEVC, VP8 and VP9 on an NVIDIA GPU (see --gpus-per-worker), other videos as PyAV does."""
+    """Reader of videos. All give the same pictures; PyAV alone tells which it repaired (rule damaged_frames). decord
+    needs more memory; nvdec decodes H.264, HEVC, VP8 and VP9 on an NVIDIA GPU (see --gpus-per-worker)."""
     faces: FacesConfig = field(default_factory=FacesConfig)
     index: IndexOptions = field(default_factory=IndexOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)

@@ -127,7 +127,7 @@ CLIP_MEASURES = [
     ("duration_s", pa.float64()),  # num_frames over crop_fps; of a still 0
     ("num_frames", pa.int32()),  # as cropped, at the target rate
     ("num_repeats", pa.int32()),  # of those, how many repeat the source frame before
-    ("num_corrupt", pa.int32()),  # how many the decoder repaired
+    ("num_corrupt", pa.int32()),  # how many the decoder repaired; decord tells of none
     ("crop_fps", pa.float64()),  # NULL for a still, as `motion` and `landmark_jitter`
     ("crop_center_x_px", pa.float64()),  # of the fixed square in the displayed source picture
     ("crop_center_y_px", pa.float64()),
@@ -195,7 +195,7 @@ FRAMES = pa.schema(
         ("pts", pa.int64()),
         ("time_s", pa.float64()),
         ("is_repeat", pa.bool_()),  # the source had no new frame for this tick
-        ("is_corrupt", pa.bool_()),  # the decoder repaired damage in it
+        ("is_corrupt", pa.bool_()),  # the decoder repaired damage in it; decord never says so
         ("presence", pa.float32()),
         ("yaw_deg", pa.float32()),
         ("pitch_deg", pa.float32()),

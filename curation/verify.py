@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
-import joblib
 import pyarrow as pa
 
 from curation.lock import DatasetBusy, require_idle
@@ -25,7 +24,7 @@ from curation.tombstones import forgets
 from manifests.schema import CLIP_PLACES, FRAMES, TABLES
 from manifests.storage import list_files, list_folders, read_bytes
 from manifests.store import Dataset, open_parquet, read_table
-from manifests.views import connect
+from manifests.views import connect, num_cores
 
 _SUMMED = [f.name for f in FRAMES if pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)] + ["source_frame"]
 _OF_SHARD_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent", "num_frames")
@@ -165,7 +164,7 @@ def _results(
 ) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Each row with what is wrong with its shard; large data sets on all cores, the rows of some shards at a time."""
     is_large = len(rows) > 1 and sum(row["size_bytes"] for row in rows) >= _SIDE_BY_SIDE_BYTES
-    workers = min(len(rows), joblib.cpu_count())
+    workers = min(len(rows), num_cores())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if is_large else None
     with pool or nullcontext():
         for first in range(0, len(rows), _BATCH):

@@ -266,7 +266,7 @@ STAGE_OF_RUN = pa.struct(
     ]
 )
 
-RUNS = pa.schema(  # history: the one table that is not the same after the same work was done in another way
+RUNS = pa.schema(  # history: like times and workers in `units` not the same after the same work was done in another way
     [
         ("run_id", pa.string()),
         ("started_at", pa.string()),  # UTC, ISO 8601

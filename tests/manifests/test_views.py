@@ -92,6 +92,11 @@ def test_memory_and_threads_are_bounded(dataset):
     assert default.fetchall() == [("2.7 GiB",)]
 
 
+def test_a_container_with_fewer_cores_has_fewer_threads(dataset, monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # which joblib heeds as it does the quota of a container
+    assert connect(dataset.root).execute("SELECT current_setting('threads')").fetchone() == (1,)
+
+
 def test_no_data_set_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no data set at .*nowhere: expected a folder with manifests/ in it"):
         connect(tmp_path / "nowhere")

@@ -345,7 +345,7 @@ def _make_spans(path: str, duration_s: float | None, max_span_s: float) -> list[
 
 
 def _describe_still(path: str) -> dict[str, Any] | None:
-    """A row for a picture that Pillow can read in full, None for anything that is no picture."""
+    """A row for a picture, rejected where Pillow cannot read all of it; None for what is no picture or moves."""
     try:
         with Image.open(path) as image:
             kind = image.format or ""

@@ -58,6 +58,7 @@ def find_source(source: dict[str, Any]) -> str:
 
     Raises:
         SourceGone: there is none; the message says what is in each.
+        StoreUnreachable: an object store that may hold it answers nothing.
     """
     problems = []
     for place in source["places"]:

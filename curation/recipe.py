@@ -256,7 +256,7 @@ class PackOptions:
     """WebDataset shards."""
 
     shard_bytes: int = 1_000_000_000
-    """A shard is closed before it would grow larger than this."""
+    """A shard is closed before it would grow larger than this; a clip is never divided."""
 
     def __post_init__(self) -> None:
         require_positive(self, "shard_bytes")

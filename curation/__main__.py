@@ -181,7 +181,7 @@ class Forget:
     """URIs, file names or source_ids, all of which must be there: the whole content is refused from now on, under any
     name."""
     identity: _Repeatable = ()
-    """identity_ids, as the table clips has them; likewise."""
+    """identity_ids, as the table clips has them, all of which must be there: their clips are refused from now on."""
     face: Path | None = None
     """A photograph of one person: every clip with a face like it."""
     where: str = ""

@@ -47,7 +47,7 @@ class Request:
     def __post_init__(self) -> None:
         given = [name for name in ("sources", "identities", "face", "where") if getattr(self, name)]
         if len(given) != 1:
-            named = " and ".join(f"--{name}" for name in ("source", "identity", "face", "where"))
+            named = "--source, --identity, --face and --where"
             raise ValueError(f"say what to forget by exactly one of {named}, got {len(given)} of them")
         if self.keep_face and not (self.identities or self.face):
             raise ValueError("--keep-face-to-refuse needs one person: use it with --identity or --face")

@@ -46,8 +46,9 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     `.thumbnails`, `._copy.mp4`).
 
     Raises:
-        ValueError: an input is empty or does not exist, a folder or glob holds nothing, a list has no column `uri` or
-            two of one meaning, or a file is listed twice with different licences, attributions or consents.
+        ValueError: an input is empty, not there, a data set or no regular file; a folder or glob holds nothing; a list
+            cannot be read, has no column `uri`, a row without one or two columns of one meaning; or a file is listed
+            twice with different licences, attributions or consents.
     """
     units: dict[str, dict[str, Any]] = {}
     left_out = LeftOut()

@@ -73,7 +73,7 @@ class NotWritable(ValueError):
 
 
 def require_idle(dataset: Dataset) -> None:
-    """For readers that need a data set at rest; takes no lock, so a command may begin right after this.
+    """For readers that need a data set at rest; keeps no lock, so a command may begin right after this.
 
     On an object store this takes half a minute where a killed run left a lock: only one that is written again is held.
 
@@ -192,7 +192,7 @@ class _LockObject:
         """Create it, or take over one that has not been written again for `STALE_S` in which the store answered.
 
         Raises:
-            ValueError: its holder is alive.
+            DatasetBusy: its holder is alive.
         """
         seen, silence = "", _Silence()
         while not self._write(IfNoneMatch="*"):

@@ -270,7 +270,7 @@ RUNS = pa.schema(  # history: like times and workers in `units` not the same aft
     [
         ("run_id", pa.string()),
         ("started_at", pa.string()),  # UTC, ISO 8601
-        ("ended_at", pa.string()),  # of a killed one its last sign of life; NULL while it runs
+        ("ended_at", pa.string()),  # of a killed one its last sign of life, if it left any; NULL while it runs
         ("status", pa.string()),  # running | succeeded | failed | killed
         ("inputs", _TEXTS),  # as given, with full names
         ("recipe_hash", pa.string()),

@@ -208,10 +208,10 @@ FRAMES = pa.schema(
         ("exposure", pa.float32()),
         ("dark_fraction", pa.float32()),
         ("bright_fraction", pa.float32()),
-        ("motion", pa.float32()),  # landmark movement since the frame before, in distances between the eyes
+        ("motion", pa.float32()),  # landmark movement since the frame before, in distances between the eyes; first: 0
         ("outside_fraction", pa.float32()),
         ("upscale_factor", pa.float32()),
-        ("quality", pa.float32()),
+        ("quality", pa.float32()),  # NULL where the quality network did not look, or there is none
     ]
 )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 
-from model.arguments import require_values
 from model.termination import Terminated, sigterm_interrupts
 
 
@@ -27,7 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
 
             from model.commands import Command
 
-            require_values(sys.argv[1:] if arguments is None else arguments)
             command = tyro.cli(Command, args=arguments, prog="python -m model", description=__doc__)
             return command.run() or 0
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import tyro
 
 from manifests.broken_pipe import ending_quietly
-from model.arguments import require_values
 from model.termination import Terminated, sigterm_interrupts
 
 COMMANDS = {
@@ -76,7 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     start_logging()
     try:
-        require_values(arguments)
         with ending_quietly():
             return parse(arguments).main() or 0
     except (ValueError, FileNotFoundError, PermissionError) as error:

@@ -129,7 +129,6 @@ class BaseStage(Stage):
         if not self.recipe.losses.has_discriminators:
             return
         options = self.recipe.discriminators
-        options.require_room(self.recipe.model.output_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed + 1)
             bare = CascadedDiscriminator(

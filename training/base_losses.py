@@ -13,7 +13,6 @@ from manifests.recipes import require_no_negative, require_positive
 from training.base_model import PairMotion
 from training.data import PreparedBatch, RandomTransform
 from training.losses import (
-    CASCADE,
     RELEASED_SLOTS,
     CascadedPerceptualLoss,
     IdentityLoss,
@@ -26,7 +25,6 @@ from training.losses import (
     keypoint_prior_loss,
     match_slots,
     openness_loss,
-    region_side,
     wing_guidance_loss,
 )
 from training.networks.recogniser import load_recogniser
@@ -133,17 +131,6 @@ class DiscriminatorOptions:
 
     def __post_init__(self) -> None:
         require_positive(self, "base_channels", "max_channels", "num_blocks")
-
-    def require_room(self, output_size: int) -> None:
-        """ValueError where the smallest region of a picture is too small for so many blocks."""
-        smallest = min(region_side(output_size, region) for region in CASCADE[1:])
-        if smallest < 2 ** (self.num_blocks + 1):
-            most = smallest.bit_length() - 2
-            raise ValueError(
-                f"discriminators.num_blocks is {self.num_blocks}, but the smallest region of a picture of"
-                f" {output_size} px has {smallest} px, enough for {most}: use"
-                f" --discriminators.num-blocks {most} or a larger picture"
-            )
 
 
 class Conventions(nn.Module):

@@ -41,8 +41,6 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 CHECKPOINT_VERSION = 1
 _PARTIAL = ".partial-"
-_LEAP = 0.01
-"""Change of the share of the learning rate that is told."""
 
 
 @dataclasses.dataclass
@@ -206,7 +204,6 @@ class CheckpointFolder:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
             if run["state"]["images"] < recipe.num_images:
                 self._tell_other_inputs(self._inputs_before)
-                _tell_other_course(run, recipe)
         state = RunState(**run["state"])
         if self.writes:
             self._name_best(state.best_images)
@@ -333,18 +330,6 @@ class CheckpointFolder:
 def _name_at(images: int) -> str:
     """Name of the checkpoint at so many images."""
     return f"images-{images:010d}"
-
-
-def _tell_other_course(run: Mapping[str, Any], recipe: Recipe) -> None:
-    """Tell where another length of the run makes the learning rate leap."""
-    images, length = run["state"]["images"], run["recipe"].get("num_images", recipe.num_images)
-    before, now = (recipe.optimizer.factor(images, num) for num in (length, recipe.num_images))
-    if abs(now - before) > _LEAP:
-        print(
-            f"note: the run is to be {recipe.num_images:,} images long, not {length:,}: the learning rate goes on at "
-            f"{now:.0%} of its full height, where it was at {before:.0%}",
-            file=sys.stderr,
-        )
 
 
 def _is_same_place(one: str, other: str) -> bool:

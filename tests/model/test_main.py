@@ -69,7 +69,6 @@ def test_mistakes(media: Path, tmp_path: Path, common: list[str], capsys: pytest
     still, talk = media / STILL, media / TALK
     _fails(capsys, animate(still, talk), "KwaiVGI/LivePortrait model repository")
     _fails(capsys, animate(still, talk, "--weights", str(tmp_path / "absent")), "no such weights")
-    _fails(capsys, animate(still, talk, "--weights", ""), "--weights is empty")
     _fails(capsys, animate(still, talk, "--weights", str(tmp_path), "--untrained"), "contradict")
     _fails(capsys, animate(still, talk, "--weights", str(still)), still.name)  # not a checkpoint
     _fails(capsys, animate(still, talk, "--weights", str(tmp_path)), str(tmp_path))  # an empty folder

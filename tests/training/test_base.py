@@ -132,15 +132,6 @@ def test_discriminators_learn_alone_first(recipe: BaseRecipe, batch: PreparedBat
     assert {"adversarial", "feature_matching"} <= set(later)
 
 
-def test_more_blocks_than_the_mouth_has_pixels_for_are_refused_at_the_start(recipe: BaseRecipe) -> None:
-    side = recipe.model.output_size // 4
-    enough = side.bit_length() - 2
-    replaced = [dataclasses.replace(recipe.discriminators, num_blocks=num) for num in (enough, enough + 1)]
-    BaseStage(dataclasses.replace(recipe, discriminators=replaced[0]), Process(), allow_random_features=True)
-    with pytest.raises(ValueError, match=f"has {side} px.*--discriminators.num-blocks {enough} or a larger"):
-        BaseStage(dataclasses.replace(recipe, discriminators=replaced[1]), Process(), allow_random_features=True)
-
-
 def test_each_discriminator_sees_its_own_region(recipe: BaseRecipe, batch: PreparedBatch) -> None:
     """The mouth of the real picture changes: the judgement of the lip region does, and that of a face without it."""
     stage = BaseStage(recipe, Process())

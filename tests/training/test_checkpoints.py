@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -321,23 +320,6 @@ def test_the_best_figure_counts_for_its_own_pairs_alone(
     state = again.restore(SmallStage(), dataclasses.replace(RECIPE, reports=reports))
     assert (state.best_value, state.best_images) == ((0.5, 8) if counts else (float("inf"), -1))
     assert ("note: until now this run was trained on" in capsys.readouterr().err) == data.startswith("s3")
-
-
-@pytest.mark.parametrize(
-    ("decay", "length", "leap"), [("linear", 200, "60% .* 20%"), ("linear", 100, ""), ("constant", 200, "")]
-)
-def test_a_learning_rate_that_leaps_with_the_length_of_the_run_is_told(
-    tmp_path: Path, capsys, decay: str, length: int, leap: str
-) -> None:
-    optimizer = dataclasses.replace(RECIPE.optimizer, decay=decay)
-    recipe = dataclasses.replace(RECIPE, num_images=100, optimizer=optimizer)
-    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
-    folder.save(SmallStage(), recipe, RunState(images=80))
-    assert folder.finish()
-    folder.restore(SmallStage(), dataclasses.replace(recipe, num_images=length))
-    said = capsys.readouterr().err
-    expected = f"note: the run is to be 200 images long, not 100: the learning rate goes on at {leap}"
-    assert re.search(expected, said) if leap else "learning rate" not in said
 
 
 def test_clips_that_came_or_went_are_told(tmp_path: Path, capsys) -> None:

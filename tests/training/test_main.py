@@ -147,13 +147,6 @@ def released_name(key: str) -> str:
         (["base", "--recipe", "tiny", "--init", "nothing"], "error: --init nothing does not exist: give the folder"),
         (["base", "--recipe", "papre", "--recipe", "other"], "error: no recipe 'other': expected one of finetune"),
         (["export", "nowhere", "--output", "w"], "error: nowhere: no such file or folder"),
-        (["base", "--data", ""], "error: --data is empty: is the variable set that it is taken from?"),
-        (["base", "--recipe", "tiny", "--init="], "error: --init is empty"),
-        (["export", "", "--output", "w"], "error: an argument is empty"),
-        (
-            ["base", "--recipe", "tiny", "--data.index-folder", "", "--data", "nowhere"],
-            "error: --data nowhere: no data",
-        ),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments: list[str], message: str, capsys, tmp_path, monkeypatch) -> None:

@@ -28,7 +28,7 @@ from training.losses.keypoints import (
     wing_guidance_loss,
 )
 from training.losses.perceptual import CascadedPerceptualLoss
-from training.losses.regions import CASCADE, cascade, crop_regions, eye_mask, lip_mask, region_side, shoulder_mask
+from training.losses.regions import CASCADE, cascade, crop_regions, eye_mask, lip_mask, shoulder_mask
 
 __all__ = [
     "CASCADE",
@@ -57,7 +57,6 @@ __all__ = [
     "match_slots",
     "openness_loss",
     "real_fake_loss",
-    "region_side",
     "require_slots",
     "shoulder_mask",
     "wing",

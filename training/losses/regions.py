@@ -57,11 +57,6 @@ def region_box(landmarks: Tensor, region: str) -> tuple[Tensor, Tensor]:
     return torch.where(unknown[:, None], 0.0, center), torch.where(unknown, 1.0, half_side)
 
 
-def region_side(picture_side: int, region: str) -> int:
-    """Pixels a side of a region's crop, unless a size is given."""
-    return max(1, round(picture_side * REGIONS[region].size_share))
-
-
 def crop_square(image: Tensor, center: Tensor, half_side: Tensor, size: int) -> Tensor:
     """Squares of pictures [B, C, H, W] by bilinear sampling: float32 [B, C, size, size], zero outside the picture.
 
@@ -89,7 +84,7 @@ def crop_regions(
     crops = {}
     for region in regions:
         box = region_box(landmarks, region)
-        size = (sizes or {}).get(region) or region_side(image.shape[-2], region)
+        size = (sizes or {}).get(region) or max(1, round(image.shape[-2] * REGIONS[region].size_share))
         crops[region] = crop_square(image, *box, size)
     return crops
 

@@ -35,6 +35,7 @@ from training.losses import (
     require_slots,
 )
 from training.networks.discriminator import CascadedDiscriminator
+from training.picture_sizes import require_picture_sizes
 from training.recipe import Recipe
 from training.stage import Progress, Stage, make_adam, take_step
 
@@ -81,14 +82,16 @@ class BaseStage(Stage):
         """portrait: weights to start from; random ones by the recipe's seed otherwise."""
         if recipe.losses.guidance or recipe.losses.openness or recipe.told_share or recipe.edited_every:
             require_slots(recipe.model.num_keypoints)
+        require_picture_sizes(recipe)
         self.recipe, self.process = recipe, process
         per_rank = recipe.batch_size // process.world_size
         if process.world_size > 1 and recipe.edited_every and per_rank % recipe.edited_every:
             raise ValueError(
                 f"one of {recipe.edited_every} sources is edited, but each of {process.world_size} ranks takes "
                 f"{per_rank} of the {recipe.batch_size} pairs of a step, which is no multiple of "
-                f"{recipe.edited_every}: use --batch-size {process.world_size * recipe.edited_every} or a multiple of "
-                "it, fewer ranks, or another --edited-every"
+                f"{recipe.edited_every}: use {_ranks_that_edit_evenly(recipe)} with --batch-size {recipe.batch_size}, "
+                f"or a --batch-size that is a multiple of {process.world_size * recipe.edited_every}, which is another "
+                "recipe"
             )
         self.criterion = BaseCriterion(
             recipe.losses,
@@ -312,6 +315,13 @@ class BaseStage(Stage):
             "result": made.image,
             "occlusion": functional.interpolate(made.warped.occlusion.float(), size=made.image.shape[-2:]),
         }
+
+
+def _ranks_that_edit_evenly(recipe: BaseRecipe) -> str:
+    """In words, the numbers of ranks that may share a batch of which one of `edited_every` sources is edited."""
+    most = recipe.batch_size // recipe.edited_every if recipe.batch_size % recipe.edited_every == 0 else 1
+    numbers = [str(number) for number in range(1, most + 1) if most % number == 0]
+    return f"{' or '.join([', '.join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)} rank" + "s" * (most > 1)
 
 
 def face_boxes(landmarks: Tensor, size: int) -> Tensor:

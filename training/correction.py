@@ -20,6 +20,7 @@ from training.base_model import apply_compute_options, use_channels_last
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.ema import Ema
+from training.picture_sizes import require_double_output
 from training.recipe import Recipe
 from training.stage import Progress, Stage, make_adam, take_step
 
@@ -30,6 +31,7 @@ class FrozenBase:
     """The base model in evaluation mode: pictures to key points, key points to pictures."""
 
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process) -> None:
+        require_double_output(portrait.config)
         self.portrait = portrait.to(process.device).eval().requires_grad_(False)
         if recipe.compute.channels_last:
             use_channels_last(self.portrait)

@@ -338,9 +338,21 @@ def test_sources_that_ranks_cannot_edit_evenly_are_refused(recipe: BaseRecipe) -
     BaseStage(recipe, Process())
     with pytest.raises(
         ValueError,
-        match=r"each of 4 ranks takes 2 of the 8 pairs of a step, which is no multiple of 4: use --batch-size 16 or",
+        match=r"each of 4 ranks takes 2 of the 8 pairs of a step, which is no multiple of 4: use 1 or 2 ranks with "
+        r"--batch-size 8, or a --batch-size that is a multiple of 16, ",
     ):
         BaseStage(recipe, Process(world_size=4))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "edited_every", "numbers"), [(8, 2, "1, 2 or 4 ranks"), (9, 2, "1 rank"), (6, 6, "1 rank")]
+)
+def test_the_numbers_of_ranks_that_would_do_are_told(
+    batch_size: int, edited_every: int, numbers: str, recipe: BaseRecipe
+) -> None:
+    recipe = dataclasses.replace(recipe, batch_size=batch_size, edited_every=edited_every)
+    with pytest.raises(ValueError, match=f"use {numbers} with --batch-size {batch_size}, "):
+        BaseStage(recipe, Process(world_size=batch_size))
 
 
 def test_flow_terms_are_of_the_pairs_and_of_the_edited_sources(recipe: BaseRecipe, batch: PreparedBatch) -> None:

@@ -28,7 +28,7 @@ from training.losses.keypoints import (
     wing_guidance_loss,
 )
 from training.losses.perceptual import CascadedPerceptualLoss
-from training.losses.regions import CASCADE, cascade, crop_regions, eye_mask, lip_mask, shoulder_mask
+from training.losses.regions import CASCADE, cascade, crop_regions, crop_size, eye_mask, lip_mask, shoulder_mask
 
 __all__ = [
     "CASCADE",
@@ -40,6 +40,7 @@ __all__ = [
     "IdentityLoss",
     "cascade",
     "crop_regions",
+    "crop_size",
     "deformation_prior_loss",
     "discriminator_losses",
     "equivariance_loss",

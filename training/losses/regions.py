@@ -69,6 +69,11 @@ def crop_square(image: Tensor, center: Tensor, half_side: Tensor, size: int) -> 
         return functional.grid_sample(image.float(), grid, align_corners=False)
 
 
+def crop_size(region: str, picture_size: int) -> int:
+    """Side of a region's crop out of a picture of that side, pixels, where none is given."""
+    return max(1, round(picture_size * REGIONS[region].size_share))
+
+
 def crop_regions(
     image: Tensor,
     landmarks: Tensor,
@@ -84,7 +89,7 @@ def crop_regions(
     crops = {}
     for region in regions:
         box = region_box(landmarks, region)
-        size = (sizes or {}).get(region) or max(1, round(image.shape[-2] * REGIONS[region].size_share))
+        size = (sizes or {}).get(region) or crop_size(region, image.shape[-2])
         crops[region] = crop_square(image, *box, size)
     return crops
 

@@ -204,6 +204,7 @@ class CheckpointFolder:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
             if run["state"]["images"] < recipe.num_images:
                 self._tell_other_inputs(self._inputs_before)
+                _tell_other_length(run, recipe)
         state = RunState(**run["state"])
         if self.writes:
             self._name_best(state.best_images)
@@ -325,6 +326,18 @@ class CheckpointFolder:
                 doomed = self.root / f"{_PARTIAL}old-{name}"
                 os.replace(self.root / name, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _tell_other_length(run: Mapping[str, Any], recipe: Recipe) -> None:
+    """Say so where another length of the run makes its learning rate jump: what decays ends with the run."""
+    images, before = run["state"]["images"], run["recipe"].get("num_images", recipe.num_images)
+    was, now = (recipe.optimizer.factor(images, length) for length in (before, recipe.num_images))
+    if was != now:
+        print(
+            f"note: num_images was {before:,} and is {recipe.num_images:,}: the learning rate goes on at {now:.3g} of its "
+            f"peak, not at {was:.3g}",
+            file=sys.stderr,
+        )
 
 
 def _name_at(images: int) -> str:

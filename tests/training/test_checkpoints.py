@@ -337,6 +337,21 @@ def test_clips_that_came_or_went_are_told(tmp_path: Path, capsys) -> None:
     assert "has changed" not in go_on(32, "elsewhere", "9 clips (c)"), "that it is another is told"
 
 
+@pytest.mark.parametrize(
+    ("decay", "num_images", "told"), [("linear", 160, True), ("linear", 80, False), ("constant", 160, False)]
+)
+def test_a_learning_rate_that_jumps_is_told(decay: str, num_images: int, told: bool, tmp_path: Path, capsys) -> None:
+    """A finished run that goes on longer: its learning rate, decayed by then, rises again."""
+    optimizer = dataclasses.replace(RECIPE.optimizer, decay=decay, final_share=0.1)
+    recipe = dataclasses.replace(RECIPE, num_images=80, optimizer=optimizer)
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    folder.save(SmallStage(), recipe, RunState(images=72, step=9))
+    assert folder.finish()
+    folder.restore(SmallStage(), dataclasses.replace(recipe, num_images=num_images))
+    note = "note: num_images was 80 and is 160: the learning rate goes on at 0.595 of its peak, not at 0.19\n"
+    assert capsys.readouterr().err.partition("\n")[2] == note * told
+
+
 def test_damage_is_told(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
     save(folder, SmallStage(), 8)

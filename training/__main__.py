@@ -21,6 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from manifests.broken_pipe import ending_quietly
+from model.arguments import require_no_empty
 from model.termination import Terminated, sigterm_interrupts
 
 COMMANDS = {
@@ -121,6 +122,7 @@ def parse(arguments: list[str]) -> Any:
     """The command with its options; those of a recipe start from its preset.
 
     Raises:
+        ValueError: an argument is empty, or a recipe is wrong.
         SystemExit: help was asked for (0), or there is no such command or option (2). The first rank says so.
     """
     try:
@@ -141,6 +143,7 @@ def _parse(arguments: list[str]) -> Any:
             print(text, end="", file=sys.stdout if wants_help else sys.stderr)
         sys.exit(0 if wants_help else 2)
     name, rest = arguments[0], arguments[1:]
+    require_no_empty(rest, may_be_empty=("--losses.", "--data."))  # whose help says what nothing means
     module, cls_name, _ = COMMANDS[name]
     # Run as a program, this module is __main__, and a second copy would be imported under its own name.
     cls = Export if name == "export" else getattr(importlib.import_module(module), cls_name)

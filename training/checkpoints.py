@@ -334,8 +334,8 @@ def _tell_other_length(run: Mapping[str, Any], recipe: Recipe) -> None:
     was, now = (recipe.optimizer.factor(images, length) for length in (before, recipe.num_images))
     if was != now:
         print(
-            f"note: num_images was {before:,} and is {recipe.num_images:,}: the learning rate goes on at {now:.3g} of its "
-            f"peak, not at {was:.3g}",
+            f"note: num_images was {before:,} and is {recipe.num_images:,}: the learning rate goes on at {now:.3g} of "
+            f"its peak, not at {was:.3g}",
             file=sys.stderr,
         )
 

@@ -147,6 +147,13 @@ def released_name(key: str) -> str:
         (["base", "--recipe", "tiny", "--init", "nothing"], "error: --init nothing does not exist: give the folder"),
         (["base", "--recipe", "papre", "--recipe", "other"], "error: no recipe 'other': expected one of finetune"),
         (["export", "nowhere", "--output", "w"], "error: nowhere: no such file or folder"),
+        (["base", "--recipe", "tiny", "--data", ""], "error: --data is empty, as from a variable of the shell"),
+        (["base", "--recipe", "tiny", "--output", ""], "error: --output is empty"),
+        (["base", "--recipe", "tiny", "--init="], "error: --init is empty"),
+        (["stitching", "--init", " "], "error: --init is empty"),
+        (["retargeting", "--part", "lip", "--init", "w", "--landmarks", ""], "error: --landmarks is empty"),
+        (["evaluate", "--weights", "", "--data", "d"], "error: --weights is empty"),
+        (["export", "", "--output", "w"], "error: an argument is empty"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments: list[str], message: str, capsys, tmp_path, monkeypatch) -> None:

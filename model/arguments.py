@@ -1,0 +1,25 @@
+"""Arguments of a command line, looked at before anything is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def require_no_empty(arguments: Sequence[str], *, may_be_empty: tuple[str, ...] = ()) -> None:
+    """ValueError where a value is empty, as that of a shell's variable that is not set: a path would be the current
+    folder.
+
+    may_be_empty: how the names of options begin for which nothing is a value.
+    """
+    option = ""
+    for argument in arguments:
+        value = argument
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            if not equals:
+                continue
+        if not value.strip() and not option.startswith(may_be_empty):
+            raise ValueError(
+                f"{option or 'an argument'} is empty, as from a variable of the shell that is not set: give a value "
+                "(the current folder is .)"
+            )

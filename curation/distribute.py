@@ -89,7 +89,7 @@ class Cluster:
         self._options = options
         self._scratch: Scratch | None = None
         self._has_remote_sources = False
-        self._is_begun = False
+        self._is_begun = self._is_embedded = False
         self.is_connected = False
 
     def connect(self) -> None:

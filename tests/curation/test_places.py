@@ -311,9 +311,7 @@ def _refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(("reason", "is_asked"), [("crashed", True), ("killed", False)])
-def test_failed_units_are_done_again(
-    world: World, monkeypatch: pytest.MonkeyPatch, reason: str, is_asked: bool
-) -> None:
+def test_failed_units_come_again(world: World, monkeypatch: pytest.MonkeyPatch, reason: str, is_asked: bool) -> None:
     """When asked, or by every run where the file was not to blame: another may have more memory, or fewer workers."""
     path = picture(world.root / "in" / "0.png", 90)
     with monkeypatch.context() as patch:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-import joblib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from model.cores import take_share_of_cores
 
 CPU = torch.device("cpu")
 
@@ -103,21 +104,6 @@ class Process:
         }
 
 
-def _take_share_of_cores() -> None:
-    """Compute on as many cores as there are for each rank here, in a container on no more than it may use.
-
-    torchrun lets each of several ranks have one thread; PyTorch alone takes as many as its machine has cores. What
-    somebody has set is left alone; 1, which may also be torchrun's, where there is one rank.
-    """
-    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    share = max(1, joblib.cpu_count(only_physical_cores=True) // num_ranks)
-    asked = os.environ.get("OMP_NUM_THREADS")
-    if asked == "1" and num_ranks > 1:
-        torch.set_num_threads(share)
-    elif asked is None:
-        torch.set_num_threads(min(share, torch.get_num_threads()))
-
-
 @contextmanager
 def start_process(device: str = "auto") -> Iterator[Process]:
     """This process as torchrun describes it in the environment; the process group lives within the context.
@@ -142,7 +128,7 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     else:
-        _take_share_of_cores()
+        take_share_of_cores()
     process = Process(rank=rank, world_size=world_size, device=place)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_stop_with_torchrun, args=(os.getppid(),), daemon=True).start()

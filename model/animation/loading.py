@@ -45,10 +45,12 @@ def load_engine(options: NetworkOptions) -> InferenceEngine:
             f"{options.weights}: no such weights; the released files are in the KwaiVGI/LivePortrait model repository"
         )
     from model.config import ModelConfig
+    from model.cores import take_share_of_cores
     from model.inference import InferenceEngine
     from model.inference.engine import choose_device
     from model.networks import LivePortrait
 
+    take_share_of_cores()
     device = choose_device(options.device)
     if options.untrained:
         portrait = LivePortrait.untrained(config=ModelConfig.tiny() if options.tiny else None)

@@ -98,35 +98,6 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize(
-    ("num_ranks", "asked", "expected"),
-    [
-        ("2", "1", [4]),
-        ("3", "1", [2]),
-        ("16", "1", [1]),
-        ("2", "3", []),
-        ("1", "1", []),
-        ("1", None, [6]),
-        ("8", None, [1]),
-    ],
-)
-def test_ranks_on_cpus_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: str, asked: str | None, expected: list[int]
-) -> None:
-    """Of eight in the container; PyTorch would take six."""
-    given = []
-    monkeypatch.setattr("joblib.cpu_count", lambda only_physical_cores: 8)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", num_ranks)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if asked:
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    with start_process("cpu"):
-        assert given == expected
-
-
 def test_ranks_draw_their_rows_of_what_one_would() -> None:
     joined = Process().draw(6, 2, generator=torch.Generator().manual_seed(1))
     parts = [Process(rank=r, world_size=3).draw(2, 2, generator=torch.Generator().manual_seed(1)) for r in range(3)]

@@ -203,10 +203,12 @@ def held_out_share(options: Evaluate) -> float:
 def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
     import torch
 
+    from model.cores import take_share_of_cores
     from model.inference import InferenceEngine
     from training.evaluation.fingerprint import about_weights
     from training.export import load_portrait
 
+    take_share_of_cores()
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

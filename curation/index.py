@@ -26,7 +26,7 @@ from curation.left_out import LeftOut, ending_of
 from curation.places import STATED, hash_file, version_of
 from curation.recipe import IndexOptions, Recipe
 from curation.units import UnitResult
-from manifests.errors import NoBucket
+from manifests.errors import NoBucket, ObjectUnreachable
 from manifests.storage import filesystem_of, full_path, map_places, printable
 from model.video import VideoError, index_packets, probe_video
 
@@ -254,7 +254,7 @@ def _look_up(uri: str, columns: dict[str, str]) -> dict[str, Any]:
         return _entry(path, filesystem.info(path) if filesystem.exists(path) else {}, columns)
     try:
         return _entry(uri, filesystem.info(path), columns)
-    except (FileNotFoundError, NoBucket):
+    except (FileNotFoundError, NoBucket, ObjectUnreachable):
         return _entry(uri, {}, columns)
 
 

@@ -39,6 +39,8 @@ _SIDE_BY_SIDE = 16
 
 for _protocol in _S3:
     fsspec.register_implementation(_protocol, "manifests.object_store.PatientS3FileSystem", clobber=True)
+for _protocol in ("http", "https"):
+    fsspec.register_implementation(_protocol, "manifests.web.PatientHTTPFileSystem", clobber=True)
 
 
 def place(where: str | os.PathLike[str] | UPath) -> Place:

@@ -66,11 +66,12 @@ class FastMiddleBlock(nn.Module):
 
 
 class FastUpBlock(nn.Module):
-    """Doubling followed by a SPADE block, from the map at `factor` times smaller size."""
+    """Doubling followed by a SPADE block, whose feature map is `factor` times smaller than the result."""
 
     def __init__(self, block: SpadeBlock, factor: int, dtype: torch.dtype) -> None:
         super().__init__()
-        norms = (block.norm_0, block.norm_1, block.norm_s)
+        self.learned_shortcut = block.learned_shortcut
+        norms = [block.norm_0, block.norm_1, *([block.norm_s] if block.learned_shortcut else [])]
         shared = [norm.mlp_shared[0] for norm in norms]
         self.hidden_channels = shared[0].out_channels
         self.factor = factor
@@ -84,7 +85,10 @@ class FastUpBlock(nn.Module):
         self.modulation_1 = _modulation(block.norm_1, dtype)
         self.conv_0 = Convolution(block.conv_0.normalized_weight(), block.conv_0.bias, dtype=dtype, padding=1)
         self.conv_1 = Convolution(block.conv_1.normalized_weight(), block.conv_1.bias, dtype=dtype, padding=1)
+        if block.learned_shortcut:
+            self._fold_shortcut(block, dtype)
 
+    def _fold_shortcut(self, block: SpadeBlock, dtype: torch.dtype) -> None:
         # The shortcut has no activation between its norm and its 1x1 convolution S, so S (x (1 + gamma) + beta) is
         # S (x (1 + gamma)) + (S beta), and S after beta's convolution is one convolution with fewer outputs.
         shortcut = block.conv_s.normalized_weight()
@@ -103,15 +107,17 @@ class FastUpBlock(nn.Module):
     def forward(self, x: Tensor, feature: Tensor) -> Tensor:
         num, _, height, width = feature.shape
         size = (num, height * self.factor, width * self.factor, self.hidden_channels)
-        hidden = [feature.new_empty(size) for _ in range(3)]
+        hidden = [feature.new_empty(size) for _ in range(3 if self.learned_shortcut else 2)]
         self.shared(feature, hidden)
-        hidden_0, hidden_1, hidden_s = (part.permute(0, 3, 1, 2) for part in hidden)
+        hidden_0, hidden_1, *hidden_s = (part.permute(0, 3, 1, 2) for part in hidden)
 
         normalized = _instance_norm(x)  # doubling changes neither mean nor variance
         y = self.conv_0(self._modulate_doubled(normalized, self.modulation_0(hidden_0)))
         y = self.conv_1(_modulate(_instance_norm(y), self.modulation_1(hidden_1)))
+        if not self.learned_shortcut:
+            return _from_pairs(_in_pairs(y).add_(_broadcast_doubled(x)))
 
-        modulation = self.modulation_s(hidden_s)
+        modulation = self.modulation_s(*hidden_s)
         scaled = _in_pairs(modulation[:, : self.in_channels]) * _broadcast_doubled(normalized)
         return y.add_(self.conv_s(_from_pairs(scaled))).add_(modulation[:, self.in_channels :])
 

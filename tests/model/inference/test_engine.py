@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,19 @@ def test_warping_and_generator_equal_each(portrait, images, keypoints) -> None:
         image = portrait.generator(expected.feature)
         assert image.std() > 0.05, "a flat picture would hide errors"
         assert relative_error(fast._generator(expected.feature), image) <= 1e-5
+
+
+def test_a_last_block_that_keeps_its_width() -> None:
+    config = replace(TINY, generator_out_channels=TINY.feature_channels)
+    portrait = LivePortrait.untrained(config=config)
+    randomize(portrait, torch.Generator().manual_seed(0))
+    size = (2, config.feature_channels, config.feature_size, config.feature_size)
+    feature = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = portrait.generator(feature)
+        assert expected.std() > 0.05, "a flat picture would hide errors"
+        got = InferenceEngine(portrait, dtype="float32")._generator(feature)
+    assert relative_error(got, expected) <= 1e-5
 
 
 def test_bfloat16_keeps_40_db(portrait, images, keypoints) -> None:

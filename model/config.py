@@ -27,7 +27,7 @@ class ModelConfig:
     volume_channels: int = 32
     """Channels of the 3D appearance volume."""
     volume_depth: int = 16
-    """Depth slices of the 3D appearance volume."""
+    """Depth slices of the 3D appearance volume, 2 or more."""
     num_volume_blocks: int = 6
     """3D residual blocks at the end of F."""
 
@@ -73,10 +73,12 @@ class ModelConfig:
                 raise ValueError(f"{item.name} is {value!r}, expected {kind}")
             if min(numbers, default=0) < 1:
                 raise ValueError(f"{item.name} is {value}, expected 1 or more")
+        if self.volume_depth < 2:
+            raise ValueError(f"volume_depth is {self.volume_depth}, expected 2 or more: key points move in depth, too")
         stride = max(
             2 ** (self.num_down_blocks + self.num_hourglass_blocks), 4 * 2 ** (len(self.backbone_channels) - 1)
         )
-        if self.image_size <= 0 or self.image_size % stride:
+        if self.image_size % stride:
             raise ValueError(
                 f"image_size must be a positive multiple of {stride} for these networks, got {self.image_size}"
             )

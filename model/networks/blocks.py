@@ -46,7 +46,7 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 class Conv3d(nn.Conv3d):
     """Convolution with an odd kernel that keeps the size of a volume [N, C, D, H, W].
 
-    Volumes of one or two slices, as small models have, go through the 2D kernels with their slices as channels: the
+    Volumes of two slices (or one), as small models have, go through the 2D kernels with their slices as channels: the
     same sums without the taps that see only padding. Forward and backward of a 7x7x7 kernel on [8, 74, 2, 16, 16] took
     37 ms so and 154 ms in 3D on a CPU core.
     """

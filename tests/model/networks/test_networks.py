@@ -191,6 +191,11 @@ def test_image_size_must_suit_the_strides() -> None:
         ModelConfig(image_size=200)
 
 
+def test_a_volume_of_one_slice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^volume_depth is 1, expected 2 or more"):  # its coordinates would be 0 / 0
+        ModelConfig(volume_depth=1)
+
+
 def test_spectral_norm_learns_the_largest_singular_value() -> None:
     generator = LivePortrait.untrained(config=ModelConfig.tiny()).generator
     feature = torch.rand(1, generator.fc.in_channels, 2, 2)

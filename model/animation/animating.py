@@ -112,7 +112,9 @@ def animate(
         check_template_destination(template_output)
     asked, rate_notes = _asked_rate(options.fps, source, driving, output)
     origin = None
-    if open_clip(source) is None:  # a still without a face is told before minutes go into the driving video
+    is_still = open_clip(source) is None
+    options.motion.check_keypoints(engine.config.num_keypoints, source_is_video=not is_still)
+    if is_still:  # one without a face is told before minutes go into the driving video
         origin = load_source(source, engine, analyser, which=options.faces_in_source)
     driven = load_driving(
         driving,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.keypoints.motion import Motion, transform_keypoints
-from model.keypoints.regions import REGIONS, Region, neutral_expression, region_mask
+from model.keypoints.regions import REGIONS, Region, neutral_expression, region_mask, require_released_keypoints
 from model.keypoints.retargeting import CorrectionNetworks, retarget_eye, retarget_lip, stitch
 from model.keypoints.smoothing import kalman_smooth
 
@@ -65,6 +65,16 @@ class AnimationOptions:
         if self.smooth_observation_variance <= 0:
             raise ValueError(f"smooth_observation_variance is {self.smooth_observation_variance}: expected above 0")
 
+    def check_keypoints(self, num_keypoints: int, *, source_is_video: bool, driving_is_video: bool = True) -> None:
+        """ValueError where only a part of the expression is carried over, and that is not known of these key points."""
+        moves_every_number = self.relative and self.region in ("all", "exp")
+        if not moves_every_number or source_is_video or not driving_is_video:
+            require_released_keypoints(
+                num_keypoints,
+                "moving a part of the expression",
+                "animate a still with a video's motion, --relative and --region all or exp",
+            )
+
 
 def hull_size_ratio(x_s: Tensor, x_d: Tensor) -> float:
     """Square root of the ratio of the convex hulls' volumes of two sets of key points [K, 3]: source over driving."""
@@ -99,6 +109,9 @@ class KeypointAnimator:
         self.networks = networks
         self.options = options or AnimationOptions()
         self.options.check()
+        self.options.check_keypoints(
+            source.kp.shape[1], source_is_video=source_is_video, driving_is_video=driving_is_video
+        )
         self.source_is_video = source_is_video
         self.driving_is_video = driving_is_video
         self.position = 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.keypoints.motion import Motion, rotation_matrix, transform_keypoints
+from model.keypoints.regions import require_released_keypoints
 from model.keypoints.retargeting import CorrectionNetworks, retarget_eye, retarget_lip, stitch
 
 # How an expression moves the offsets: (key point, axis, change per unit), for the released order of key points.
@@ -87,8 +88,8 @@ class FaceEdit:
             raise ValueError(f"zoom is {self.zoom:g}: expected a positive factor, usually 0.9 to 1.2")
 
     def expression_changes(self) -> list[tuple[Changes, float]]:
-        """The changes of the expression and their amounts."""
-        return [
+        """The changes of the expression and their amounts, without those of nothing."""
+        changes = [
             (SMILE, self.smile),
             (WINK, self.wink),
             (EYEBROWS_UP if self.eyebrow > 0 else EYEBROWS_DOWN, self.eyebrow),
@@ -101,6 +102,7 @@ class FaceEdit:
             (MOVE_X, self.move_x),
             (MOVE_Y, self.move_y),
         ]
+        return [(change, amount) for change, amount in changes if amount]
 
 
 @torch.no_grad()
@@ -110,14 +112,20 @@ def edit_keypoints(
     """x_s and x_d, each [N, K, 3], of an edited face.
 
     ValueError if `eyes` or `lip` is asked for but the source motion has no openness (no landmarks), or if a number
-    makes no sense.
+    makes no sense, or if the expression changes and there are not the 21 released key points.
     """
     edit.check()
+    if changes := edit.expression_changes():
+        require_released_keypoints(
+            source.kp.shape[1],
+            "editing the expression",
+            "change yaw, pitch, roll, eyes, lip and zoom alone",
+        )
     x_s = source.keypoints()
     rotation = rotation_matrix(source.pitch + edit.pitch, source.yaw + edit.yaw, source.roll + edit.roll)
     exp = source.exp.clone()
-    for changes, amount in edit.expression_changes():
-        for keypoint, axis, per_unit in changes:
+    for change, amount in changes:
+        for keypoint, axis, per_unit in change:
             exp[:, keypoint, axis] += amount * per_unit
     x_d = transform_keypoints(source.kp, rotation, exp, edit.zoom * source.scale, source.t)
     for part, wanted, openness, retarget in (

@@ -10,6 +10,7 @@ from torch import Tensor
 Region = Literal["all", "exp", "pose", "lip", "eyes"]
 REGIONS: tuple[Region, ...] = ("all", "exp", "pose", "lip", "eyes")
 
+NUM_KEYPOINTS = 21
 EYE_KEYPOINTS = (11, 13, 15, 16, 18)
 LIP_KEYPOINTS = (6, 12, 14, 17, 19, 20)
 _WHOLE_KEYPOINTS = (1, 2, 6, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
@@ -41,17 +42,26 @@ NEUTRAL_EXPRESSION = (
 )
 
 
+def require_released_keypoints(num_keypoints: int, what: str, remedy: str) -> None:
+    """ValueError where `what` is told to move key points by their numbers and there are others than the released 21."""
+    if num_keypoints != NUM_KEYPOINTS:
+        raise ValueError(
+            f"{what} needs networks with the released {NUM_KEYPOINTS} key points, these have {num_keypoints}: "
+            f"{remedy}, or take weights of {NUM_KEYPOINTS} key points"
+        )
+
+
 def neutral_expression(like: Tensor) -> Tensor:
     """The neutral expression [1, 21, 3] with the device and dtype of a tensor."""
     return torch.tensor([NEUTRAL_EXPRESSION], dtype=like.dtype, device=like.device)
 
 
 def region_mask(region: Region, like: Tensor) -> Tensor:
-    """Which numbers of an expression [..., 21, 3] a region replaces: bool [21, 3].
+    """Which numbers of an expression [N, 21, 3] a region replaces, on the device of a tensor: bool [21, 3].
 
     `all` and `exp` leave out the numbers that carry head pose or hold still in the released model.
     """
-    mask = torch.zeros(21, 3, dtype=torch.bool, device=like.device)
+    mask = torch.zeros(NUM_KEYPOINTS, 3, dtype=torch.bool, device=like.device)
     if region in ("all", "exp"):
         mask[list(_WHOLE_KEYPOINTS)] = True
         for keypoint, axis in _SINGLE_AXES:

@@ -20,6 +20,7 @@ from model.animation.animating import _AnimatedFace, _max_size_px, _notes, _num_
 from model.animation.driving import Driving, load_driving
 from model.animation.pictures import load_still, open_clip
 from model.animation.source import Source, SourceFace, load_source
+from model.config import ModelConfig
 from model.keypoints import AnimationOptions, Motion
 from model.video import open_video, probe_video
 
@@ -113,6 +114,14 @@ def test_video_to_video(media: Path, tmp_path: Path, engine, analyser) -> None:
     assert (result.num_frames, result.fps) == (30, Fraction(30))  # the driving rate; the source has 25
     assert len(_pictures(output)) == 30
     assert _sound_s(output) == pytest.approx(1.0, abs=0.1)
+
+
+def test_networks_of_other_key_points_are_told_before_the_driving_video_is_read(media: Path, tmp_path: Path) -> None:
+    engine = SimpleNamespace(config=dataclasses.replace(ModelConfig.tiny(), num_keypoints=15))
+    lip = AnimateOptions(motion=AnimationOptions(region="lip"))
+    for source, options in ((media / STILL, lip), (media / CLIP, AnimateOptions())):
+        with pytest.raises(ValueError, match="the released 21 key points, these have 15"):
+            animate(source, tmp_path / "absent.mp4", tmp_path / "o", engine=engine, analyser=None, options=options)
 
 
 def test_video_source_driven_by_a_still_keeps_its_own_rate(media: Path, tmp_path: Path, engine, analyser) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from model.config import ModelConfig
 from model.keypoints import AnimationOptions, KeypointAnimator, Motion
 from model.keypoints.animation import hull_size_ratio
 from model.networks import LivePortrait
@@ -69,6 +71,13 @@ def read_motion(golden: dict[str, np.ndarray], side: str) -> Motion:
     return Motion.from_dict({name: golden[f"{side}/{name}"] for name in names}).replace(
         eye_open=eye_open, lip_open=lip_open
     )
+
+
+def make_motion(num_frames: int, *, num_keypoints: int) -> Motion:
+    generator = torch.Generator().manual_seed(0)
+    points = (num_keypoints, 3)
+    shapes = {"pitch": (1,), "yaw": (1,), "roll": (1,), "t": (3,), "exp": points, "scale": (1,), "kp": points}
+    return Motion(**{name: torch.rand(num_frames, *shape, generator=generator) for name, shape in shapes.items()})
 
 
 def animate(
@@ -146,6 +155,38 @@ def test_retargeting_without_driving_openness_says_so(golden, networks) -> None:
 def test_unknown_region_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="all, exp, pose, lip, eyes"):
         AnimationOptions(region="nose")
+
+
+@pytest.mark.parametrize(
+    ("options", "source_is_video", "driving_is_video"),
+    [
+        ({"region": "lip"}, False, True),
+        ({"relative": False}, False, True),
+        ({}, True, True),
+        ({}, False, False),
+    ],
+)
+def test_a_part_of_the_expression_needs_the_released_key_points(
+    options: dict, source_is_video: bool, driving_is_video: bool
+) -> None:
+    motion = make_motion(3, num_keypoints=15)
+    settings = {"source_is_video": source_is_video, "driving_is_video": driving_is_video}
+    with pytest.raises(ValueError, match=r"needs networks with the released 21 key points, these have 15: animate a"):
+        animate(
+            motion if source_is_video else motion[0],
+            motion if driving_is_video else motion[0],
+            networks=None,
+            options=AnimationOptions(**options),
+            **settings,
+        )
+
+
+@pytest.mark.parametrize("region", ["all", "exp"])
+def test_other_key_points_take_over_a_whole_relative_motion(region: str) -> None:
+    motion = make_motion(3, num_keypoints=15)
+    networks = LivePortrait.untrained(config=replace(ModelConfig.tiny(), num_keypoints=15))
+    _, x_d = animate(motion[0], motion, networks=networks, options=AnimationOptions(region=region))
+    assert x_d.shape == (3, 15, 3)
 
 
 def test_hull_size_ratio(reference: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -104,3 +106,12 @@ def test_numbers_that_make_no_sense_are_named(source, networks) -> None:
 def test_eyes_without_landmarks_is_an_error(source, networks) -> None:
     with pytest.raises(ValueError, match="landmarks"):
         edit_keypoints(source.replace(eye_open=None), FaceEdit(eyes=0.3), networks=networks)
+
+
+def test_the_expression_of_other_key_points_than_the_released_ones_is_not_edited(source) -> None:
+    networks = LivePortrait.untrained(config=replace(ModelConfig.tiny(), num_keypoints=15))
+    source = source.replace(exp=source.exp[:, :15], kp=source.kp[:, :15])
+    _, x_d = edit_keypoints(source, FaceEdit(yaw=10, eyes=0.3), networks=networks)
+    assert x_d.shape == (1, 15, 3)
+    with pytest.raises(ValueError, match=r"^editing the expression needs .* 21 key points, these have 15: change yaw"):
+        edit_keypoints(source, FaceEdit(smile=0.5), networks=networks)

@@ -37,6 +37,7 @@ BASE_FILES = {
     "generator": "spade_generator.pth",
 }
 RETARGETING_FILE = "stitching_retargeting_module.pth"
+RELEASED_FILES = (*BASE_FILES.values(), RETARGETING_FILE)
 RETARGETING_KEYS = {
     "stitching": "retarget_shoulder",
     "retarget_lip": "retarget_mouth",
@@ -142,9 +143,9 @@ class Checkpoint:
 
     def config_hint(self, difference: NetworkDifference) -> str:
         """Where shapes differ and nothing tells the sizes, that it may be this."""
-        if not difference.other_shape or not self.path.is_dir() or (self.path / CONFIG_FILE).is_file():
+        if not difference.other_shape or _told_config(self.path) is not None:
             return ""
-        return f" (networks of other sizes than the published ones need their {CONFIG_FILE}, missing in {self.path})"
+        return f" (networks of other sizes than the published ones need {_config_file(self.path)}, which is missing)"
 
     def _lookalike(self, name: str, portrait: LivePortrait) -> str:
         """A hint when the file holds another network under this one's name."""
@@ -167,12 +168,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_file():
         files = [path]
     else:
-        names = [*BASE_FILES.values(), RETARGETING_FILE]
-        found = {name: path / folder / name for folder in reversed(SUBFOLDERS) for name in names}
-        found.update(
-            {name: path / folder / name for name in names for folder in SUBFOLDERS if (path / folder / name).is_file()}
-        )
-        files = [file for file in found.values() if file.is_file()] or sorted(path.glob("*.safetensors"))
+        files = _released_files(path) or sorted(path.glob("*.safetensors"))
         if not files and (path / "checkpoints").is_dir():
             raise FileNotFoundError(
                 f"{path}: the folder of a training run; `python -m training export {path} --output WEIGHTS` makes "
@@ -180,7 +176,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             )
         if not files:
             raise FileNotFoundError(
-                f"{path}: no LivePortrait weights here; expected {', '.join(names)} (also in base_models/ and "
+                f"{path}: no LivePortrait weights here; expected {', '.join(RELEASED_FILES)} (also in base_models/ and "
                 "retargeting_models/), or one .safetensors file"
             )
         if len(files) > 1 and files[0].suffix == ".safetensors":
@@ -193,21 +189,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """Sizes of the networks in a folder or file of weights; the published ones where it says nothing.
+    """Sizes of the networks in a folder or file of weights; the published ones where nothing tells them.
+
+    A `.safetensors` file may tell them itself; else `model_config.json` does, in the folder or beside the file.
 
     CheckpointError for sizes that cannot be read.
     """
-    path = Path(path)
-    if path.is_dir():
-        config_file = path / CONFIG_FILE
-        if not config_file.is_file():
-            files = sorted(path.glob("*.safetensors"))
-            return read_config(files[0]) if len(files) == 1 else ModelConfig()
-        text, where = config_file.read_text(errors="replace"), config_file
-    elif path.suffix == ".safetensors" and path.is_file():
-        text, where = _safetensors_metadata(path).get("model_config", "{}"), path
-    else:
+    told = _told_config(Path(path))
+    if told is None:
         return ModelConfig()
+    text, where = told
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
@@ -215,6 +206,34 @@ def read_config(path: str | Path) -> ModelConfig:
         return ModelConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: cannot be read as sizes of the networks ({error})") from error
+
+
+def _released_files(folder: Path) -> list[Path]:
+    """The files of the released layout that are there; one in a subfolder comes before one of its name beside it."""
+    found = {
+        name: folder / sub / name for name in RELEASED_FILES for sub in SUBFOLDERS if (folder / sub / name).is_file()
+    }
+    return list(found.values())
+
+
+def _told_config(path: Path) -> tuple[str, Path] | None:
+    """What tells the sizes of a folder or file of weights, and where it stands; None where nothing does."""
+    if path.suffix == ".safetensors" and path.is_file():
+        text = _safetensors_metadata(path).get("model_config")
+        if text is not None:
+            return text, path
+    if path.is_dir() and not _released_files(path) and len(files := sorted(path.glob("*.safetensors"))) == 1:
+        return _told_config(files[0])
+    file = _config_file(path)
+    return (file.read_text(errors="replace"), file) if file.is_file() else None
+
+
+def _config_file(path: Path) -> Path:
+    """Where the sizes of a folder or file of weights would be told; a file may lie in a subfolder of theirs."""
+    if path.is_dir():
+        return path / CONFIG_FILE
+    folder = path.absolute().parent
+    return (folder.parent if folder.name in SUBFOLDERS else folder) / CONFIG_FILE
 
 
 def _safetensors_metadata(file: Path) -> dict[str, str]:
@@ -301,7 +320,7 @@ def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
     Reloading gives bit-identical weights, whatever device the networks were on.
     """
     path = Path(path)
-    config = json.dumps(dataclasses.asdict(portrait.config)) if portrait.config != ModelConfig() else ""
+    config = json.dumps(dataclasses.asdict(portrait.config))
     states = {
         name: {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
         for name, network in portrait.networks().items()
@@ -310,21 +329,22 @@ def save_checkpoint(portrait: LivePortrait, path: str | Path) -> None:
         from safetensors.torch import save_file
 
         tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-        metadata = {"format": "pt"} | ({"model_config": config} if config else {})
+        metadata = {"format": "pt", "model_config": config}  # the published sizes, too: others may lie beside the file
         _write_together({path: lambda temporary: save_file(tensors, temporary, metadata=metadata)})
         return
     if path.is_file():
         raise CheckpointError(f"{path}: is a file; expected a folder to write the released files into")
-    for file in (*BASE_FILES.values(), RETARGETING_FILE):
+    for file in RELEASED_FILES:
         if others := [path / folder / file for folder in SUBFOLDERS if folder and (path / folder / file).exists()]:
             raise CheckpointError(f"{others[0]} would be read instead of what is written to {path}: use another folder")
     small = {key: states[name] for name, key in RETARGETING_KEYS.items()}
     contents = {path / file: states[name] for name, file in BASE_FILES.items()} | {path / RETARGETING_FILE: small}
     writers = {file: partial(torch.save, content) for file, content in contents.items()}
-    if config:
+    is_published = portrait.config == ModelConfig()
+    if not is_published:
         writers[path / CONFIG_FILE] = lambda temporary: Path(temporary).write_text(config)
     _write_together(writers)
-    if not config:
+    if is_published:
         (path / CONFIG_FILE).unlink(missing_ok=True)  # of other networks that were here before
 
 

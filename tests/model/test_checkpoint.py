@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from model.checkpoint import BASE_FILES, CONFIG_FILE, RETARGETING_FILE, CheckpointError, load_checkpoint
+from model.checkpoint import BASE_FILES, CONFIG_FILE, RETARGETING_FILE, CheckpointError, load_checkpoint, read_config
 from model.config import ModelConfig
 from model.inspect import format_report, inspect_weights
 from model.keypoints import Motion
@@ -109,7 +110,7 @@ def test_other_size_lists_shapes(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"first\.conv\.weight is \[8, 3, 3, 3\], expected \[64, 3, 3, 3\]"):
         LivePortrait.from_pretrained(folder, ModelConfig())
     (folder / CONFIG_FILE).unlink()
-    with pytest.raises(CheckpointError, match=r"need their model_config\.json, missing in"):
+    with pytest.raises(CheckpointError, match=r"need .*/weights/model_config\.json, which is missing"):
         LivePortrait.from_pretrained(folder)
 
 
@@ -129,6 +130,38 @@ def test_other_sizes_are_read_with_the_weights(folder: Path, portrait, tmp_path)
         (folder / CONFIG_FILE).write_text(text)
         with pytest.raises(CheckpointError, match=rf"model_config\.json: cannot be read as sizes .*{words}"):
             LivePortrait.from_pretrained(folder)
+
+
+def test_one_file_is_read_with_the_sizes_that_lie_with_it(folder: Path, portrait, monkeypatch) -> None:
+    def status(path: Path, name: str) -> str:
+        return {network.name: network.status for network in inspect_weights(path).networks}[name]
+
+    assert status(folder / "motion_extractor.pth", "motion") == "complete"
+    (folder / "base_models").mkdir()
+    os.rename(folder / "warping_module.pth", folder / "base_models" / "warping_module.pth")
+    assert status(folder / "base_models" / "warping_module.pth", "warping") == "complete"
+    monkeypatch.chdir(folder)
+    assert status(Path("motion_extractor.pth"), "motion") == "complete"
+
+    state = {
+        f"{name}.{key}": value for name, part in portrait.networks().items() for key, value in part.state_dict().items()
+    }
+    save_file(state, folder / "all.safetensors")  # without a word on sizes
+    assert LivePortrait.from_pretrained(folder / "all.safetensors").config == TINY
+
+
+def test_a_file_of_published_sizes_is_not_read_with_those_of_others(folder: Path) -> None:
+    with torch.device("meta"):
+        published = LivePortrait()
+    published.to_empty(device="cpu").save(folder / "all.safetensors")
+    assert read_config(folder / "all.safetensors") == ModelConfig()
+    assert read_config(folder) == TINY
+
+
+def test_released_files_do_not_take_their_sizes_from_a_file_beside_them(folder: Path, portrait) -> None:
+    (folder / CONFIG_FILE).unlink()
+    portrait.save(folder / "all.safetensors")
+    assert read_config(folder) == ModelConfig()
 
 
 def test_missing_and_unexpected_keys_are_listed(folder: Path) -> None:

@@ -22,6 +22,7 @@ from manifests.console import make_console
 from manifests.recipes import named_on
 from manifests.storage import place, require_local
 from manifests.store import Dataset
+from model.arguments import with_home
 from model.termination import Terminated, sigterm_interrupts
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
@@ -350,7 +351,7 @@ def _parse(arguments: list[str]) -> Any:
         sys.exit(0 if wants_help else 2)
     name = arguments[0]
     short = re.compile(r"^--faces(?==|$)")  # the form that users type
-    rest = [short.sub("--faces.analyser", a) for a in arguments[1:]]
+    rest = [short.sub("--faces.analyser", a) for a in with_home(arguments[1:])]
     rest = [_spell_none(a, before) for a, before in zip(rest, ["", *rest], strict=False)]
     cls = COMMANDS[name]
     required = {f.name: tyro.MISSING for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}

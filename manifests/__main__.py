@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(query: Query) -> None:
     if query.output is not None:
-        require_local(query.output, "name a local file; --output")
+        output = require_local(query.output.expanduser(), "name a local file; --output")
+        query = replace(query, output=output)
     db = connect(query.dataset)
     db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables
     if query.list:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import sys
 
-from model.arguments import require_no_empty
+from model.arguments import require_no_empty, with_home
 from model.termination import Terminated, sigterm_interrupts
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. What the user can mend is one line on stderr and exit code 2; 1 for weights that `inspect` finds
-    incomplete, 130 after Ctrl-C, 141 where the reader of the output has gone, 143 after SIGTERM (0 where that stops a
-    page that is up).
+    incomplete, other or damaged, 130 after Ctrl-C, 141 where the reader of the output has gone, 143 after SIGTERM (0
+    where that stops a page that is up).
 
     Imports take seconds, in which a user may already stop the command: hence they are made here.
     """
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             arguments = sys.argv[1:] if arguments is None else arguments
             require_no_empty(arguments)
-            command = tyro.cli(Command, args=arguments, prog="python -m model", description=__doc__)
+            command = tyro.cli(Command, args=with_home(arguments), prog="python -m model", description=__doc__)
             return command.run() or 0
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

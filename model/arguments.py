@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
@@ -23,3 +24,15 @@ def require_no_empty(arguments: Sequence[str], *, may_be_empty: tuple[str, ...] 
                 f"{option or 'an argument'} is empty, as from a variable of the shell that is not set: give a value "
                 "(the current folder is .)"
             )
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `~` where values begin as the home folder: shells leave it after `=` and in quotes.
+
+    `./~x` is a file of that name.
+    """
+    expanded = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        expanded.append(f"{option}{equals}{os.path.expanduser(value)}")
+    return expanded

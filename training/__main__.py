@@ -21,7 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from manifests.broken_pipe import ending_quietly
-from model.arguments import require_no_empty
+from model.arguments import require_no_empty, with_home
 from model.termination import Terminated, sigterm_interrupts
 
 COMMANDS = {
@@ -142,7 +142,7 @@ def _parse(arguments: list[str]) -> Any:
         if _is_first_rank():
             print(text, end="", file=sys.stdout if wants_help else sys.stderr)
         sys.exit(0 if wants_help else 2)
-    name, rest = arguments[0], arguments[1:]
+    name, rest = arguments[0], with_home(arguments[1:])
     require_no_empty(rest, may_be_empty=("--losses.", "--data."))  # whose help says what nothing means
     module, cls_name, _ = COMMANDS[name]
     # Run as a program, this module is __main__, and a second copy would be imported under its own name.

@@ -43,6 +43,16 @@ def test_missing_input(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_paths_may_begin_at_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert f"{tmp_path}/home/mine.toml" in error_of(capsys, "run", "v.mp4", "--output=~/out", "--recipe=~/mine.toml")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "dataset").write_text("")
+    assert f"{tmp_path}/home/dataset" in error_of(capsys, "card", "~/dataset", "--output=~/card.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_empty_folder(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     line = error_of(capsys, "run", tmp_path / "empty", "--output", tmp_path / "out")

@@ -142,6 +142,12 @@ def test_parquet_by_its_ending(dataset, tmp_path):
     assert pq.read_table(path).num_rows == 3
 
 
+def test_output_may_begin_at_home(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([str(dataset.root), QUERY, "--output=~/answer.csv"]) == 0
+    assert "a_2" in (tmp_path / "answer.csv").read_text()
+
+
 def test_list(dataset, capfd):
     assert main([str(dataset.root), "--list"]) == 0
     lines = capfd.readouterr().out.splitlines()

@@ -1,11 +1,13 @@
-"""Arguments that a shell's variable left empty."""
+"""Arguments that a shell's variable left empty, and those in which it left `~`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from model.__main__ import main
-from model.arguments import require_no_empty
+from model.arguments import require_no_empty, with_home
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,35 @@ def test_options_for_which_nothing_is_a_value() -> None:
     )
     with pytest.raises(ValueError, match=r"^--data is empty"):
         require_no_empty(["--losses.vgg19", "", "--data", ""], may_be_empty=("--losses.", "--data."))
+
+
+def test_home_at_the_start_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = [
+        "run",
+        "~/a",
+        "--output=~/b",
+        "--recipe",
+        "~",
+        "--data=s3://b/~/x",
+        "./~",
+        "--where=a = '~/c'",
+        "--no-open",
+    ]
+    expected = ["run", "/home/me/a", "--output=/home/me/b", "--recipe", "/home/me", *given[5:]]
+    assert with_home(given) == expected
+
+
+def test_every_path_of_a_command_may_begin_at_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "~/weights"]) == 2
+    assert main(["serve", "--weights=~/weights"]) == 2
+    assert capsys.readouterr().err.count(f"error: {home}/weights: no such") == 2
+    assert main(["retarget", "--source=~/no.png", "--output=~/o.png", "--untrained", "--tiny", "--device", "cpu"]) == 2
+    assert f"error: {home}/no.png: no such file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -165,6 +165,23 @@ def test_errors_are_one_line_and_status_2(arguments: list[str], message: str, ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["base", "--recipe=~/mine.toml"], "error: no recipe '{home}/mine.toml'"),
+        (["base", "--recipe", "tiny", "--data=~/d"], "error: --data {home}/d: no data set there"),
+        (["base", "--recipe", "tiny", "--init=~/w"], "error: --init {home}/w does not exist"),
+        (["export", "~/w", "--output=~/o"], "error: {home}/w: no such file or folder"),
+    ],
+)
+def test_paths_may_begin_at_home(arguments: list[str], message: str, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(message.format(home=tmp_path / "home"))
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("arguments", [["base", "--recpe", "tiny"], ["bass"]])
 def test_wrong_use_is_told_by_the_first_rank_alone(arguments: list[str], capsys, monkeypatch) -> None:
     told = {}

@@ -7,13 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint, read_config, save_checkpoint
+from model.checkpoint import State, load_checkpoint, read_config, save_checkpoint
 from model.config import ModelConfig
 from model.networks.appearance import AppearanceExtractor
 from model.networks.generator import SpadeGenerator
 from model.networks.motion import MotionExtractor
 from model.networks.retargeting import make_retarget_eye, make_retarget_lip, make_stitching
 from model.networks.warping import WarpingNetwork
+
+
+def _float32(state: State) -> State:
+    """Weights of half precision in the precision of the networks; others are the same tensors."""
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 class LivePortrait(nn.Module):
@@ -37,7 +42,7 @@ class LivePortrait(nn.Module):
         self.retarget_lip = make_retarget_lip(self.config)
 
     def networks(self) -> dict[str, nn.Module]:
-        """The seven networks by name, in the order in which a frame meets them."""
+        """The seven networks by name."""
         return {name: getattr(self, name) for name in self.NETWORKS}
 
     @classmethod
@@ -52,7 +57,7 @@ class LivePortrait(nn.Module):
         states = load_checkpoint(path)
         states.require_match(portrait)
         for name, network in portrait.networks().items():
-            network.load_state_dict(states.networks[name], assign=True)
+            network.load_state_dict(_float32(states.networks[name]), assign=True)
         portrait.trained = True
         return portrait.eval().requires_grad_(False)
 
@@ -67,7 +72,7 @@ class LivePortrait(nn.Module):
         return portrait.eval()
 
     @classmethod
-    def _on_meta(cls, config: ModelConfig | None) -> LivePortrait:
+    def _on_meta(cls, config: ModelConfig) -> LivePortrait:
         """Shapes without storage: a checkpoint's own tensors are adopted, nothing is initialised in vain."""
         with torch.device("meta"):
             return cls(config)
@@ -77,6 +82,7 @@ class LivePortrait(nn.Module):
         save_checkpoint(self, path)
 
     def forward(self, source: Tensor, kp_source: Tensor, kp_driving: Tensor) -> Tensor:
-        """Picture [N, 3, S, S] and key points [N, K, 3] -> picture [N, 3, 2S, 2S]: G(W(F(source), x_s, x_d))."""
+        """Picture [N, 3, image_size, image_size] and key points [N, K, 3] -> picture [N, 3, output_size, output_size]:
+        G(W(F(source), x_s, x_d))."""
         warped = self.warping(self.appearance(source), kp_driving=kp_driving, kp_source=kp_source)
         return self.generator(warped.feature)

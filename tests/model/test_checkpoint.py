@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from model.checkpoint import BASE_FILES, CONFIG_FILE, RETARGETING_FILE, CheckpointError, load_checkpoint, read_config
 from model.config import ModelConfig
+from model.inference import InferenceEngine
 from model.inspect import format_report, inspect_weights
 from model.keypoints import Motion
 from model.networks import AppearanceExtractor, LivePortrait
@@ -63,6 +65,16 @@ def test_saved_weights_reload_bit_identically(target: str, portrait, expected, t
     assert not restored.training
     assert all(map(torch.equal, run(restored), expected))
     assert not list(tmp_path.rglob(".*")), "temporary files are left"
+
+
+def test_weights_of_half_precision_become_float32(portrait, tmp_path) -> None:
+    file = tmp_path / "half.safetensors"
+    halves = copy.deepcopy(portrait).bfloat16()
+    halves.save(file)
+    restored = LivePortrait.from_pretrained(file)
+    assert {value.dtype for value in restored.parameters()} == {torch.float32}
+    assert torch.equal(restored.generator.fc.weight, halves.generator.fc.weight.float())
+    assert torch.isfinite(InferenceEngine(restored).extract_motion(torch.rand(1, 3, 64, 64)).exp).all()
 
 
 def test_folder_has_the_released_layout(folder: Path) -> None:

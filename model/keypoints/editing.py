@@ -30,7 +30,7 @@ EYEBROWS_DOWN: Changes = ((1, 0, -0.001), (2, 0, 0.001), (1, 1, 0.0003), (2, 1, 
 PUPILS_RIGHT: Changes = ((11, 0, 0.0007), (15, 0, 0.001))
 PUPILS_LEFT: Changes = ((11, 0, 0.001), (15, 0, 0.0007))
 # Lids follow the pupils: half of the vertical movement, hence 0.0005 and not 0.001.
-PUPILS_DOWN: Changes = ((11, 1, -0.0005), (15, 1, -0.0005), (13, 1, -0.00015), (16, 1, -0.00015))
+PUPILS_UP: Changes = ((11, 1, -0.0005), (15, 1, -0.0005), (13, 1, -0.00015), (16, 1, -0.00015))
 POUT: Changes = ((19, 0, 1.0),)
 PURSE: Changes = ((14, 1, 0.001), (3, 1, -0.0005), (7, 1, -0.0005), (17, 2, -0.0005))
 GRIN: Changes = ((20, 2, -0.001), (20, 1, -0.001), (14, 1, -0.001))
@@ -60,9 +60,9 @@ class FaceEdit:
     eyebrow: float = 0.0
     """Raised if positive [-30, 30]."""
     pupil_x: float = 0.0
-    """[-30, 30]."""
+    """Towards the image's right if positive [-30, 30]."""
     pupil_y: float = 0.0
-    """[-63, 63]."""
+    """Up if positive [-63, 63]."""
     pout: float = 0.0
     """[-0.09, 0.09]."""
     purse: float = 0.0
@@ -72,9 +72,9 @@ class FaceEdit:
     lip_part: float = 0.0
     """Lips drawn apart or together by expression alone [-90, 120]."""
     move_x: float = 0.0
-    """Movement of the face in units of half the crop [-0.19, 0.19]."""
+    """Movement to the side, as published: what is taken from x of key point 5 before the scale [-0.19, 0.19]."""
     move_y: float = 0.0
-    """Movement of the face in units of half the crop [-0.19, 0.19]."""
+    """Movement up or down, as published: what is added to y of key point 5 before the scale [-0.19, 0.19]."""
     zoom: float = 1.0
     """Factor on the scale [0.9, 1.2]."""
 
@@ -94,7 +94,7 @@ class FaceEdit:
             (WINK, self.wink),
             (EYEBROWS_UP if self.eyebrow > 0 else EYEBROWS_DOWN, self.eyebrow),
             (PUPILS_RIGHT if self.pupil_x > 0 else PUPILS_LEFT, self.pupil_x),
-            (PUPILS_DOWN, self.pupil_y),
+            (PUPILS_UP, self.pupil_y),
             (POUT, self.pout),
             (PURSE, self.purse),
             (GRIN, self.grin),

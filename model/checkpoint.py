@@ -158,8 +158,8 @@ class Checkpoint:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read whatever networks a folder, one of its files, or a `.safetensors` file holds, without checking shapes.
 
-    FileNotFoundError if there is no such path or the folder holds no released file; CheckpointError for files that
-    cannot be read.
+    FileNotFoundError if there is no such path or the folder holds no weights; CheckpointError for files that cannot be
+    read, or where a folder holds several `.safetensors` and no released file.
     """
     path = Path(path)
     if not path.exists():

@@ -75,7 +75,7 @@ class Retarget:
     stitching: bool = True
     """Correct the key points so that the face can be pasted back without seams."""
     paste_back: bool = True
-    """Put the face back into the picture; otherwise the crop is written, as the networks make it."""
+    """Put the faces back into the picture; otherwise the crop of the largest is written, as the networks make it."""
     networks: Flat[NetworkOptions] = field(default_factory=NetworkOptions)
     faces: FacesConfig = field(default_factory=FacesConfig)
 
@@ -102,7 +102,7 @@ class Inspect:
     """Say what is in a checkpoint: networks, parameters, FLOPs, whether it is complete, which keys differ."""
 
     weights: tyro.conf.Positional[Path]
-    """Folder of released files, or one .safetensors file."""
+    """Folder of released files, one of its files, or a .safetensors file."""
 
     def run(self) -> int:
         from model.inspect import format_report, inspect_weights

@@ -1,4 +1,4 @@
-"""Sizes of the LivePortrait networks: the published ones, and a tiny preset with the same structure for tests."""
+"""Sizes of the LivePortrait networks: the published ones, and a tiny preset with the same structure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class ModelConfig:
     image_size: int = 256
     """Side of the square input picture of F and M, px."""
     num_keypoints: int = 21
-    """Implicit 3D key points. The region indices of `model.keypoints` assume 21."""
+    """Implicit 3D key points. Regions and edits of the expression (`model.keypoints`) need the released 21."""
 
     base_channels: int = 64
     """Channels of F's first convolution; doubled by every down block."""
     max_channels: int = 512
-    """Bound on the channels of F's down blocks."""
+    """Bound on the channels of F's first convolution and down blocks, and of the feature map that G decodes."""
     num_down_blocks: int = 2
     """Halvings of F: the volume's side is `image_size / 2**num_down_blocks`."""
     volume_channels: int = 32
@@ -36,12 +36,12 @@ class ModelConfig:
     backbone_channels: tuple[int, ...] = (96, 192, 384, 768)
     """ConvNeXtV2 channels of each stage of M (Tiny)."""
     num_pose_bins: int = 66
-    """Classes of each Euler angle, 3 degrees apart."""
+    """Classes of each Euler angle, 3 degrees apart from -97.5 on: the 66 reach as far to both sides."""
 
     hourglass_channels: int = 32
-    """Output channels of the dense-motion hourglass; its first down block has twice as many."""
+    """Channels of the last up block of the dense-motion hourglass; the first down block has twice as many."""
     hourglass_max_channels: int = 1024
-    """Bound on the channels of the hourglass."""
+    """Bound on the channels of the hourglass's down blocks."""
     num_hourglass_blocks: int = 5
     """Spatial halvings (depth is kept) of the hourglass."""
     compressed_channels: int = 4
@@ -105,7 +105,7 @@ class ModelConfig:
 
     @classmethod
     def tiny(cls, image_size: int = 64) -> ModelConfig:
-        """The same structure with few channels (64x64 in, 128x128 out), for tests that must be quick."""
+        """The same structure with few channels (64x64 in, 128x128 out), for tests and trials that must be quick."""
         return cls(
             image_size=image_size,
             base_channels=8,

@@ -146,7 +146,7 @@ def box_transform(box: np.ndarray, *, size_px: int = 512) -> np.ndarray:
 def invert(matrix: np.ndarray) -> np.ndarray:
     """The affine matrix that maps back, float64 [3, 3]. matrix: [2 or 3, 3]."""
     (a, b, x), (c, d, y) = np.asarray(matrix, np.float64)[:2].tolist()
-    determinant = a * d - b * c  # written out: np.linalg.inv takes ten times as long
+    determinant = a * d - b * c  # written out: np.linalg.inv takes twice as long
     return np.array([[d, -b, b * y - d * x], [-c, a, c * x - a * y], [0.0, 0.0, determinant]]) / determinant
 
 
@@ -270,7 +270,7 @@ def warp(
     matrix = np.asarray(matrix, np.float64)[:2]
     width, height = (size, size) if isinstance(size, int) else size
     (a, b), (c, d) = matrix[:, :2].tolist()
-    reduction = 1 / math.sqrt(abs(a * d - b * c))  # np.linalg.det takes twenty times as long
+    reduction = 1 / math.sqrt(abs(a * d - b * c))  # np.linalg.det takes many times as long
     block = int(reduction + 1e-9)
     if block > 1:
         image, matrix = _shrink(image, matrix, (width, height), block)

@@ -31,7 +31,8 @@ class NetworkReport:
     num_parameters: int
     """Trainable numbers of the network itself."""
     num_flops: int
-    """Floating-point operations of one forward pass of one frame; a multiplication and an addition count as two."""
+    """Floating-point operations of the convolutions and matrix products for one frame; a multiplication and an addition
+    count as two."""
     file: Path | None
     """The file that holds it; None if there is none."""
     difference: NetworkDifference | None
@@ -62,7 +63,7 @@ class WeightsReport:
 
 
 def count_flops(config: ModelConfig) -> dict[str, int]:
-    """Floating-point operations of each network for one frame, counted on shapes alone (no arithmetic is done)."""
+    """`NetworkReport.num_flops` of each network, counted on shapes alone (no arithmetic is done)."""
     with torch.device("meta"):
         portrait = LivePortrait(config).eval()
         size, num = config.image_size, config.num_keypoints

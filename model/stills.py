@@ -16,6 +16,7 @@ def read_still(path: str | Path) -> np.ndarray:
 
     Raises:
         OSError, SyntaxError, ValueError: the file is no picture, damaged, or of a kind whose brightness is unknown.
+        Image.DecompressionBombError: it has far more pixels than a photograph.
     """
     with Image.open(path) as image:
         picture = ImageOps.exif_transpose(image)

@@ -42,7 +42,7 @@ class AnimateOptions:
     faces_in_source: str = "largest"
     """Faces that move: largest, all, or the number of one (0 is the largest)."""
     crop_driving: bool = True
-    """Frame the face in the driving picture; switch off if it is framed already."""
+    """Frame the face in the driving picture; otherwise its middle square, for a face that is framed already."""
     paste_back: bool = True
     """Put the face back into its picture; otherwise the largest face's crop, as the networks make it, is written."""
     side_by_side: bool = False
@@ -50,7 +50,7 @@ class AnimateOptions:
     audio: Literal["driving", "source", "none"] = "driving"
     """Whose sound is kept; the other one's if that file has none."""
     fps: float | None = None
-    """Frame rate; that of the driving video if not given, of the source video where a still drives."""
+    """Frame rate; that of the driving video or template if not given, of the source video where a still drives."""
     max_s: float | None = None
     """Stop after this many seconds."""
     max_size_px: int | None = None

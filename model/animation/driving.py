@@ -60,7 +60,8 @@ def load_driving(
 ) -> Driving:
     """Motion of a driving file of any kind. Videos are read twice and never held in memory.
 
-    crop: frame the biggest face (a video: the mean of its boxes, never turned); otherwise the picture is taken whole.
+    crop: frame the biggest face (a video: the mean of its boxes, never turned); otherwise the middle square of the
+    picture is taken.
     Raises ValueError with one line.
     """
     path = Path(path)

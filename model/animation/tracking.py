@@ -62,7 +62,7 @@ class FaceTrack:
 
 
 def track_faces(frames: Iterable[np.ndarray], analyser: FaceAnalyser, *, min_face_px: float) -> list[FaceTrack]:
-    """Follow every face of a video; the biggest comes first.
+    """Follow every face of a video; those that are big and long in the picture come first.
 
     frames: uint8 [H, W, 3], RGB, taken one by one. Tracks of one or two frames are noise of the detector and left out,
     unless there is nothing else.

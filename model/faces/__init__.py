@@ -156,7 +156,7 @@ class AnalyserInfo:
     """What made the numbers; recorded with every track."""
 
     name: str
-    """Name of the main analyser, with the parts that another one supplies: `insightface+open:landmarks`."""
+    """Name of the main analyser, with the parts that another one supplies: `insightface/buffalo_l+open:landmarker`."""
     licence: str
     """The licences that hold, most restrictive last, separated by '; '."""
     weights: dict[str, WeightInfo]

@@ -42,7 +42,7 @@ class FastAppearanceExtractor(nn.Module):
         self.convolutions = nn.ModuleList(
             Convolution(*fold_batch_norm(block.conv, block.norm), dtype=dtype, padding=1) for block in blocks
         )
-        # Depth after channels: the volume is channels-last as it leaves the 1x1 convolution.
+        # Slice by slice, so that channels lie innermost as the volume leaves the 1x1 convolution.
         channels, depth = plain.volume_shape
         weight = plain.second.weight.detach().unflatten(0, (channels, depth)).transpose(0, 1).flatten(0, 1)
         bias = plain.second.bias.detach().view(channels, depth).T.flatten()

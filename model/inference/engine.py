@@ -65,10 +65,11 @@ class InferenceEngine:
         optimize: bool = True,
         compile: bool = False,
     ) -> None:
-        """optimize: run the folded networks; otherwise the plain modules, under autocast if dtype is not float32.
+        """optimize: run the folded networks; otherwise the plain modules, all but M under autocast if dtype is not
+        float32. M runs in float32 always.
 
         compile: fuse W and G with `torch.compile` and replay them as CUDA graphs (CUDA only; the first batch takes
-        minutes, and sets the batch size).
+        minutes, and sets the batch size: smaller ones are filled up, a larger one compiles anew).
         """
         self.portrait = portrait
         self.config = portrait.config
@@ -111,7 +112,7 @@ class InferenceEngine:
 
     @torch.inference_mode()
     def render(self, volume: Tensor, x_s: Tensor, x_d: Tensor) -> np.ndarray:
-        """Frames uint8 [N, S, S, 3] (RGB) from key points x_d [N, K, 3].
+        """Frames uint8 [N, S, S, 3] (RGB) from key points x_d [N, K, 3]; S is the `output_size`.
 
         volume and x_s have a first dimension of N, or of 1 for a still source.
         """
@@ -120,7 +121,7 @@ class InferenceEngine:
 
     @torch.inference_mode()
     def decode(self, volume: Tensor, x_s: Tensor, x_d: Tensor) -> Tensor:
-        """G(W(volume, x_s, x_d)) as float32 [N, 3, S, S] in (0, 1), on the engine's device."""
+        """G(W(volume, x_s, x_d)) as float32 [N, 3, S, S] in (0, 1), on the engine's device; S is the `output_size`."""
         num_frames = len(x_d)
         if self._compiled_batch is None:
             return self._decode(volume, x_s, x_d)
@@ -148,9 +149,9 @@ class InferenceEngine:
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
     def prepare(self, images: np.ndarray | Tensor) -> Tensor:
-        """Network input [N, 3, S, S] in [0, 1].
+        """Network input [N, 3, S, S] in [0, 1]; S is the `image_size`.
 
-        images: uint8 [N, H, W, 3] (RGB, square crops of any size, resized by area), or float [N, 3, S, S], taken as is.
+        images: uint8 [N, H, H, 3] (RGB, square crops of any size, resized by area), or float [N, 3, S, S], taken as is.
         """
         size = self.config.image_size
         if isinstance(images, Tensor):
@@ -158,7 +159,7 @@ class InferenceEngine:
                 raise ValueError(f"expected a float tensor [N, 3, {size}, {size}], got {images.shape = }")
             return images.to(self.device, torch.float32)
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"expected square uint8 crops [N, S, S, 3], got {images.shape = }, {images.dtype = }")
+            raise ValueError(f"expected square uint8 crops [N, H, H, 3], got {images.shape = }, {images.dtype = }")
         if images.shape[1] != size:
             images = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images])
         tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)

@@ -34,19 +34,19 @@ class AnimationOptions:
     stitching: bool = True
     """Correct the key points so that the animated crop can be pasted back without seams."""
     normalize_lip: bool = True
-    """Close the source's lips before relative motion is added."""
+    """Close the source's lips where relative motion is added; not together with eye or lip retargeting."""
     lip_normalize_threshold: float = 0.03
     """Lips less open than this are taken as closed."""
     eye_retargeting: bool = False
-    """Open the source's eyes as far as the driving ones, instead of carrying the motion over."""
+    """Open the source's eyes as far as the driving ones; relative motion, of the head too, is then not carried over."""
     lip_retargeting: bool = False
-    """Open the source's lips as far as the driving ones, instead of carrying the motion over."""
+    """Open the source's lips as far as the driving ones; relative motion, of the head too, is then not carried over."""
     source_video_eye_retargeting: bool = False
-    """Hold the eyes of a source video as open as in its first frame."""
+    """Hold the eyes of a source video as open as in its first frame; not together with eye or lip retargeting."""
     source_video_eye_retargeting_threshold: float = 0.18
     """A first frame with eyes less open than this is not a model to hold to; 0.39 is taken instead."""
     smooth_observation_variance: float = 3e-7
-    """Kalman smoothing of source-video animation: larger is smoother and less exact."""
+    """Kalman smoothing where a video drives a source video: larger is smoother and less exact."""
 
     def __post_init__(self) -> None:
         if self.region not in REGIONS:

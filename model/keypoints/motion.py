@@ -62,7 +62,7 @@ class Motion:
     kp: Tensor
     """Canonical key points [N, K, 3]."""
     eye_open: Tensor | None = None
-    """Left and right eye openness from landmarks [N, 2]; None where no landmarks are known."""
+    """Openness of the eyes (left in the image, right) from landmarks [N, 2]; None where no landmarks are known."""
     lip_open: Tensor | None = None
     """Lip openness from landmarks [N, 1]; None where no landmarks are known."""
 

@@ -16,7 +16,7 @@ LIP_KEYPOINTS = (6, 12, 14, 17, 19, 20)
 _WHOLE_KEYPOINTS = (1, 2, 6, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
 _SINGLE_AXES = ((3, 1), (4, 1), (5, 2), (8, 2), (9, 1), (9, 2))
 
-# Expression of a face with closed lips and open eyes: what a driving still's expression is measured against.
+# The published neutral lip expression: what a driving still's expression is measured against.
 NEUTRAL_EXPRESSION = (
     (-9.45240e-05, 2.42220e-04, -4.00974e-05),
     (2.08596e-04, 4.68054e-04, 1.27464e-05),

@@ -11,7 +11,7 @@ from model.networks.blocks import ConvNorm2d, ResBlock3d, prepared
 class AppearanceExtractor(nn.Module):
     """Appearance volume of a source picture.
 
-    image: float [N, 3, S, S], RGB in [0, 1] -> [N, volume_channels, volume_depth, S/4, S/4].
+    image: float [N, 3, S, S], RGB in [0, 1] -> [N, volume_channels, volume_depth, feature_size, feature_size].
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,4 +1,5 @@
-"""Convolution blocks that F and W share, in 2D and 3D. Depth is never resampled: halvings are spatial only."""
+"""Convolution blocks of F and W, in 2D and 3D (depth is never resampled: halvings are spatial only), and what keeps
+types and memory layouts in all networks."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def prepared(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor, factors: tuple[int, ...]) -> Tensor:
-    """Nearest neighbour by whole factors, in x's own type: autocast would make it float32, which changes nothing."""
+    """Nearest neighbour by whole factors, in x's own type: autocast (on CUDA) would make it float32, to no avail."""
     with without_autocast(x.device):
         return functional.interpolate(x, scale_factor=factors)
 

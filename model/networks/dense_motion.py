@@ -90,7 +90,7 @@ class DenseMotion(nn.Module):
         self.occlusion = nn.Conv2d(channels * config.volume_depth, 1, 7, padding=3)
 
     def compress_volume(self, volume: Tensor) -> Tensor:
-        """The part that depends on the source picture alone: [N, 32, D, H, W] -> [N, 4, D, H, W]."""
+        """The part that depends on the source picture alone: [N, C, D, H, W] -> [N, compressed_channels, D, H, W]."""
         return torch.relu(self.norm(self.compress(volume)))
 
     @staticmethod
@@ -105,7 +105,9 @@ class DenseMotion(nn.Module):
 
     @staticmethod
     def hourglass_input(compressed: Tensor, motions: Tensor, kp_driving: Tensor, kp_source: Tensor) -> Tensor:
-        """Heat-map differences beside the volume warped by every sparse motion: [N, (K + 1) * 5, D, H, W].
+        """Heat-map differences beside the volume warped by every sparse motion: [N, (K + 1) * (1 + C), D, H, W].
+
+        compressed: [N, C, D, H, W]. motions: [N, K + 1, D, H, W, 3], as `sparse_motions` gives them.
 
         Sampling at the identity grid is not the identity (its corners lie at -1 and 1, which sampling takes as the
         outer borders of the corner cells), so the background is sampled as well.

@@ -97,7 +97,10 @@ class SpadeBlock(nn.Module):
 
 
 class SpadeGenerator(nn.Module):
-    """Picture from W's feature map: [N, feature_channels, H, W] -> [N, 3, 8H, 8W], RGB in (0, 1)."""
+    """Picture from W's feature map: [N, feature_channels, H, W] -> [N, 3, 4 f H, 4 f W], RGB in (0, 1).
+
+    f is the `shuffle_factor`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

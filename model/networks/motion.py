@@ -22,7 +22,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Global response normalisation of a channels-last map [N, H, W, C] (ConvNeXtV2, section 3.2)."""
+    """Global response normalisation of a channels-last map [N, H, W, C] (ConvNeXtV2, section 4)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -102,8 +102,9 @@ class MotionDetector(nn.Module):
 class MotionExtractor(nn.Module):
     """Raw motion heads of a picture.
 
-    image: float [N, 3, S, S], RGB in [0, 1] -> pitch, yaw, roll: bin logits [N, 66]; t [N, 3]; exp [N, 63];
-    scale [N, 1]; kp: canonical key points [N, 63]. `model.keypoints.Motion.from_heads` turns them into numbers.
+    image: float [N, 3, S, S], RGB in [0, 1] -> pitch, yaw, roll: bin logits [N, num_pose_bins]; t [N, 3];
+    exp [N, 3K]; scale [N, 1]; kp: canonical key points [N, 3K]. `model.keypoints.Motion.from_heads` turns them into
+    numbers.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -22,7 +22,7 @@ class WarpOutput(NamedTuple):
     occlusion: Tensor
     """Visibility in (0, 1): [N, 1, H, W]."""
     deformation: Tensor
-    """Backward flow, (x, y, z) in [-1, 1]: [N, D, H, W, 3], float32."""
+    """Backward flow, (x, y, z) with the volume from -1 to 1: [N, D, H, W, 3], float32."""
 
 
 class WarpingNetwork(nn.Module):

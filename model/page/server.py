@@ -28,7 +28,7 @@ MAX_REQUEST_BYTES = 1 << 16
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Routes. Only same-origin requests to a name of this machine are answered."""
+    """Routes. Only same-origin requests are answered, and on loopback only those to a name of this machine."""
 
     server: PageServer
     protocol_version = "HTTP/1.1"

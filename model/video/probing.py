@@ -80,8 +80,8 @@ class VideoInfo:
     fps_fraction: Fraction | None
     """Average frame rate, exact."""
     is_vfr: bool
-    """Average and nominal frame rate differ by more than 1 %: frames come at irregular times, so only presentation
-    times tell when a frame is shown. The times themselves are not compared."""
+    """Average and nominal frame rate differ by more than 1 %, or the stated one is not credible: frames come at
+    irregular times, so only presentation times tell when a frame is shown. The times themselves are not compared."""
     duration_s: float | None
     """Length of the video stream from its first frame, or of the file where the stream does not tell."""
     num_frames_in_header: int | None

@@ -17,7 +17,8 @@ MIN_OVERLAP = 0.25
 MAX_GAP_FRAMES = 12
 """Frames that a face may be hidden and still be the same track."""
 CUT_DIFFERENCE = 20.0
-"""Mean change of a thumbnail's pixels, 0 to 255, that is a cut: tracks end. Motion stays below 14, cuts above 27."""
+"""Mean change of a thumbnail's pixels, 0 to 255, that is a cut: tracks end. People's motion stays below 15, cuts lie
+above 27."""
 _THUMBNAIL_PX = 48
 MAX_UNCONFIRMED_FRAMES = 15
 """Frames that landmarks alone may carry a track; what they say after the last detection is then dropped."""

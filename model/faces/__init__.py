@@ -58,7 +58,7 @@ class FacesConfig:
     weights_dir: str | None = None
     """Folder with local weight files of the open analyser, looked at before the cache; for use without a network."""
     detection_size_px: int = 512
-    """Longer side of the picture that the detector sees."""
+    """Longer side of the picture that the detector sees, with a border of a tenth of the picture on each side."""
     min_detection_score: float = 0.6
     """Detections below this score (0 to 1) are dropped."""
     min_face_size_px: float = 0.0

@@ -49,7 +49,7 @@ _POINTS106 = np.array(
 
 
 _POINTS5 = averaging(68, [36, 37, 38, 39, 40, 41], [42, 43, 44, 45, 46, 47], [30], [48], [54])
-# Detectors draw a box up to the hairline: above the brows by about a quarter of the brow-to-chin height.
+# Detectors draw a box up to the hairline: above the brows by about 0.3 of the brow-to-chin height.
 _HAIRLINE = np.full(68, 1 / 68) + 1.6 * (_POINTS5[:2].mean(0) - _POINTS5[3:].mean(0))
 
 

@@ -23,7 +23,7 @@ _MAX_OVERLAP = 0.3
 
 
 class YuNetDetector:
-    """Detects faces of about 10 to 400 px in a canvas of `detection_size_px`."""
+    """Detects faces of about 15 to 400 px in a canvas of `detection_size_px`."""
 
     def __init__(self, config: FacesConfig) -> None:
         weight = resolve_weight("yunet", config.weights_dir)

@@ -1,6 +1,6 @@
 """Key-point algebra: from motions of source and driving frames to the key points that W gets.
 
-All of it takes and gives float32 tensors, a few hundred numbers a frame, so whole videos of motions fit in memory where
+All of it takes and gives float32 tensors, some 140 numbers a frame, so whole videos of motions fit in memory where
 frames do not.
 """
 

@@ -1,7 +1,8 @@
 """HDR video (PQ, HLG) brought to the brightness and colours of all other pictures: BT.709, seen by a gamma of 2.4.
 
-Diffuse white lies at 203 cd/m2, as BT.2408 has it: darker things look as in a usual video of the same scene, lights
-above it are compressed. Tables and single operations on numbers only, so that all machines give the same bits.
+Diffuse white lies at 203 cd/m2, as BT.2408 has it: what is darker than three quarters of it looks as in a usual video
+of the same scene, lights above are compressed. Tables and single operations on numbers only, so that all machines give
+the same bits.
 """
 
 from __future__ import annotations

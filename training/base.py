@@ -37,7 +37,7 @@ from training.losses import (
 from training.networks.discriminator import CascadedDiscriminator
 from training.picture_sizes import require_picture_sizes
 from training.recipe import Recipe
-from training.stage import Progress, Stage, make_adam, take_step
+from training.stage import Stage, make_adam, take_step
 
 PICTURE_TERMS = ("pixel", "pixel_face", "pixel_eyes", "perceptual", "identity", "adversarial", "feature_matching")
 
@@ -149,7 +149,7 @@ class BaseStage(Stage):
         )
         self.discriminators = self.process.replicate(bare)
 
-    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The discriminators first, on the picture just made; then the networks, judged by the new discriminators."""
         transform = RandomTransform.sample_rows(
             len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
@@ -168,7 +168,7 @@ class BaseStage(Stage):
         told = {}
         if self.discriminators is not None:
             told |= self._step_discriminators(real, fake)
-        terms = self._terms(made, batch, transform, real, fake, progress) | self._flow_terms(made, batch, edited)
+        terms = self._terms(made, batch, transform, real, fake, images) | self._flow_terms(made, batch, edited)
         total = weighted_sum(self.recipe.losses, terms)
         if not any(name in terms for name in PICTURE_TERMS):
             # As while discriminators that alone judge the picture warm up: DistributedDataParallel wants a gradient.
@@ -220,12 +220,12 @@ class BaseStage(Stage):
         transform: RandomTransform,
         real: dict[str, Tensor],
         fake: dict[str, Tensor],
-        progress: Progress,
+        images: int,
     ) -> dict[str, Tensor]:
         """All terms of the networks' loss, unweighted."""
         with self._autocast():
             terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
-            if self.discriminators is not None and progress.images >= self.recipe.losses.discriminator_warmup_images:
+            if self.discriminators is not None and images >= self.recipe.losses.discriminator_warmup_images:
                 terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
         return terms | motion_terms(self.recipe.losses, made, batch, transform, self.conventions)
 

@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.ema import Ema
 from training.picture_sizes import require_double_output
 from training.recipe import Recipe
-from training.stage import Progress, Stage, make_adam, take_step
+from training.stage import Stage, make_adam, take_step
 
 _MAKE = {"stitching": make_stitching, "retarget_eye": make_retarget_eye, "retarget_lip": make_retarget_lip}
 
@@ -106,7 +106,7 @@ class CorrectionStage(Stage):
         """The weighted sum, and its terms before weighting. Gradients reach the trained network alone."""
         raise NotImplementedError
 
-    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         total, terms = self.losses(batch, generator)
         total.backward()
         norm = take_step(self.optimizers["networks"], self.max_gradient_norm)

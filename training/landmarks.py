@@ -21,7 +21,7 @@ from training.distributed import Process
 from training.ema import Ema
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
-from training.stage import Progress, Stage, make_adam, take_step
+from training.stage import Stage, make_adam, take_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class LandmarkStage(Stage):
             self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
         self._replica = process.replicate(network)
 
-    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         images = torch.cat([batch.source.target, batch.driving.target])
         labels = torch.cat([batch.source.landmarks, batch.driving.landmarks])
         drawn = self.process.draw(len(batch), 2, 5, generator=generator).transpose(0, 1).flatten(0, 1)

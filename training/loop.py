@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.metrics import Reporter
 from training.nonfinite import NonFiniteError, save_batch
 from training.recipe import Recipe, recipe_toml
-from training.stage import Progress, Stage, open_loader
+from training.stage import Stage, open_loader
 from training.stopping import stop_request
 from training.validation import save_pictures, validate
 
@@ -128,8 +128,7 @@ def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: P
     for optimizer in stage.optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-    progress = Progress(images=state.images, step=state.step, batch_size=recipe.batch_size)
-    losses = stage.training_step(prepared, progress, generator)
+    losses = stage.training_step(prepared, state.images, generator)
     state.images, state.step = state.images + recipe.batch_size, state.step + 1
     if stage.ema is not None:
         stage.ema.update(state.images, recipe.batch_size)

@@ -22,7 +22,7 @@ from training.ema import Ema
 from training.landmarks import dotted
 from training.losses import GUIDANCE_LANDMARKS, guided_openness, require_slots
 from training.recipe import Recipe
-from training.stage import Progress, Stage, make_adam, take_step
+from training.stage import Stage, make_adam, take_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class MotionStage(Stage):
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self._replica = process.replicate(network)
 
-    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         transform = RandomTransform.sample_rows(
             len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +14,11 @@ from training.ema import Ema
 from training.recipe import Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run is."""
-
-    images: int
-    """Pairs seen by all ranks in all steps so far."""
-    step: int
-    """Steps so far."""
-    batch_size: int
-    """Pairs a step over all ranks."""
-
-
 class Stage:
     """What a stage of training is to the loop. Derived classes set the attributes and write the three methods."""
 
     name: str
-    """As on the command line."""
+    """As checkpoints and messages name it."""
     modules: dict[str, nn.Module]
     """What is trained, unwrapped; all of it goes into checkpoints."""
     optimizers: dict[str, Optimizer]
@@ -45,12 +32,12 @@ class Stage:
     best_metric: str | None = None
     """Figure of `validate` whose smallest mean marks the best checkpoint."""
 
-    def training_step(self, batch: PreparedBatch, progress: Progress, generator: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Forward, backward and `take_step` of every optimiser. Returns scalars to tell: losses, gradient norms.
 
-        generator: on the device, seeded for this step alike on all ranks; the only source of random numbers. What is
-        drawn for the pairs of all ranks, of which this one takes its rows (`Process.draw`), does not depend on the
-        number of ranks.
+        images: pairs seen by all ranks in the steps before. generator: on the device, seeded for this step alike on all
+        ranks; the only source of random numbers. What is drawn for the pairs of all ranks, of which this one takes its
+        rows (`Process.draw`), does not depend on the number of ranks.
         """
         raise NotImplementedError
 

@@ -33,7 +33,6 @@ from training.base import BaseRecipe, BaseStage
 from training.data.batch import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.recipe import load_recipe
-from training.stage import Progress
 
 ROOT = str(Path(__file__).resolve().parents[2])
 _LARGE = 1_000_000  # elements from which on a layout matters
@@ -150,11 +149,10 @@ def count_step(recipe: BaseRecipe) -> Traffic:
     for optimizer in stage.optimizers.values():
         optimizer.step = lambda: None
     past_warmup = recipe.losses.discriminator_warmup_images  # so that all losses count
-    progress = Progress(images=past_warmup, step=1, batch_size=recipe.batch_size)
     with FakeTensorMode(allow_non_fake_inputs=True):
         batch, generator = fake_batch(recipe.batch_size, recipe.model.image_size), torch.Generator()
         with Traffic() as traffic:
-            stage.training_step(batch, progress, generator)
+            stage.training_step(batch, past_warmup, generator)
     return traffic
 
 

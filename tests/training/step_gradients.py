@@ -19,7 +19,6 @@ from training.data import PreparedBatch, PreparedFrames
 from training.distributed import leave, start_process
 from training.loop import seeded_generator
 from training.recipe import load_recipe
-from training.stage import Progress
 
 
 def make_batch(num: int, size: int) -> PreparedBatch:
@@ -71,8 +70,7 @@ def record_step(recipe_path: str, output: str, part: slice = slice(0, 4)) -> Non
         batch = rows(make_batch(4, recipe.model.image_size), part)
         share = len(batch) // process.world_size
         mine = rows(batch, slice(process.rank * share, (process.rank + 1) * share))
-        progress = Progress(images=100, step=25, batch_size=4)
-        losses = stage.training_step(mine, progress, seeded_generator(process.device, 3))
+        losses = stage.training_step(mine, 100, seeded_generator(process.device, 3))
         means = process.mean({name: value.item() for name, value in losses.items()})
         if process.is_main:
             statistics = {f"statistics.{k}": v for k, v in stage.model.state_dict().items() if "running" in k}

@@ -21,7 +21,6 @@ from training.losses import eye_mask, lip_mask, shoulder_mask
 from training.networks.landmarks import LandmarkNetwork
 from training.recipe import ComputeOptions, OptimizerOptions
 from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage, vary_places
-from training.stage import Progress
 from training.stitching import StitchingLosses, StitchingRecipe, StitchingStage
 
 TINY = ModelConfig.tiny(32)
@@ -81,7 +80,7 @@ def test_only_its_network_learns(name: str, network: str, portrait, batch) -> No
     before = {key: value.clone() for key, value in portrait.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     for step in range(3):
-        told = stage.training_step(batch, Progress(images=2 * step, step=step, batch_size=2), generator)
+        told = stage.training_step(batch, 2 * step, generator)
         stage.ema.update(2 * step + 2, 2)
         assert all(math.isfinite(value.item()) for value in told.values())
         assert told["gradient_norm"] > 0
@@ -206,7 +205,7 @@ def test_stitching_quietens_the_shoulders(portrait, batch) -> None:
     stage = make_stage("stitching", portrait)
     generator = torch.Generator().manual_seed(0)
     for step in range(80):
-        stage.training_step(batch, Progress(images=2 * step, step=step, batch_size=2), generator)
+        stage.training_step(batch, 2 * step, generator)
         stage.ema.update(2 * step + 2, 2)
     figures = stage.validate(batch)
     assert (figures["shoulder"] < 0.5 * figures["shoulder_unstitched"]).all()

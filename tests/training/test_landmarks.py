@@ -13,7 +13,6 @@ from training.distributed import Process
 from training.landmarks import LandmarkOptions, LandmarksRecipe, LandmarkStage, dotted, errors, vary
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork, centres_of_mass
 from training.recipe import ComputeOptions, OptimizerOptions
-from training.stage import Progress
 
 
 def test_centre_of_mass_of_a_peak_is_its_pixel() -> None:
@@ -91,7 +90,7 @@ def test_two_ranks_vary_as_one_would(make_face68) -> None:
         )
         batch = PreparedBatch(source=source, driving=driving, is_still=torch.zeros(4, dtype=torch.bool)[rows])
         generator = torch.Generator().manual_seed(5)
-        return stage.training_step(batch, Progress(images=0, step=0, batch_size=4), generator)["loss"].item()
+        return stage.training_step(batch, 0, generator)["loss"].item()
 
     halves = [loss(Process(rank=rank, world_size=2), slice(2 * rank, 2 * rank + 2)) for rank in range(2)]
     assert sum(halves) / 2 == pytest.approx(loss(Process(), slice(0, 4)), rel=1e-5)
@@ -165,5 +164,5 @@ def test_it_learns(make_face68) -> None:
     held_out = batch()
     before = stage.validate(held_out)["position"].mean()
     for step in range(200):
-        stage.training_step(batch(), Progress(images=4 * step, step=step, batch_size=4), generator)
+        stage.training_step(batch(), 4 * step, generator)
     assert stage.validate(held_out)["position"].mean() < 0.5 * before

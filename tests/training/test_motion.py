@@ -21,7 +21,6 @@ from training.export import checkpoint_folder, load_portrait, network_states
 from training.losses import GUIDANCE_LANDMARKS, RELEASED_SLOTS, guided_openness
 from training.motion import MotionRecipe, MotionStage, errors
 from training.recipe import ComputeOptions, load_recipe
-from training.stage import Progress
 
 QUICK = (
     *("--recipe", "tiny", "--batch-size", "8", "--data.num-workers", "0", "--reports.pictures-every-images", "0"),
@@ -82,7 +81,7 @@ def test_pose_alone_leaves_no_head_without_a_gradient() -> None:
         lambda *_: gradients.update({name: p.grad.abs().max().item() for name, p in parameters.items()})
     )
     batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"](2, 64)
-    stage.training_step(batch, Progress(images=0, step=0, batch_size=2), torch.Generator().manual_seed(0))
+    stage.training_step(batch, 0, torch.Generator().manual_seed(0))
     assert gradients["detector.fc_yaw.weight"] > 0
     assert gradients["detector.fc_kp.weight"] == 0
 
@@ -92,7 +91,7 @@ def test_m_sees_pairs_and_is_validated_by_its_average() -> None:
     stage = MotionStage(load_recipe(MotionRecipe, "motion", "tiny"), Process())
     network, seen = stage.modules["motion"], []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    stage.training_step(batch, Progress(images=0, step=0, batch_size=2), torch.Generator().manual_seed(0))
+    stage.training_step(batch, 0, torch.Generator().manual_seed(0))
     transform = RandomTransform.sample(2, generator=torch.Generator().manual_seed(0))
     frames = batch.source.image, batch.driving.image, transform.warp_image(batch.driving.image)
     assert torch.equal(seen[0], torch.cat(frames))

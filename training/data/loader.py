@@ -38,7 +38,7 @@ _NO_SHARED_MEMORY = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(PairOptions):
     """How pairs are chosen and read."""
 
     reader: Literal["pread", "webdataset"] = "pread"
@@ -51,16 +51,6 @@ class DataConfig:
     """Batches that each worker keeps ready."""
     worker_start: Literal["fork", "forkserver", "spawn"] = "forkserver"
     """How worker processes start. `fork` is quick, but not safe once CUDA, gloo or S3 threads run."""
-    min_gap_s: float = 0.4
-    """Least time between the two frames; of a clip that is shorter, the two that are farthest apart. Stitching, whose
-    driving frames are of another person, uses neither this nor the next."""
-    driving_candidates: int = 1
-    """Driving frames to draw, of which the one that differs most from the source in pose, eyes and lips is taken."""
-    still_share: float | None = None
-    """Part of the samples that are stills; None: as their weights say."""
-    held_out_share: float = 0.0
-    """Part of the frames of each video, its last ones, that is kept back from training: split `held_out` drives with
-    these the other frames of the same clips."""
     on_damage: OnDamage = "skip"
     """What a damaged sample or shard does: it is replaced, counted and named, or ends the run."""
     shuffle_buffer: int = 512
@@ -72,30 +62,14 @@ class DataConfig:
     """Folder of the index made from the manifests; empty: in the folder for temporary files."""
 
     def __post_init__(self) -> None:
+        PairOptions.__post_init__(self)
         if self.reader not in ("pread", "webdataset"):
             raise ValueError(f"reader is {self.reader!r}, expected 'pread' or 'webdataset'")
-        for name, least in (
-            ("num_workers", 0),
-            ("prefetch_batches", 1),
-            ("driving_candidates", 1),
-            ("shuffle_buffer", 1),
-        ):
+        for name, least in (("num_workers", 0), ("prefetch_batches", 1), ("shuffle_buffer", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        if self.min_gap_s < 0 or self.stream_pairs_per_clip <= 0:
-            raise ValueError("min_gap_s must be at least 0 and stream_pairs_per_clip more than 0")
-        if not 0 <= self.held_out_share < 1:
-            raise ValueError(f"held_out_share is {self.held_out_share}, expected at least 0 and less than 1")
-
-    @property
-    def pairs(self) -> PairOptions:
-        """The part that chooses pairs."""
-        return PairOptions(
-            min_gap_s=self.min_gap_s,
-            driving_candidates=self.driving_candidates,
-            still_share=self.still_share,
-            held_out_share=self.held_out_share,
-        )
+        if self.stream_pairs_per_clip <= 0:
+            raise ValueError(f"stream_pairs_per_clip is {self.stream_pairs_per_clip}, expected more than 0")
 
 
 class BatchLoader:
@@ -193,7 +167,7 @@ def make_loader(
         storage, "train" if held_out else split, with_motion=config.driving_candidates > 1, folder=config.index_folder
     )
     damaged = damaged_clips(storage, index, on_damage=config.on_damage)
-    pairs = config.pairs if held_out else _of_kinds_left(config.pairs, index, damaged)
+    pairs = config if held_out else _of_kinds_left(config, index, damaged)
     order = PairOrder(index, pairs, seed=seed, cross_identity=cross_identity, held_out=held_out)
     stored_px = _picture_side(storage, index, damaged)
     if stored_px < side_px:

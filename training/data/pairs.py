@@ -44,16 +44,28 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairOptions:
-    """How pairs are chosen; part of the data section of a recipe."""
+    """How pairs are chosen."""
 
     min_gap_s: float = 0.4
-    """Least time between the frames; of a clip that is shorter, the two that are farthest apart."""
+    """Least time between the two frames; of a clip that is shorter, the two that are farthest apart. Stitching, whose
+    driving frames are of another person, uses neither this nor the next where it reads by `pread`."""
     driving_candidates: int = 1
     """Driving frames to draw, of which the one that differs most from the source in pose, eyes and lips is taken."""
     still_share: float | None = None
     """Part of the samples that are stills; None: as their weights say."""
     held_out_share: float = 0.0
-    """Part of the frames of each video, its last ones, that is not trained on."""
+    """Part of the frames of each video, its last ones, that is kept back from training: split `held_out` drives with
+    these the other frames of the same clips."""
+
+    def __post_init__(self) -> None:
+        if self.min_gap_s < 0:
+            raise ValueError(f"min_gap_s is {self.min_gap_s}, expected at least 0")
+        if self.driving_candidates < 1:
+            raise ValueError(f"driving_candidates is {self.driving_candidates}, expected at least 1")
+        if self.still_share is not None and not 0 <= self.still_share <= 1:
+            raise ValueError(f"still_share is {self.still_share}, expected 0 to 1")
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"held_out_share is {self.held_out_share}, expected at least 0 and less than 1")
 
 
 class FramePairs:
@@ -231,8 +243,6 @@ class PairOrder:
 
 def share_of_stills(asked: float | None, video_weight: float, still_weight: float) -> Fraction:
     """The ratio that is used: as asked or by the weights, and 0 or 1 where there are clips of one kind only."""
-    if asked is not None and not 0 <= asked <= 1:
-        raise ValueError(f"still_share is {asked}, expected 0 to 1")
     if not video_weight or not still_weight:
         share = Fraction(0 if video_weight else 1)
         if asked is not None and Fraction(asked) != share:

@@ -88,7 +88,7 @@ def test_without_a_ratio_stills_come_as_their_weights_say(index):
     assert share_of_stills(0.5, 0.0, 3.0) == 1
     assert share_of_stills(0.5, 3.0, 0.0) == 0
     with pytest.raises(ValueError, match=r"still_share is 1\.5"):
-        share_of_stills(1.5, 1.0, 1.0)
+        PairOptions(still_share=1.5)
 
 
 def test_frames_are_far_enough_apart_and_never_repeats(index):

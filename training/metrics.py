@@ -44,7 +44,8 @@ class Reporter:
 
             output.mkdir(parents=True, exist_ok=True)
             self._board = SummaryWriter(str(output / "tensorboard"), purge_step=first_image)
-            if first_image:
+            # Also at 0 where there are rows: of a start that ended before its first checkpoint.
+            if first_image or (self._path.is_file() and self._path.stat().st_size):
                 self._record({"kind": "resumed", "images": first_image, "time": time.time()})
 
     def __enter__(self) -> Reporter:
@@ -98,7 +99,7 @@ class Reporter:
             return
         left_s = (self._recipe.num_images - images) / speed
         # The total and what counts for it; gradient norms and the like are in the files.
-        losses = {name: value for name, value in means.items() if "/" not in name}
+        losses = {name: value for name, value in means.items() if "/" not in name and name != "gradient_norm"}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(losses.items())[: SHOWN_LOSSES + 1])
         shown += " ..." if len(losses) > SHOWN_LOSSES + 1 else ""
         parts = [

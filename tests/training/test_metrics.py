@@ -49,15 +49,15 @@ def test_a_line_tells_means_speed_wait_and_time_to_go(tmp_path, monkeypatch) -> 
             passes(0.02)
             with reporter.paused():
                 passes(0.3)
-            reporter.add(
-                {"loss": loss, "gradient_norm/networks": 7.0}, 10 * number + 10, number + 1, num_skipped=number
-            )
+            losses = {"loss": loss, "gradient_norm": 7.0, "gradient_norm/networks": 7.0}
+            reporter.add(losses, 10 * number + 10, number + 1, num_skipped=number)
     (line,) = out.getvalue().splitlines()
     for part in ("step 2  images 20  loss 2  ", " images/s  wait ", " GiB  ETA 0:", "1 samples skipped"):
         assert part in line
     assert "gradient_norm" not in line
     (record,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (record["kind"], record["loss"], record["images"], record["step"]) == ("train", 2.0, 20, 2)
+    assert record["gradient_norm"] == record["gradient_norm/networks"] == 7
     assert record["data_wait_percent"] == pytest.approx(50)
     assert record["images_per_s"] == pytest.approx(20 / 0.08)  # the pauses are left out
     assert 0.01 < record["memory_gib"] < 100
@@ -95,6 +95,14 @@ def test_a_row_that_was_cut_off_spoils_no_other(tmp_path) -> None:
         reporter.validation({"l1": 0.1}, 8)
     _, *rows = path.read_text().splitlines()
     assert [json.loads(row)["kind"] for row in rows] == ["resumed", "validation"]
+
+
+def test_a_start_after_one_that_left_no_checkpoint_tells_of_it(tmp_path) -> None:
+    for _ in range(2):
+        with Reporter(tmp_path, BaseRecipe(), Process(), first_image=0, out=io.StringIO()) as reporter:
+            reporter.validation({"l1": 0.1}, 0)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["images"]) for row in rows] == [("validation", 0), ("resumed", 0), ("validation", 0)]
 
 
 def test_other_ranks_write_nothing(tmp_path) -> None:

@@ -100,11 +100,11 @@ class BaseLosses(MotionLosses):
     discriminator_warmup_images: int = 50_000
     """The discriminators learn alone for so long before the networks hear of them."""
     vgg19: str = ""
-    """Torchvision's vgg19 state dict (.pth or .safetensors)."""
+    """Path or URL of torchvision's vgg19 state dict (.pth or .safetensors)."""
     random_vgg19_width: float = 1.0
     """Width of the random features that stand in for VGG19 where that is allowed; less is cheaper."""
     recogniser: str = ""
-    """ONNX file of a face recogniser; empty: SFace, fetched and verified as for curation."""
+    """Path or URL of a face recogniser's ONNX file; empty: SFace, fetched and verified as for curation."""
     weights_dir: str = ""
     """Folder with the analysers' weight files, where they are not to be fetched."""
 

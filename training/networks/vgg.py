@@ -66,7 +66,7 @@ class Vgg19Features(nn.Module):
         Keys `features.N.weight` and `features.N.bias` up to N = 28; the rest of the file is ignored. ValueError names
         the file and what is missing or has another shape.
         """
-        path = local_file(path)
+        path = local_file(path, "--losses.vgg19")
         state = _read_state_dict(path)
         network = cls()
         wanted = network.state_dict()
@@ -112,7 +112,8 @@ def load_vgg19(path: str | Path | None, *, allow_random_features: bool = False, 
     if not allow_random_features:
         raise ValueError(
             "the perceptual loss needs VGG19 weights and got no path: give torchvision's vgg19 state dict (.pth or "
-            ".safetensors), or pass --allow-random-features to train with random features instead (worse results)"
+            ".safetensors) with --losses.vgg19, or pass --allow-random-features to train with random features instead "
+            "(worse results)"
         )
     logger.warning("no VGG19 weights: the perceptual loss uses random features, as asked")
     return Vgg19Features.random_features(width=width)

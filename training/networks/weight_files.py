@@ -13,16 +13,16 @@ from filelock import FileLock
 from model.faces.weights import cache_dir
 
 
-def local_file(where: str | Path) -> Path:
+def local_file(where: str | Path, option: str) -> Path:
     """The file itself, or the cached copy of a URL (`https://`, `file://`), fetched now if it is not there yet.
 
     A name like `vgg19-dcbb9e9d.pth` carries the start of its SHA-256, which is checked. Several processes may ask at
-    once: one fetches. ValueError where the file or the URL cannot be had.
+    once: one fetches. ValueError, which names the command line `option` that gave it, where it cannot be had.
     """
     if "://" not in str(where):
         path = Path(where).expanduser()
         if not path.is_file():
-            raise ValueError(f"weight file {path} does not exist: give the path or the URL of one that does")
+            raise ValueError(f"{option}: {path} does not exist: give the path or the URL of a weight file that does")
         return path
     url = str(where)
     name = Path(urlparse(url).path).name
@@ -37,6 +37,6 @@ def local_file(where: str | Path) -> Path:
                 torch.hub.download_url_to_file(url, str(target), checked and checked.group(1), progress=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"cannot fetch weights from {url} ({error}): check the address and the network, or give a path"
+            f"{option}: cannot fetch weights from {url} ({error}): check the address and the network, or give a path"
         ) from error
     return target

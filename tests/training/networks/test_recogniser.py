@@ -163,7 +163,9 @@ def test_random_substitute_only_when_asked_and_then_said(monkeypatch, caplog):
         raise WeightsError("no network")
 
     monkeypatch.setattr(module, "resolve_weight", cannot_fetch)
-    with pytest.raises(ValueError, match=r"no network.*--allow-random-features"):
+    with pytest.raises(
+        ValueError, match=r"no network.*--losses.recogniser, or .*--losses.weights-dir, .*--allow-random-features"
+    ):
         load_recogniser()
     with caplog.at_level(logging.WARNING):
         recogniser = load_recogniser(allow_random_features=True)
@@ -191,7 +193,7 @@ def test_files_that_are_no_recognisers_are_explained(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 64)
     with pytest.raises(ValueError, match=r"broken.onnx is no ONNX file"):
         load_recogniser(tmp_path / "broken.onnx", allow_random_features=True)
-    with pytest.raises(ValueError, match=r"nowhere.onnx does not exist"):
+    with pytest.raises(ValueError, match=r"--losses.recogniser: .*nowhere.onnx does not exist"):
         load_recogniser(tmp_path / "nowhere.onnx", allow_random_features=True)
 
 

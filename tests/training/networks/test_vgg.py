@@ -92,7 +92,7 @@ def test_other_networks_and_files_are_refused(state, tmp_path):
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(ValueError, match=name):
             load_vgg19(tmp_path / name)
-    with pytest.raises(ValueError, match=r"nowhere.pth does not exist"):
+    with pytest.raises(ValueError, match=r"--losses.vgg19: .*nowhere.pth does not exist"):
         load_vgg19(tmp_path / "nowhere.pth")
 
 
@@ -110,7 +110,7 @@ def test_files_cannot_run_code(tmp_path):
 
 
 def test_random_features_only_when_asked_and_then_said(caplog):
-    with pytest.raises(ValueError, match="--allow-random-features"):
+    with pytest.raises(ValueError, match=r"with --losses.vgg19, or pass --allow-random-features"):
         load_vgg19(None)
     with caplog.at_level(logging.WARNING):
         network = load_vgg19(None, allow_random_features=True, width=0.25)
@@ -136,14 +136,14 @@ def test_a_url_is_fetched_once_and_its_hash_checked(tmp_path, monkeypatch):
     content = b"weights"
     named = tmp_path / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     named.write_bytes(content)
-    fetched = local_file(named.as_uri())
+    fetched = local_file(named.as_uri(), "--losses.vgg19")
     assert fetched.parent == tmp_path / "cache"
     assert fetched.read_bytes() == content
     named.unlink()
-    assert local_file(named.as_uri()) == fetched
+    assert local_file(named.as_uri(), "--losses.vgg19") == fetched
     wrong = tmp_path / "net-00000000.pth"
     shutil.copy(fetched, wrong)
     with pytest.raises(ValueError, match="cannot fetch weights"):
-        local_file(wrong.as_uri())
+        local_file(wrong.as_uri(), "--losses.vgg19")
     with pytest.raises(ValueError, match="give a path"):
-        local_file((tmp_path / "missing.pth").as_uri())
+        local_file((tmp_path / "missing.pth").as_uri(), "--losses.vgg19")

@@ -47,7 +47,7 @@ class Export:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs (or of weights, for the first)."""
+    """First a run of `training base`, or weights; then runs of stitching and of retargeting (eyes, lip) on it."""
     output: Path
     """Folder to write, or a name that ends in .safetensors."""
     weights: Literal["average", "last"] = "average"
@@ -59,7 +59,7 @@ class Export:
         from training.export import export
 
         if not self.runs:
-            raise ValueError("nothing to export: name the folder of a run")
+            raise ValueError("nothing to export: name the folder of a run of `training base`, then those of stage II")
         with sigterm_interrupts():  # so that it, too, leaves no part of a file
             notes = export(self.runs, self.output, average=self.weights == "average", which=self.checkpoint)
         for note in notes:

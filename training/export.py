@@ -85,10 +85,7 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
     portrait = load_portrait(first, average=average, which=which)
     notes = [f"{first}: {_origin(first, which)}"]
     for run in others:
-        if not is_run(run) or not (run / BASE_WEIGHTS).is_dir():
-            raise ValueError(
-                f"{run} is no run of stage II (stitching, retargeting): expected a folder with checkpoints"
-            )
+        _require_stage_two(run)
         _require_same_base(portrait, run)
         states = network_states(checkpoint_folder(run, which), average=average)
         for name, state in states.items():
@@ -111,6 +108,18 @@ def _untrained(portrait: LivePortrait) -> list[tuple[str, str]]:
 
 def _origin(path: Path, which: str) -> str:
     return str(checkpoint_folder(path, which).name) if is_run(path) else "weights as they are"
+
+
+def _require_stage_two(run: Path) -> None:
+    if is_run(run) and (run / BASE_WEIGHTS).is_dir():
+        return
+    what = (
+        f"a run of `training {read_run(checkpoint_folder(run))['stage']}`" if is_run(run) else "no run with checkpoints"
+    )
+    raise ValueError(
+        f"{run} is {what}: expected first a run of `training base` (or weights), after it only runs of `training "
+        "stitching` and `training retargeting` (eyes, lip) that build on it"
+    )
 
 
 def _require_same_base(portrait: LivePortrait, run: Path) -> None:

@@ -64,6 +64,16 @@ def test_export_says_what_was_never_trained_and_spares_runs(run: Path, tmp_path:
     assert not list(run.glob("*.pth"))
 
 
+def test_export_says_which_runs_it_expects(run: Path, tmp_path: Path, capsys) -> None:
+    for other, what in ((run, "a run of `training base`"), (tmp_path, "no run with checkpoints")):
+        assert main(["export", str(run), str(other), "--output", str(tmp_path / "weights")]) == 2
+        error = capsys.readouterr().err
+        assert f"{other} is {what}: expected first a run of `training base` (or weights), after it only " in error
+        assert "`training stitching` and `training retargeting` (eyes, lip)" in error
+    assert main(["export", "--output", str(tmp_path / "weights")]) == 2
+    assert "name the folder of a run of `training base`, then those of stage II" in capsys.readouterr().err
+
+
 def test_an_export_that_is_ended_leaves_no_part(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     save = torch.save
 

@@ -21,7 +21,7 @@ from training.base_losses import (
 )
 from training.base_model import BaseModel, Reenacted, apply_compute_options, use_channels_last
 from training.data import PreparedBatch, RandomTransform
-from training.distributed import Process, synchronise_batch_norm
+from training.distributed import Process, ranks_that_share, synchronise_batch_norm
 from training.edits import edit_landmarks, keypoint_offsets
 from training.ema import Ema
 from training.losses import (
@@ -86,10 +86,11 @@ class BaseStage(Stage):
         self.recipe, self.process = recipe, process
         per_rank = recipe.batch_size // process.world_size
         if process.world_size > 1 and recipe.edited_every and per_rank % recipe.edited_every:
+            even = recipe.batch_size // recipe.edited_every if recipe.batch_size % recipe.edited_every == 0 else 1
             raise ValueError(
                 f"one of {recipe.edited_every} sources is edited, but each of {process.world_size} ranks takes "
                 f"{per_rank} of the {recipe.batch_size} pairs of a step, which is no multiple of "
-                f"{recipe.edited_every}: use {_ranks_that_edit_evenly(recipe)} with --batch-size {recipe.batch_size}, "
+                f"{recipe.edited_every}: use {ranks_that_share(even)} with --batch-size {recipe.batch_size}, "
                 f"or a --batch-size that is a multiple of {process.world_size * recipe.edited_every}, which is another "
                 "recipe"
             )
@@ -315,13 +316,6 @@ class BaseStage(Stage):
             "result": made.image,
             "occlusion": functional.interpolate(made.warped.occlusion.float(), size=made.image.shape[-2:]),
         }
-
-
-def _ranks_that_edit_evenly(recipe: BaseRecipe) -> str:
-    """In words, the numbers of ranks that may share a batch of which one of `edited_every` sources is edited."""
-    most = recipe.batch_size // recipe.edited_every if recipe.batch_size % recipe.edited_every == 0 else 1
-    numbers = [str(number) for number in range(1, most + 1) if most % number == 0]
-    return f"{' or '.join([', '.join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)} rank" + "s" * (most > 1)
 
 
 def face_boxes(landmarks: Tensor, size: int) -> Tensor:

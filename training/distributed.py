@@ -104,6 +104,12 @@ class Process:
         }
 
 
+def ranks_that_share(num: int) -> str:
+    """In words, the numbers of ranks that can share `num` pairs evenly: `1, 2 or 4 ranks`."""
+    *others, last = [str(number) for number in range(1, num + 1) if num % number == 0]
+    return f"{', '.join(others)} or {last} ranks" if others else "1 rank"
+
+
 @contextmanager
 def start_process(device: str = "auto") -> Iterator[Process]:
     """This process as torchrun describes it in the environment; the process group lives within the context.

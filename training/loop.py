@@ -18,7 +18,7 @@ import torch
 from manifests.store import write_bytes_atomically
 from training.checkpoints import CheckpointFolder, RunState
 from training.data import Batch, augment
-from training.distributed import Process
+from training.distributed import Process, ranks_that_share
 from training.metrics import Reporter
 from training.nonfinite import NonFiniteError, save_batch
 from training.recipe import Recipe, recipe_toml
@@ -169,11 +169,13 @@ def due(every_images: int, images: int, batch_size: int) -> bool:
 
 def batch_per_rank(batch_size: int, process: Process) -> int:
     """Pairs that each rank takes a step. ValueError where the batch cannot be divided evenly."""
-    if batch_size % process.world_size:
-        usable = batch_size // process.world_size * process.world_size or process.world_size
+    if batch_size % (num := process.world_size):
+        below = batch_size // num * num
+        sizes = f"{below} or {below + num}" if below else str(num)
         raise ValueError(
-            f"batch_size is {batch_size} over all ranks, which {process.world_size} ranks cannot share evenly: "
-            f"use --batch-size {usable} or another --nproc-per-node"
+            f"batch_size is {batch_size} over all ranks, which {num} ranks cannot share evenly: use "
+            f"{ranks_that_share(batch_size)} (--nproc-per-node, on all nodes together), or --batch-size {sizes}, which "
+            "is another recipe"
         )
     return batch_size // process.world_size
 

@@ -106,10 +106,11 @@ def test_ranks_draw_their_rows_of_what_one_would() -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert batch_per_rank(12, Process(world_size=4)) == 3
-    with pytest.raises(
-        ValueError, match=r"batch_size is 10 over all ranks, which 4 ranks cannot share .*--batch-size 8"
-    ):
+    told = r"batch_size is 10 over all ranks, which 4 ranks cannot share evenly: use 1, 2, 5 or 10 ranks .* 8 or 12,"
+    with pytest.raises(ValueError, match=told):
         batch_per_rank(10, Process(world_size=4))
+    with pytest.raises(ValueError, match=r"which 2 ranks cannot share evenly: use 1 rank .*--batch-size 2,"):
+        batch_per_rank(1, Process(world_size=2))
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

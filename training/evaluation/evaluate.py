@@ -157,7 +157,7 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
         pictures["shoulders"] = compare_shoulders(
             engine, selection, tools, max_pairs=options.max_sources, seed=options.seed, report=report
         )
-        sections["shoulders"] = results.section_of_shoulders(pictures["shoulders"], tools)
+        sections["shoulders"] = results.section_of_shoulders(pictures["shoulders"])
     if not sections:
         raise ValueError(
             f"nothing to measure: --parts {' '.join(options.parts) or '(none)'} with --metrics "

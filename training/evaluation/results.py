@@ -122,7 +122,7 @@ def section_of_sweeps(sweeps: Sequence[Sweep], tools: Tools) -> dict[str, Any]:
     }
 
 
-def section_of_shoulders(pairs: Sequence[Shoulders], tools: Tools) -> dict[str, Any]:
+def section_of_shoulders(pairs: Sequence[Shoulders]) -> dict[str, Any]:
     """Figures of stitching."""
     if not pairs:
         return {"part": "shoulders", "missing": ONE_IDENTITY}

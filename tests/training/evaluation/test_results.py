@@ -46,7 +46,7 @@ def test_pairs_without_shoulders_do_not_count() -> None:
         )
         for name, plain, stitched in (("a", 0.4, 0.1), ("b", None, None), ("c", 0.2, 0.2))
     ]
-    section = section_of_shoulders(pairs, TOOLS)
+    section = section_of_shoulders(pairs)
     assert section["num_pairs"] == 3
     assert [entry["num_pairs"] for entry in section["aggregate"].values()] == [2, 2, 2]
     assert section["aggregate"]["shoulders_ratio"]["result"] == 0.5

@@ -1,4 +1,4 @@
-"""Where summaries and tables are printed, and how times are written there."""
+"""Where summaries and tables are printed, and how numbers and times are written there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def make_console() -> Console:
     as_it_is = {"markup": False, "emoji": False, "highlight": False}
     console = Console(**as_it_is)
     return console if console.is_terminal else Console(width=180, **as_it_is)
+
+
+def amount(number: int, one: str, many: str = "") -> str:
+    """`1 clip`, `2,000 clips`; many: the plural where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def clock(seconds: float) -> str:

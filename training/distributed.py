@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from manifests.console import amount
 from model.cores import take_share_of_cores
 
 CPU = torch.device("cpu")
@@ -128,8 +129,9 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', '?')} processes on this machine, but {torch.cuda.device_count()} "
-                "CUDA devices: give torchrun --nproc-per-node that number, or --device cpu"
+                f"{os.environ.get('LOCAL_WORLD_SIZE', '?')} processes on this machine, but "
+                f"{amount(torch.cuda.device_count(), 'CUDA device')}: give torchrun --nproc-per-node that number, or "
+                "--device cpu"
             )
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import torch
 
-from manifests.console import clock
+from manifests.console import amount, clock
 from training.distributed import Process
 from training.recipe import Recipe
 
@@ -112,7 +112,7 @@ class Reporter:
             f"ETA {clock(left_s)}",
         ]
         if skipped:
-            parts.append(f"{skipped:.0f} samples skipped")
+            parts.append(f"{amount(round(skipped), 'sample')} skipped")
         self._say("  ".join(parts))
         record = {"images": images, "step": step, "time": time.time(), **means, **performance, "skipped": skipped}
         self._write("train", record, {**means, **{f"performance/{k}": v for k, v in performance.items()}}, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from manifests.console import make_console
+from manifests.console import amount, make_console
 
 
 def test_names_stay_as_they_are(capsys):
@@ -15,3 +15,8 @@ def test_names_stay_as_they_are(capsys):
     console.print(name)
     console.print(table)
     assert capsys.readouterr().out.count(name) == 3
+
+
+def test_amounts_have_their_plurals():
+    amounts = [amount(1, "clip"), amount(0, "clip"), amount(2_000, "clip"), amount(2, "identity", "identities")]
+    assert amounts == ["1 clip", "0 clips", "2,000 clips", "2 identities"]

@@ -83,7 +83,8 @@ def test_stitching_needs_two_persons(base: Path, dataset: Path, tmp_path: Path, 
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert "two persons" in error
+    assert "pairs of two persons need two, but the split has only one, in " in error
+    assert "give --data one that shows several persons" in error
 
 
 def test_stitching_on_real_people(base: Path, dataset: Path, media_dataset: Path, tmp_path: Path) -> None:

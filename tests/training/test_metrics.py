@@ -52,7 +52,7 @@ def test_a_line_tells_means_speed_wait_and_time_to_go(tmp_path, monkeypatch) -> 
             losses = {"loss": loss, "gradient_norm": 7.0, "gradient_norm/networks": 7.0}
             reporter.add(losses, 10 * number + 10, number + 1, num_skipped=number)
     (line,) = out.getvalue().splitlines()
-    for part in ("step 2  images 20  loss 2  ", " images/s  wait ", " GiB  ETA 0:", "1 samples skipped"):
+    for part in ("step 2  images 20  loss 2  ", " images/s  wait ", " GiB  ETA 0:", "1 sample skipped"):
         assert part in line
     assert "gradient_norm" not in line
     (record,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())

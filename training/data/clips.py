@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
+from manifests.console import amount
 from manifests.store import read_parquet
 from training.data.storage import DatasetStorage
 
@@ -89,7 +90,7 @@ class ClipIndex:
     def describe(self) -> str:
         """Number of the clips and a hash of their names, which tells whether some came or went."""
         names = "\n".join(sorted(self._clip_id.to_pylist()))
-        return f"{len(self):,} clips ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+        return f"{amount(len(self), 'clip')} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
 
     def num_frames(self, clip: int) -> int:
         return int(self.first[clip + 1] - self.first[clip])
@@ -172,7 +173,7 @@ def _make_table(storage: DatasetStorage, split: str, with_motion: bool) -> pa.Ta
     wanted = pc.and_(pc.equal(clips["split"], split), pc.equal(clips["decision"], "keep"))
     clips = clips.filter(pc.and_(wanted, pc.is_valid(clips["shard"]))).select(_COLUMNS)
     if not len(clips):
-        have = ", ".join(f"{s['values']} ({s['counts']} clips)" for s in splits) or "no packed clips at all"
+        have = ", ".join(f"{s['values']} ({amount(s['counts'], 'clip')})" for s in splits) or "no packed clips at all"
         raise ValueError(f"{storage.root} has no packed clips in split {split!r}; it has {have}")
     with storage.table_files("shards") as files:
         sizes = read_parquet(files, "shards", ["shard", "size_bytes"]).to_pydict()
@@ -269,6 +270,6 @@ def damaged_clips(storage: DatasetStorage, index: ClipIndex, *, on_damage: OnDam
     advice = "Are these the manifests of another data set, or a copy that was cut off? Copy the shards again"
     listed = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
     if on_damage == "fail" or damaged.all():
-        raise ValueError(f"{len(found)} of {len(index.shards)} shards are damaged: {listed}. {advice}")
-    _log.warning("%d clips will be replaced by others: %s. %s", damaged.sum(), listed, advice)
+        raise ValueError(f"{len(found)} of {amount(len(index.shards), 'shard')} damaged: {listed}. {advice}")
+    _log.warning("%s will be replaced by others: %s. %s", amount(damaged.sum(), "clip"), listed, advice)
     return damaged

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from manifests.console import amount
 from training.data.clips import ClipIndex
 from training.data.draws import draw_below, draw_uniform, shuffled
 
@@ -182,7 +183,10 @@ class PairOrder:
         if cross_identity and len(np.unique(index.identity[drivers])) < 2:
             drivers = np.flatnonzero(drawn)
             if len(np.unique(index.identity[drivers])) < 2:
-                raise ValueError(f"pairs of two persons need two; all {len(drivers)} clips show the same one")
+                raise ValueError(
+                    f"pairs of two persons need two, but the split has only one, in {amount(len(drivers), 'clip')}: "
+                    "curate videos of others into the data set, or give --data one that shows several persons"
+                )
         self._drivers = _Stream(drivers, index.weight[drivers], seed, 2)
         self.may_drive = np.zeros(len(index), bool)
         """Which clips drive other persons: videos, and stills only where videos show fewer than two."""

@@ -13,6 +13,7 @@ import simplejpeg
 import torch
 from torch.utils.data import get_worker_info
 
+from manifests.console import amount
 from manifests.errors import StoreUnreachable
 from training.data.batch import Batch, Frames
 from training.data.clips import ClipIndex, FramePlace, OnDamage
@@ -231,9 +232,9 @@ class BatchReader:
             waiting = again
         else:
             raise ValueError(
-                f"{len(waiting)} of the {len(pairs)} samples of a batch could not be read, nor {_MAX_ATTEMPTS} "
-                f"replacements of each; at last: {skipped[-1]}. If the data set was changed while it was read, run the "
-                "same command again; else verify it, or copy it again"
+                f"{len(waiting)} of the {amount(len(pairs), 'sample')} of a batch could not be read, nor "
+                f"{_MAX_ATTEMPTS - 1} replacements of each; at last: {skipped[-1]}. If the data set was changed while "
+                "it was read, run the same command again; else verify it, or copy it again"
             )
         return make_batch(pairs, *sides, position=first + step, skipped=skipped)
 

@@ -25,6 +25,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from manifests.console import amount
 from manifests.errors import StoreUnreachable
 from training.data.batch import Batch
 from training.data.clips import OnDamage
@@ -36,7 +37,7 @@ from training.data.storage import DatasetStorage
 _log = logging.getLogger(__name__)
 _SHARDS_OF_SEGMENT = 8
 _NUM_RECENT = 64  # pairs of videos whose driving frames may serve another person's source
-_MAX_EMPTY_PASSES = 20
+_MAX_EMPTY_SEGMENTS = 20
 _ORDER, _NUM_PAIRS, _BUFFER, _OTHER = 21, 22, 23, 24  # purposes of draws
 
 
@@ -145,11 +146,11 @@ class StreamReader(IterableDataset):
                 else:
                     yield raw
             num_empty = 0 if num_got else num_empty + 1
-            if num_empty == _MAX_EMPTY_PASSES:
+            if num_empty == _MAX_EMPTY_SEGMENTS:
                 raise ValueError(
-                    f"reader {stream + 1} of {num_streams} finds nothing to read: {len(self._index)} clips in "
-                    f"{len(self._index.shards)} shards are too few, or too damaged, for so many. "
-                    'Use fewer workers, or reader = "pread"'
+                    f"reader {stream + 1} of {num_streams} finds nothing to read: the split, "
+                    f"{amount(len(self._index), 'clip')} in {amount(len(self._index.shards), 'shard')}, is too small "
+                    "or too damaged for so many. Use fewer --data.num-workers, or --data.reader pread"
                 )
 
     def _segments(self, stream: int, num_streams: int) -> Iterator[_Segment]:

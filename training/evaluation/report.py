@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from manifests.console import make_console
+from manifests.console import amount, make_console
 from manifests.store import write_bytes_atomically
 from training.evaluation.catalogue import METRICS
 from training.evaluation.charts import compare_chart, sweep_chart
@@ -55,8 +55,8 @@ def render_page(results: dict[str, Any], pictures: dict[str, Any], *, num_strips
         "weights": escape(weights["name"])
         + (f", {escape(weights['checkpoint'])}" if weights["checkpoint"] else "")
         + f" <code>{weights['sha256'][:12]}</code>",
-        "data": f"{escape(data['name'])}, split {escape(data['split'])}: {data['num_clips']} clips, "
-        f"{data['num_stills']} stills, {data['num_identities']} identities; "
+        "data": f"{escape(data['name'])}, split {escape(data['split'])}: {amount(data['num_clips'], 'clip')}, "
+        f"{amount(data['num_stills'], 'still')}, {amount(data['num_identities'], 'identity', 'identities')}; "
         f"recipe <code>{escape(data['recipe_hash'])}</code>"
         + (f"; driven by the last {data['held_out_share']:.0%} of each clip" if data["held_out_share"] else ""),
         "compared at": f"{results['options']['compare_size_px']} × {results['options']['compare_size_px']} px",
@@ -157,9 +157,8 @@ def _clip_strip(reenacted: Reenacted, row: dict[str, Any], part: str) -> str:
         if row["result"].get(key) is not None
     ]
     source = "" if part == "self" else f" · source <code>{escape(row['source_clip_id'])}</code>"
-    caption = (
-        f"<code>{escape(row['clip_id'])}</code>{source} · {row['num_frames']} frames · {escape(' · '.join(figures))}"
-    )
+    num_frames = amount(row["num_frames"], "frame")
+    caption = f"<code>{escape(row['clip_id'])}</code>{source} · {num_frames} · {escape(' · '.join(figures))}"
     columns = [_column([("source", reenacted.source_picture)])]
     for number, (frame, pictures) in enumerate(reenacted.pictures):
         labels = {"driving": f"driving, frame {frame}"}
@@ -224,8 +223,8 @@ def _unit(unit: str) -> str:
 
 
 def _counted(entry: dict[str, Any]) -> str:
-    names = {"num_frames": "frames", "num_sources": "sources", "num_pairs": "pairs"}
-    return ", ".join(f"{entry[name]} {label}" for name, label in names.items() if name in entry)
+    names = {"num_frames": "frame", "num_sources": "source", "num_pairs": "pair"}
+    return ", ".join(amount(entry[name], label) for name, label in names.items() if name in entry)
 
 
 def print_summary(results: dict[str, Any], console: Console | None = None) -> None:
@@ -234,7 +233,7 @@ def print_summary(results: dict[str, Any], console: Console | None = None) -> No
     data = results["data"]
     console.print(
         f"{results['weights']['name']} ({results['weights']['sha256'][:12]}) on {data['name']}, {data['split']}: "
-        f"{data['num_clips']} clips, {data['num_identities']} identities",
+        f"{amount(data['num_clips'], 'clip')}, {amount(data['num_identities'], 'identity', 'identities')}",
         highlight=False,
     )
     for name, section in results["sections"].items():

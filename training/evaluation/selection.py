@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import simplejpeg
 
+from manifests.console import amount
 from training.data.clips import ClipIndex, open_index
 from training.data.loader import HELD_OUT
 from training.data.pairs import num_training_frames
@@ -106,8 +107,8 @@ def select_clips(
     videos = [clip for clip in clips if clip.num_frames >= 2]
     if not videos:
         raise ValueError(
-            f"{storage.root}: the split {split!r} has {len(clips)} stills and no clip of two or more frames, so "
-            "nothing to reenact; choose another --split, or curate with a larger share for it"
+            f"{storage.root}: the split {split!r} has {amount(len(clips), 'still')} and no clip of two or more frames, "
+            "so nothing to reenact; choose another --split, or curate with a larger share for it"
         )
     if max_clips is not None:
         chosen = _spread(videos, max_clips, seed)

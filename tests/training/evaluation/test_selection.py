@@ -69,7 +69,7 @@ def test_stills_alone_are_not_enough(dataset: Path, tmp_path: Path) -> None:
     copy = Dataset(shutil.copytree(dataset, tmp_path / "copy"))
     clips = read_table(copy, "clips")
     replace_table(copy, "clips", clips.filter(np.array(clips["num_frames"]) == 1))
-    with pytest.raises(ValueError, match="1 stills and no clip of two or more frames"):
+    with pytest.raises(ValueError, match="1 still and no clip of two or more frames"):
         select_clips(str(copy.root), "test")
 
 

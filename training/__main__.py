@@ -1,7 +1,8 @@
 """Training on the command line.
 
-torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --output runs/base
-torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --init released_weights/ --recipe finetune
+torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --losses.vgg19 vgg19.pth --output runs/base
+torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --losses.vgg19 vgg19.pth \\
+    --init released_weights/ --recipe finetune
 python -m training base --recipe tiny --data demo_dataset --output runs/tiny
 python -m training export runs/base --output my_weights/
 """

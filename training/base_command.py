@@ -24,7 +24,7 @@ from training.running import RunOptions, run_stage
 from training.stage import open_loader
 from training.start import load_start, with_sizes_of
 
-INIT_FRAMES = 64
+INIT_PAIRS = 64
 """Pairs on which the conventions of weights that are no run's are measured."""
 
 
@@ -33,15 +33,15 @@ class Base(RunOptions):
     """Train F, M, W and G from scratch, or from given weights. The same command again continues.
 
     - One CPU process: python -m training base --recipe tiny --data demo_dataset --output runs/tiny
-    - 8 GPUs: torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --output runs/base
+    - 8 GPUs: torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --losses.vgg19 vgg19.pth
     """
 
     output: Path = Path("runs/base")
     """Folder of the run; made if it is missing, continued if it holds checkpoints."""
     init: Path | None = None
     """Weights to start from: a run (also of `training motion`, for M alone), the released files, or an export;
-    otherwise from scratch. The sizes of the networks come with them, and from a run also which key points follow which
-    landmarks, which is measured for other weights. A run that has begun does not read them again."""
+    otherwise from scratch. The sizes of the networks come with whole models, and from a run also which key points
+    follow which landmarks, which is measured for other weights. A run that has begun does not read them again."""
     allow_random_features: bool = False
     """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "paper"
@@ -82,7 +82,7 @@ class Base(RunOptions):
         """The pairs on which conventions are measured, the same ones on every rank."""
         batch_size, alone = min(8, recipe.batch_size), Process(device=process.device)
         loader = open_loader(stage, recipe, self.data, alone, batch_size)
-        for batch in itertools.islice(loader, -(-INIT_FRAMES // batch_size)):
+        for batch in itertools.islice(loader, -(-INIT_PAIRS // batch_size)):
             yield prepare(batch.to(process.device), image_size=recipe.model.image_size)
 
 

@@ -19,7 +19,7 @@ class Motion(RunOptions):
     Of the section `model`, image_size, num_keypoints, num_pose_bins and what begins with backbone count.
 
     $ python -m training motion --data DATASET --output runs/motion
-    $ python -m training base --init runs/motion --data DATASET --output runs/base
+    $ python -m training base --init runs/motion --data DATASET --losses.vgg19 vgg19.pth --output runs/base
     """
 
     output: Path = Path("runs/motion")

@@ -39,8 +39,8 @@ def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
         portrait.motion.load_state_dict(network_states(checkpoint_folder(path))["motion"])
     except RuntimeError as error:
         raise ValueError(
-            f"--init {path}: its M has other sizes than this recipe's model; give both recipes the same image_size, "
-            f"backbone_depths and backbone_channels ({str(error).splitlines()[-1].strip()})"
+            f"--init {path}: its M has other sizes than this recipe's model; give both recipes the same num_keypoints, "
+            f"num_pose_bins, backbone_depths and backbone_channels ({str(error).splitlines()[-1].strip()})"
         ) from error
     return portrait
 

@@ -123,7 +123,7 @@ class DiscriminatorOptions:
     """Sizes of the three discriminators."""
 
     base_channels: int = 64
-    """Of the first block; doubled by every other."""
+    """Of the first block; doubled by each further one."""
     max_channels: int = 512
     """Bound on the channels."""
     num_blocks: int = 4

@@ -38,7 +38,8 @@ class OptimizerOptions:
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates."""
     max_gradient_norm: float = 10.0
-    """Gradients of all networks together are scaled down to this norm; 0 never scales."""
+    """Gradients of all networks together are scaled down to this norm, those of all discriminators likewise; 0 never
+    scales."""
     warmup_images: int = 0
     """The learning rate rises from zero over this many images."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
@@ -99,7 +100,7 @@ class ReportOptions:
     log_every_images: int = 1_000
     """Console line, TensorBoard and metrics.jsonl."""
     pictures_every_images: int = 50_000
-    """Grid of source, driving, result and occlusion; 0 makes none."""
+    """Sample grid of held-out pairs (of stage I: source, driving, result and occlusion); 0 makes none."""
     validate_every_images: int = 100_000
     """Figures on held-out pairs; 0 makes none."""
     num_pictures: int = 8
@@ -117,7 +118,7 @@ class CheckpointOptions:
     """What is kept to resume from."""
 
     every_images: int = 50_000
-    """Interval between checkpoints; one is always written at the end and on SIGTERM."""
+    """Interval between checkpoints; one is also written at each best validation, at the end, on SIGTERM and Ctrl-C."""
     keep_last: int = 3
     """Older ones are removed, except the best by validation."""
 

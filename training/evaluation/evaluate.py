@@ -67,7 +67,7 @@ class Evaluate:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the networks; float32, on CUDA without TF32, compares best between machines."""
     num_strips: int = 8
-    """Clips that the page shows in pictures, from the best to the worst."""
+    """Clips that the page shows in pictures, spread from the worst to the best."""
     faces: FacesConfig = field(default_factory=FacesConfig)
     """Analyser for identity, expression, pose, openness and jitter."""
 

@@ -20,14 +20,14 @@ NUM_GROUPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LandmarkConfig:
-    """Sizes of the landmark network. The defaults cost 0.3 GFLOP a picture."""
+    """Sizes of the landmark network. The defaults cost 0.2 GFLOP a picture."""
 
     image_size: int = 128
     """Pictures of any size are brought to this side, px."""
     channels: tuple[int, ...] = (16, 32, 64, 96)
     """Widths of the levels, multiples of 8; each level halves the picture."""
     heatmap_size: int = 32
-    """Side of the maps whose centres of mass are the landmarks."""
+    """Bound on the side of the maps whose centres of mass are the landmarks: they have that of a level."""
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 1 or width % NUM_GROUPS for width in self.channels):

@@ -223,7 +223,7 @@ class BaseStage(Stage):
         fake: dict[str, Tensor],
         images: int,
     ) -> dict[str, Tensor]:
-        """All terms of the networks' loss, unweighted."""
+        """The terms of the networks' loss but for those on W's flow, unweighted."""
         with self._autocast():
             terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
             if self.discriminators is not None and images >= self.recipe.losses.discriminator_warmup_images:
@@ -294,7 +294,8 @@ class BaseStage(Stage):
             self.model.train(training)
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        """Mean absolute error of the whole picture and of the face, beside that of showing the source unchanged."""
+        """Mean absolute error of the whole picture and of the face, beside that of showing the source unchanged, and of
+        the angles."""
         made, target = self.reenact(batch), batch.driving.target
         masks = face_boxes(batch.driving.landmarks, target.shape[-1])
         figures = {}

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, its half-life counted in images (EDM2, arXiv 2312.02696)."""
+"""Exponential moving average of weights, its half-life counted in images, as EDM's code does (arXiv 2206.00364)."""
 
 from __future__ import annotations
 

@@ -42,9 +42,10 @@ class Frames(_Movable):
     """One side of the pairs of a batch."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], RGB, side as in the shards; channels last in memory, as the JPEG decoder writes them."""
+    """uint8 [B, 3, H, W], RGB, side as in the shards or halved (`make_loader`); channels last in memory, as the JPEG
+    decoder writes them."""
     landmarks: Tensor
-    """float32 [B, 68, 2]: iBUG points x, y in crop pixels, integers at pixel centres."""
+    """float32 [B, 68, 2]: iBUG points x, y in pixels of `images`, integers at pixel centres."""
     pose: Tensor
     """float32 [B, 3]: pitch, yaw, roll in degrees."""
     clip_ids: list[str]

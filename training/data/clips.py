@@ -126,7 +126,7 @@ class ClipIndex:
 def open_index(storage: DatasetStorage, split: str, *, with_motion: bool = False, folder: str = "") -> ClipIndex:
     """The kept clips of a split, from the mapped file if the manifests are those that it was made of.
 
-    with_motion: include pose and openness of every frame (24 percent more memory).
+    with_motion: include pose and openness of every frame (43 percent more memory).
     folder: for the mapped files; by default one in the machine's folder for temporary files. Other processes that want
     the same wait for the one that makes it. Raises ValueError where there is no data set or no clip.
     """

@@ -56,8 +56,8 @@ class DataConfig(PairOptions):
     shuffle_buffer: int = 512
     """`webdataset`: pairs in the buffer of each worker, about 0.1 MB each."""
     stream_pairs_per_clip: float = 8.0
-    """`webdataset`: pairs made of a clip of weight 1 in one pass over the shards; fewer mix better, but read more bytes
-    for each pair."""
+    """`webdataset`: pairs made of a clip of mean weight in one pass over the shards; fewer mix better, but read more
+    bytes for each pair."""
     index_folder: str = ""
     """Folder of the index made from the manifests; empty: in the folder for temporary files."""
 
@@ -75,17 +75,15 @@ class DataConfig(PairOptions):
 class BatchLoader:
     """Iterable of `Batch` without end. Counts and names what was skipped.
 
-    `close` (or the end of the process) stops the workers; each `iter` starts at `position` again.
+    The end of an iterator (or of the process) stops its workers; each `iter` starts at the same position again.
     """
 
-    def __init__(self, loader: DataLoader, order: PairOrder, *, position: int) -> None:
+    def __init__(self, loader: DataLoader, order: PairOrder) -> None:
         self._loader = loader
         self.reader: BatchReader | StreamReader = loader.dataset  # type: ignore[assignment]
         """What each worker does: gives batches by number, or one after the other."""
         self.order = order
         """Which pair has which index."""
-        self.position = position
-        """Where the next `iter` starts."""
         self.num_skipped = 0
         """Damaged samples so far."""
         self.skipped: dict[str, int] = {}
@@ -191,9 +189,9 @@ def make_loader(
             shuffle_buffer=config.shuffle_buffer,
             **options,
         )
-        return BatchLoader(_data_loader(reader, config), order, position=position)
+        return BatchLoader(_data_loader(reader, config), order)
     reader = BatchReader(storage, order, damaged, **options)
-    return BatchLoader(_data_loader(reader, config, sampler=_Numbers()), order, position=position)
+    return BatchLoader(_data_loader(reader, config, sampler=_Numbers()), order)
 
 
 def _of_kinds_left(options: PairOptions, index: ClipIndex, damaged: np.ndarray) -> PairOptions:

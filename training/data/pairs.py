@@ -70,7 +70,7 @@ class PairOptions:
 
 
 class FramePairs:
-    """Chooses two frames of a clip. Frames that repeat another or were repaired are left out while others exist."""
+    """Chooses two frames of a clip. Frames that repeat another or were repaired are left out while two others exist."""
 
     def __init__(self, index: ClipIndex, options: PairOptions, *, held_out: bool) -> None:
         self._index = index
@@ -234,7 +234,7 @@ class PairOrder:
         return other, self._frames.choose_one(other, *keys, 1)
 
     def _other_person(self, clip: int, keys: tuple[int, ...]) -> int:
-        """A clip of somebody else: drawn by weight; after many misses, the next one in the index."""
+        """A clip of somebody else: drawn by weight; after many misses, uniform among all others."""
         identity = self.index.identity
         for number in range(_MAX_DRAWS_OF_OTHER):
             other = self._drivers.at(draw_uniform(*keys, _OTHER, number))

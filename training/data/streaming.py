@@ -1,10 +1,10 @@
 """The `webdataset` way to read: whole shards as streams, pairs made inside clips as they pass, a shuffle buffer.
 
 Every worker of every rank is one stream. In each pass the shards are dealt to the streams in a new order (streams share
-a shard's clips where there are fewer shards than streams). The index says beforehand which pairs a shard will give:
-a clip of weight 1 gives `stream_pairs_per_clip` of them on average, and stills as many as their share asks (on average;
-exact only with `pread`). Frames that no pair needs pass by unread. Where another person is to drive, the driving frame
-is that of another pair in the buffer or just gone, not a draw of its own by weight as with `pread`.
+a shard's clips where there are fewer shards than streams). The index says beforehand which pairs a shard will give: a
+clip of mean weight gives `stream_pairs_per_clip` of them on average, and stills as many as their share asks (on
+average; exact only with `pread`). Frames that no pair needs pass by unread. Where another person is to drive, the
+driving frame is that of another pair in the buffer or just gone, not a draw of its own by weight as with `pread`.
 
 A stream is a function of (seed, rank, number of ranks, worker, number of workers). With these unchanged, and unless
 damage was met, resume is exact: whole segments of 8 shards are skipped by arithmetic, and the pairs of the one segment

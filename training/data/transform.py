@@ -38,8 +38,9 @@ class RandomTransform:
         spline_sigma: float = 0.005,
         num_control: int = 5,
     ) -> RandomTransform:
-        """Draw transforms on the generator's device: A = 1 + N(0, affine_sigma), b likewise, w from N(0, spline_sigma).
+        """Draw transforms on the generator's device: A = 1 + N(0, affine_sigma), b and w around 0.
 
+        affine_sigma: spread of A and b. spline_sigma: spread of w.
         num_control: control points along each axis.
         """
         device = generator.device

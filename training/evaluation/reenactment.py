@@ -71,7 +71,7 @@ class Reenactor:
         return clips, {name: distribution.value() for name, distribution in distributions.items()}
 
     def reenact_cross(self, mode: CrossMode) -> tuple[list[Reenacted], dict[str, float | None]]:
-        """Every clip that another person's can drive; an empty list where the split has one identity."""
+        """Every clip, which drives another person; an empty list where the split has one identity."""
         distributions = {"fid": Distribution()}
         pairs = [(clip, source_for(self._selection.clips, clip, self._seed)) for clip in self._selection.videos]
         pairs = [(clip, source) for clip, source in pairs if source is not None]

@@ -130,7 +130,7 @@ def _verdict(key: str, entry: dict[str, Any]) -> str:
 
 
 def _clip_details(section: dict[str, Any], shown: Sequence[Reenacted], num_strips: int) -> str:
-    """A chart of all clips, and strips of pictures of some, worst first."""
+    """A chart of the clips, of many only of some, and strips of pictures of some, worst first."""
     key = next((k for k in ("face_l1", "l1", "aed") if "result" in section["aggregate"].get(k, {})), None)
     order = list(range(len(shown)))
     body = ""

@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchmetrics", "numpy", "opencv-python", "scipy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that figures depend on."""
+    """Versions of Python and of the packages that compute figures."""
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 

@@ -1,1 +1,1 @@
-"""Networks that only training needs: discriminators, VGG19, face recognisers."""
+"""Networks that only training needs: discriminators, VGG19, face recognisers, landmark networks."""

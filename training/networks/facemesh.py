@@ -23,7 +23,7 @@ from model.faces.weights import resolve_weight
 from model.networks.blocks import without_autocast
 
 _LOOKED_AT_PX = 512
-"""Pictures are enlarged to this side first, as evaluation does before it looks for faces."""
+"""Pictures are brought to this side first, as evaluation does before it looks for faces."""
 
 _PADDINGS = {0: "same", 1: "valid"}
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {0: lambda x: x, 1: torch.relu}

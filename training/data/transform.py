@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+NUM_CONTROL = 5
+"""Control points of the spline along each axis."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomTransform:
@@ -36,24 +39,22 @@ class RandomTransform:
         generator: torch.Generator,
         affine_sigma: float = 0.05,
         spline_sigma: float = 0.005,
-        num_control: int = 5,
     ) -> RandomTransform:
         """Draw transforms on the generator's device: A = 1 + N(0, affine_sigma), b and w around 0.
 
         affine_sigma: spread of A and b. spline_sigma: spread of w.
-        num_control: control points along each axis.
         """
         device = generator.device
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(batch_size, *shape, generator=generator, device=device)
 
-        axis = torch.linspace(-1, 1, num_control, device=device)
+        axis = torch.linspace(-1, 1, NUM_CONTROL, device=device)
         return cls(
             matrix=torch.eye(2, device=device) + affine_sigma * normal(2, 2),
             shift=affine_sigma * normal(2),
             control=torch.cartesian_prod(axis, axis),
-            weights=spline_sigma * normal(num_control**2, 2),
+            weights=spline_sigma * normal(NUM_CONTROL**2, 2),
         )
 
     @classmethod

@@ -114,12 +114,7 @@ def guided_points(keypoints: Tensor, slots: Sequence[int] | Tensor) -> Tensor:
 
 
 def wing_guidance_loss(
-    keypoints: Tensor,
-    landmarks: Tensor,
-    *,
-    slots: Sequence[int] | Tensor = RELEASED_SLOTS,
-    width: float = WING_WIDTH,
-    curvature: float = WING_CURVATURE,
+    keypoints: Tensor, landmarks: Tensor, *, slots: Sequence[int] | Tensor = RELEASED_SLOTS
 ) -> Tensor:
     """One frame's half of L_guide: Wing of l_i - x_i[:2] summed over x and y, mean over the 10 points and the batch.
 
@@ -136,7 +131,7 @@ def wing_guidance_loss(
     if points.shape != wanted.shape:
         raise ValueError(f"wing_guidance_loss wants {wanted.shape[1]} slots; got {len(slots)}")
     error = points - torch.where(wanted.isnan(), points.detach(), wanted)
-    return wing(error, width, curvature).sum(dim=-1).mean()
+    return wing(error).sum(dim=-1).mean()
 
 
 def openness_loss(keypoints: Tensor, landmarks: Tensor, *, slots: Sequence[int] | Tensor = RELEASED_SLOTS) -> Tensor:

@@ -27,10 +27,10 @@ def halve(image: Tensor) -> Tensor:
     return functional.conv2d(padded, kernel, stride=2, groups=image.shape[1])
 
 
-def pyramid(image: Tensor, num_scales: int = NUM_SCALES) -> list[Tensor]:
+def pyramid(image: Tensor) -> list[Tensor]:
     """The picture and its halvings, without those under 16 pixels, which VGG19 cannot see."""
     levels = [image]
-    while len(levels) < num_scales and min(levels[-1].shape[-2:]) // 2 >= MIN_SIZE_PX:
+    while len(levels) < NUM_SCALES and min(levels[-1].shape[-2:]) // 2 >= MIN_SIZE_PX:
         levels.append(halve(levels[-1]))
     return levels
 
@@ -57,7 +57,6 @@ class CascadedPerceptualLoss(nn.Module):
         network: Vgg19Features,
         *,
         layer_weights: Sequence[float] = (1.0,) * len(LAYERS),
-        num_scales: int = NUM_SCALES,
         autocast_features: bool = False,
     ) -> None:
         super().__init__()
@@ -67,7 +66,6 @@ class CascadedPerceptualLoss(nn.Module):
             )
         self.network = network
         self.register_buffer("layer_weights", torch.tensor(layer_weights), persistent=False)
-        self.num_scales = num_scales
         self.autocast_features = autocast_features
 
     def forward(self, prediction: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,8 +84,8 @@ class CascadedPerceptualLoss(nn.Module):
                 f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
             )
         with without_autocast(prediction.device):
-            predictions = pyramid(prediction.float(), self.num_scales)
-            targets = pyramid(target.detach().float(), self.num_scales)
+            predictions = pyramid(prediction.float())
+            targets = pyramid(target.detach().float())
         levels = zip(predictions, targets, strict=True)
         distances = torch.stack([distance for level in levels for distance in self._distances(*level)])
         return (distances.view(-1, len(LAYERS)) * self.layer_weights).sum()

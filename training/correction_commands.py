@@ -44,8 +44,10 @@ class _Correction(RunOptions):
 
         A run that has begun takes its own copy: --init may have been trained further since.
         """
-        portrait = load_start(self.output / BASE_WEIGHTS if self._has_begun() else self.init)
-        return portrait, with_sizes_of(self, portrait.config, f"--init {self.init}")
+        has_begun = self._has_begun()
+        portrait = load_start(self.output / BASE_WEIGHTS if has_begun else self.init)
+        where = f"the run in {self.output}" if has_begun else f"--init {self.init}"
+        return portrait, with_sizes_of(self, portrait.config, where)
 
     def keep(self, name: str, write: Callable[[Path], object] | None, process: Process) -> None:
         """Have `write` make the folder `name` in the run, which needs nothing from elsewhere then, unless it has begun.

@@ -65,6 +65,8 @@ def test_retargeting_learns_resumes_and_exports(
         other = ["--landmarks", "facemesh" if part == "eyes" else str(landmarks)]
         assert main([*arguments, *other, "--num-images", "8"]) == 0
         assert f"{other[1]} is not read: this run began with" in caplog.text
+        assert main([*arguments, "--model.num-middle-blocks", "3"]) == 2
+        assert f"is 3, but the run in {tmp_path / part} has 2: the sizes" in capsys.readouterr().err
         assert (tmp_path / part / LANDMARKS).exists() == (part == "eyes")
         start, trained = LivePortrait.from_pretrained(base), load_portrait(tmp_path / part)
         for name, module in trained.networks().items():

@@ -1,6 +1,7 @@
 """Checkpoints of a run: asynchronous, complete or not there at all, and readable without running code from a file.
 
     OUTPUT/checkpoints/images-0000120000/   model-00001-of-00001.safetensors  networks, averages, optimisers
+                                            model.safetensors.index.json      which file holds a tensor
                                             run.json                          images, step, recipe, best figure
     OUTPUT/checkpoints/best                 name of a folder; the latest is the last by name
 

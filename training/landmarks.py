@@ -31,7 +31,7 @@ class LandmarkOptions:
     rotation_deg: float = 20.0
     """Turn, ± this."""
     scale: float = 0.25
-    """The picture shows 1 ± this times its width and height, so larger is smaller faces."""
+    """Part of the picture that is seen, in width and height: 1 ± this."""
     shift: float = 0.15
     """Shift along each axis, ± this, in [-1, 1] of the picture."""
     blur: float = 0.5

@@ -51,7 +51,8 @@ def sample_faces(image: Tensor, grid: Tensor) -> Tensor:
 
 
 def _similarity(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrix [B, 2, 2] and shift [B, 2] that bring points [B, N, 2] to others with the least squared error *there*.
+    """Matrix [B, 2, 2] and shift [B, 2] that bring points `source` [B, N, 2] to `target`: the least squared error is
+    that of the way back, at `source`.
 
     The crop's transform is fitted from picture to template and inverted, as `arcface_crop` does; the other direction
     would weigh errors differently.

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from model.faces.weights import WeightsError
 from model.networks import LivePortrait
 from training.checkpoints import CheckpointFolder
 from training.distributed import Process
@@ -127,7 +128,7 @@ class Retargeting(_Correction):
         if self.output is None:
             return dataclasses.replace(self, output=Path("runs") / self.part).main()
         judge = self._judge()
-        landmarks = MeshLandmarks(weights_dir=self.weights_dir) if judge is None else load_landmarks(judge)
+        landmarks = self._facemesh() if judge is None else load_landmarks(judge)
         portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> RetargetingStage:
@@ -148,6 +149,15 @@ class Retargeting(_Correction):
             began = "a landmark network of its own" if own.is_dir() else FACEMESH
             _log.warning("note: --landmarks %s is not read: this run began with %s", self.landmarks, began)
         return own if own.is_dir() else None
+
+    def _facemesh(self) -> MeshLandmarks:
+        try:
+            return MeshLandmarks(weights_dir=self.weights_dir)
+        except WeightsError as error:
+            raise ValueError(
+                f"FaceMesh measures openness here: {str(error).rstrip('.')}. Or give the folder of its file with "
+                "--weights-dir, or a run of `training landmarks` with --landmarks"
+            ) from error
 
     def _copy_landmarks(self, target: Path) -> None:
         """Make a run of `target` that holds the checkpoint of the landmark network."""

@@ -107,12 +107,18 @@ def test_stitching_on_real_people(base: Path, dataset: Path, media_dataset: Path
     [
         (["--init", "nowhere"], "--init nowhere does not exist"),
         (["--landmarks", "nowhere"], "python -m training landmarks"),
+        (
+            ["--landmarks", "facemesh", "--weights-dir", "nowhere"],
+            "with --weights-dir, or a run of `training landmarks`",
+        ),
     ],
 )
 def test_what_is_missing_is_named(
     arguments: list[str], words: str, base: Path, landmarks: Path, dataset: Path, tmp_path: Path, capsys
 ) -> None:
-    given = {"--init": str(base), "--landmarks": str(landmarks)} | dict([arguments])
+    given = {"--init": str(base), "--landmarks": str(landmarks)} | dict(
+        zip(arguments[::2], arguments[1::2], strict=True)
+    )
     options = [item for pair in given.items() for item in pair]
     command = ["retargeting", "--part", "lip", *QUICK, "--data", str(dataset), "--output", str(tmp_path / "run")]
     assert main([*command, *options]) == 2

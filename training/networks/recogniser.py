@@ -191,9 +191,9 @@ def load_recogniser(
     except WeightsError as error:
         if not allow_random_features:
             raise ValueError(
-                f"the identity loss needs a face recogniser: {error}. Or give an ONNX file with --losses.recogniser, "
-                "or the folder of SFace's with --losses.weights-dir, or pass --allow-random-features to train with "
-                "random features instead (worse results)"
+                f"the identity loss needs a face recogniser: {str(error).rstrip('.')}. Or give an ONNX file with "
+                "--losses.recogniser, or the folder of SFace's with --losses.weights-dir, or pass "
+                "--allow-random-features to train with random features instead (worse results)"
             ) from error
         logger.warning("no recogniser (%s): the identity loss uses random features, as asked", error)
         return FaceRecogniser(RandomEmbedder())

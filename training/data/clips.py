@@ -222,8 +222,8 @@ def _frame_columns(
     first = np.concatenate([[0], np.cumsum(lengths)])
     unfit = np.zeros(first[-1], np.uint8)
     motion = np.full((first[-1] if with_motion else 0, len(MOTION)), np.nan, np.float16)
-    damaged = pc.add(pc.fill_null(clips["num_repeats"], 0), pc.fill_null(clips["num_corrupt"], 0))
-    if not with_motion and not pc.any(pc.greater(damaged, 0)).as_py():
+    num_unfit = pc.add(pc.fill_null(clips["num_repeats"], 0), pc.fill_null(clips["num_corrupt"], 0))
+    if not with_motion and not pc.any(pc.greater(num_unfit, 0)).as_py():
         return unfit, motion.reshape(-1)
     numbers = MOTION if with_motion else ()
     ids = clips["clip_id"].combine_chunks()

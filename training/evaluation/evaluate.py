@@ -105,13 +105,13 @@ class Evaluate:
 
 def require_writable(folder: Path) -> None:
     """ValueError where no files can be written into a folder, before hours go into what is to be in it."""
-    is_there = folder
-    while not is_there.exists() and is_there != is_there.parent:
-        is_there = is_there.parent
-    if not is_there.is_dir():
-        raise ValueError(f"--output {folder}: {is_there} is a file; expected a folder, or a new name")
-    if not os.access(is_there, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {folder}: nothing can be written into {is_there}; choose another folder")
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"--output {folder}: {existing} is a file; expected a folder, or a new name")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {folder}: nothing can be written into {existing}; choose another folder")
 
 
 def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]:

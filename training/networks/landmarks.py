@@ -27,7 +27,7 @@ class LandmarkConfig:
     channels: tuple[int, ...] = (16, 32, 64, 96)
     """Widths of the levels, multiples of 8; each level halves the picture."""
     heatmap_size: int = 32
-    """Bound on the side of the maps whose centres of mass are the landmarks: they have that of a level."""
+    """Bound on the side of the maps whose centres of mass are the landmarks: that of the largest level within it."""
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 1 or width % NUM_GROUPS for width in self.channels):

@@ -77,17 +77,23 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
     """Write the model of the first run, with the small networks of further runs of stage II, for `model` and others.
 
     output: a folder for the released files, or a name that ends in .safetensors. Returns what was taken from where, a
-    line each. ValueError when a run of stage II was trained on another base model.
+    line each. ValueError when a run of stage II was trained on another base model, or two give the same network.
     """
     if is_run(output):
         raise ValueError(f"--output {output} is the folder of a run: weights go into another, or a .safetensors file")
     first, *others = runs
     portrait = load_portrait(first, average=average, which=which)
     notes = [f"{first}: {_origin(first, which)}"]
+    holders: dict[str, Path] = {}
+    if is_run(first) and (first / BASE_WEIGHTS).is_dir():
+        holders = dict.fromkeys(network_states(checkpoint_folder(first, which)), first)
     for run in others:
         _require_stage_two(run)
         _require_same_base(portrait, run)
         states = network_states(checkpoint_folder(run, which), average=average)
+        if twice := [name for name in states if name in holders]:
+            raise ValueError(f"{holders[twice[0]]} and {run} both give {twice[0]}: leave one of them out")
+        holders |= dict.fromkeys(states, run)
         for name, state in states.items():
             getattr(portrait, name).load_state_dict(state)
         notes.append(f"{run}: {', '.join(states)} from {_origin(run, which)}")

@@ -78,6 +78,11 @@ def test_retargeting_learns_resumes_and_exports(
     for network, run in runs.items():
         expected = getattr(load_portrait(run), network).state_dict()
         assert all(torch.equal(v, expected[k]) for k, v in getattr(weights, network).state_dict().items())
+    lip = str(runs["retarget_lip"])
+    for twice in ([str(base), lip, lip], [lip, lip]):
+        assert main(["export", *twice, "--output", str(tmp_path / "twice")]) == 2
+        assert f"{lip} and {lip} both give retarget_lip: leave one of them out" in capsys.readouterr().err
+    assert not (tmp_path / "twice").exists()
 
 
 def test_stitching_needs_two_persons(base: Path, dataset: Path, tmp_path: Path, capsys) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -32,6 +32,8 @@ LONGEST_STEP_BACK_S = 0.5
 # FFmpeg gives up on the jittery times of a file without a rate and names the ticks of its clock: 1000, 90000.
 _MAX_STATED_FPS = 250
 _NUM_TIMED_FRAMES = 250
+# Of texts in a file that are no UTF-8; from 19 on PyAV replaces such letters itself and has no such option.
+_LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class VideoError(ValueError):
@@ -135,7 +137,7 @@ def open_container(source: VideoSource, accelerator: HWAccel | None = None) -> a
     try:
         # The file: protocol keeps names such as "pipe:0" or "http://..." from being anything but files.
         target = f"file:{source}" if isinstance(source, str | Path) else source
-        container = av.open(target, mode="r", metadata_errors="ignore", hwaccel=accelerator)
+        container = av.open(target, mode="r", hwaccel=accelerator, **_LENIENT)
     except (av.FFmpegError, OSError, ValueError) as error:
         if any(box in head for box in _ENCRYPTION_BOXES):
             raise VideoError("encrypted", f"{name} is encrypted and cannot be decoded") from error
@@ -201,13 +203,13 @@ def _probe(source: VideoSource, name: str) -> VideoInfo:
 
 
 def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:
-    sar = stream.sample_aspect_ratio or Fraction(1)
+    sar = _fraction(stream.sample_aspect_ratio) or Fraction(1)
     rotation_deg, is_mirrored = _orientation(first)
     width, height = max(1, round(first.width * sar)), first.height
     if rotation_deg in (90, 270):
         width, height = height, width
-    fps = stream.average_rate or stream.guessed_rate
-    nominal = stream.guessed_rate
+    nominal = _fraction(stream.guessed_rate)
+    fps = _fraction(stream.average_rate) or nominal
     audio = container.streams.audio[0] if container.streams.audio else None
     return VideoInfo(
         container=container.format.name,
@@ -227,7 +229,7 @@ def _describe(container: av.container.InputContainer, stream: av.VideoStream, fi
         duration_s=_duration_s(container, stream, float((first.pts or 0) * stream.time_base)),
         num_frames_in_header=stream.frames or None,
         start_s=float((first.pts or 0) * stream.time_base),
-        time_base=stream.time_base,
+        time_base=_fraction(stream.time_base),
         has_audio=audio is not None,
         audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
     )
@@ -238,11 +240,17 @@ def _rate_of_packets(source: VideoSource) -> Fraction | None:
     times = []
     with open_container(source) as container, suppress(av.FFmpegError, OSError):  # a damaged tail
         stream = video_stream(container, describe_source(source))
+        time_base = _fraction(stream.time_base)
         for packet in islice(container.demux(stream), _NUM_TIMED_FRAMES):
             if packet.pts is not None and not packet.is_discard:
                 times.append(packet.pts)
-    span_s = (max(times) - min(times)) * stream.time_base if times else 0
+    span_s = (max(times) - min(times)) * time_base if times else 0
     return ((len(times) - 1) / span_s).limit_denominator(1001) or None if span_s else None
+
+
+def _fraction(value: Any) -> Fraction | None:
+    """A rate or time base of PyAV, which from 19 on has a type of its own for them; None for none and for 0."""
+    return Fraction(value.numerator, value.denominator) if value else None
 
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
@@ -286,7 +294,7 @@ def index_packets(source: VideoSource) -> PacketIndex:
                 keyframe_pts = pts if packet.is_keyframe else keyframe_pts
         except (av.FFmpegError, OSError):
             pass  # a damaged tail: what was read is the index
-        time_base = stream.time_base
+        time_base = _fraction(stream.time_base)
     times.sort(key=lambda entry: entry[0])
     return PacketIndex(
         pts=np.array([pts for pts, _ in times], dtype=np.int64),

@@ -17,6 +17,7 @@ from curation.recipe import Recipe, SelectOptions
 from curation.select import decide, find_clip_copies
 from manifests.store import Dataset, read_table
 from model.stills import read_still
+from model.video.probing import open_container
 
 SHIFT_S = 1.37
 
@@ -50,7 +51,7 @@ def film(source: Path, target: Path, start_s: float, end_s: float, copy: str = "
     if copy == "shifted":
         start_s, end_s = start_s + SHIFT_S, end_s + SHIFT_S
     crf = {"": "16", "reencoded": "32"}.get(copy, "26")
-    with av.open(str(source), metadata_errors="ignore") as reader, av.open(str(target), "w") as writer:
+    with open_container(source) as reader, av.open(str(target), "w") as writer:
         stream = reader.streams.video[0]
         encoder, first_s = None, None
         for frame in reader.decode(stream):

@@ -56,7 +56,10 @@ class RetargetingRecipe(Recipe):
 
 
 class RetargetingStage(CorrectionStage):
-    """Trains R_eyes or R_lip on single pictures: the sources of the pairs."""
+    """Trains R_eyes or R_lip on single pictures: the sources of the pairs.
+
+    It is validated on the driving frames: the sources of the split `held_out` are frames that are trained on.
+    """
 
     best_metric = "loss"
 
@@ -90,21 +93,20 @@ class RetargetingStage(CorrectionStage):
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
         """Asked openness spread evenly over the batch of all ranks, so that figures of two moments can be compared."""
-        rank, num = self.process.rank, len(batch)
-        places = torch.arange(rank * num, (rank + 1) * num, device=batch.source.image.device)
+        rank, num, frames = self.process.rank, len(batch), batch.driving
+        places = torch.arange(rank * num, (rank + 1) * num, device=frames.image.device)
         asked = self.max_condition * (places + 0.5)[:, None] / (self.process.world_size * num)
-        terms, known, _ = self._retarget(batch.source, asked, self.averaged_networks)
+        terms, known, _ = self._retarget(frames, asked, self.averaged_networks)
         terms["loss"] = self._weighted(terms)
         unknown = torch.full_like(terms["loss"], torch.nan)
         return {name: torch.where(known, values, unknown) for name, values in terms.items()}
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        columns = {"source": batch.source.target}
+        frames = batch.driving
+        columns = {"source": frames.target}
         for share in (0.0, 0.5, 1.0):
-            asked = torch.full((len(batch), 1), share * self.max_condition, device=batch.source.image.device)
-            _, _, columns[f"{self.part} {asked[0, 0]:.2f}"] = self._retarget(
-                batch.source, asked, self.averaged_networks
-            )
+            asked = torch.full((len(batch), 1), share * self.max_condition, device=frames.image.device)
+            _, _, columns[f"{self.part} {asked[0, 0]:.2f}"] = self._retarget(frames, asked, self.averaged_networks)
         return columns
 
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:

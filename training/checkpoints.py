@@ -138,6 +138,7 @@ class _AtomicWriter(HuggingFaceStorageWriter):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+        shutil.rmtree(self._target, ignore_errors=True)  # what somebody left of a folder, without its run.json
         os.replace(self._temporary, self._target)
 
 
@@ -151,7 +152,8 @@ class CheckpointFolder:
         self.writes = writes
         self.inputs = dict(inputs or {})
         self._inputs_before: Mapping[str, str] = {}
-        self._pending: tuple[Future | None, str, bool] | None = None
+        self._pending: tuple[Future | None, str, RunState, RunState] | None = None
+        self._best = RunState()  # whose best figure is that of a checkpoint on the disk
         if writes:
             for partial in self.root.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -175,9 +177,11 @@ class CheckpointFolder:
         """The best by validation; None if nothing was validated."""
         with contextlib.suppress(OSError):
             name = (self.root / "best").read_text().strip()
-            if (self.root / name / "run.json").is_file():
-                return name
+            return name if self._is_there(name) else None
         return None
+
+    def _is_there(self, name: str) -> bool:
+        return (self.root / name / "run.json").is_file()
 
     def restore(self, stage: Stage, recipe: Recipe, *, allow_other_recipe: bool = False) -> RunState:
         """Load the newest checkpoint into `stage`; a fresh state if there is none.
@@ -209,16 +213,18 @@ class CheckpointFolder:
         state = RunState(**run["state"])
         if self.writes:
             self._name_best(state.best_images)
-        if run["recipe_hash"] != recipe.hash or self._validates_on_others(run, recipe):
-            # Figures by other weights of losses, or on other pairs, are no measure for those to come.
+        is_other = run["recipe_hash"] != recipe.hash or self._validates_on_others(run, recipe)
+        if is_other or not self._is_there(_name_at(state.best_images)):
+            # Figures by other weights of losses, on other pairs, or of a lost checkpoint, measure nothing to come.
             state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
+        self._best = dataclasses.replace(state)
         return state
 
     def _name_best(self, images: int) -> None:
         """Have `best` name the checkpoint at so many images, if there is one: a run that was killed between a
         checkpoint and this name would lose the checkpoint with the next one."""
         name = _name_at(images)
-        if name != self.best_name() and (self.root / name / "run.json").is_file():
+        if name != self.best_name() and self._is_there(name):
             write_bytes_atomically(self.root / "best", name.encode())
 
     def _validates_on_others(self, run: Mapping[str, Any], recipe: Recipe) -> bool:
@@ -252,9 +258,9 @@ class CheckpointFolder:
             return
         self.finish()
         name = _name_at(state.images)
-        is_there = (self.root / name).exists()  # the run ends where the last checkpoint was
-        future = None if is_there else self._write(name, stage, recipe, state)
-        self._pending = (future, name, state.images == state.best_images)
+        # It is there where the run ends at its last checkpoint.
+        future = None if self._is_there(name) else self._write(name, stage, recipe, state)
+        self._pending = (future, name, state, dataclasses.replace(state))
 
     def _write(self, name: str, stage: Stage, recipe: Recipe, state: RunState) -> Future:
         tensors = stage_tensors(stage)
@@ -289,17 +295,20 @@ class CheckpointFolder:
             self.finish()
 
     def finish(self) -> bool:
-        """Wait for the checkpoint that is being written. False if it failed, which is said; older ones are kept."""
+        """Wait for the checkpoint that is being written. False if it failed, which is said; older ones are kept, and
+        where it was to be the best, the state that was given to `save` has the best figure before it again."""
         if self._pending is None:
             return True
-        (future, name, is_best), self._pending = self._pending, None
+        (future, name, state, saved), self._pending = self._pending, None
         try:
             if future is not None:
                 future.result()
-            if is_best:
-                write_bytes_atomically(self.root / "best", name.encode())
+            self._name_best(saved.best_images)
+            self._best = saved
         except (Exception, CheckpointException) as error:  # DCP's is no Exception
             shutil.rmtree(self.root / f"{_PARTIAL}{name}", ignore_errors=True)
+            if state.best_images == saved.best_images and not self._is_there(_name_at(saved.best_images)):
+                state.best_value, state.best_images = self._best.best_value, self._best.best_images
             kept = self.newest_name()
             print(
                 f"error: checkpoint {name} could not be written ({_cause(error)}); "

@@ -221,6 +221,35 @@ def test_a_kill_before_the_pointer_does_not_lose_the_best_checkpoint(tmp_path: P
     assert (again.newest_name(), again.best_name()) == ("images-0000000016", "images-0000000008")
 
 
+def test_a_best_checkpoint_that_is_not_on_the_disk_is_no_measure(tmp_path: Path, monkeypatch) -> None:
+    """Not written because the disk was full, or removed since: worse figures than its own may be the best there is."""
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    state = RunState(images=8, step=1, best_value=0.5, best_images=8)
+    folder.save(SmallStage(), RECIPE, state)
+    assert folder.finish()
+    state.images = state.best_images = 16
+    state.best_value = 0.1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        folder.save(SmallStage(), RECIPE, state)
+        assert not folder.finish()
+    assert (state.best_value, state.best_images, folder.best_name()) == (0.5, 8, "images-0000000008")
+    shutil.rmtree(folder.root / "images-0000000008")
+    folder.save(SmallStage(), RECIPE, state)
+    assert folder.finish()
+    again = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    assert again.restore(SmallStage(), RECIPE) == RunState(images=16, step=1)
+
+
+def test_what_is_left_of_a_folder_is_replaced(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
+    (folder.root / "images-0000000008").mkdir(parents=True)
+    (folder.root / "images-0000000008" / "model-00001-of-00001.safetensors").write_bytes(b"cut off")
+    assert save(folder, SmallStage(), 8)
+    assert folder.newest_name() == "images-0000000008"
+    assert folder.restore(SmallStage(), RECIPE).images == 8
+
+
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(tmp_path: Path, monkeypatch) -> None:
     """Ranks end without waiting for threads (`distributed.leave`), so the folder has to."""
     fsync = os.fsync

@@ -15,6 +15,11 @@ from training.checkpoints import CheckpointFolder, read_run, read_tensors
 
 BASE_WEIGHTS = "base_weights"
 """Folder in a run of stage II that holds the model it builds on."""
+_COMMANDS = {
+    "stitching": "training stitching",
+    "retarget_eye": "training retargeting --part eyes",
+    "retarget_lip": "training retargeting --part lip",
+}
 
 
 def is_run(path: Path) -> bool:
@@ -98,18 +103,20 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
             getattr(portrait, name).load_state_dict(state)
         notes.append(f"{run}: {', '.join(states)} from {_origin(run, which)}")
     portrait.save(output)
-    return notes + [f"not trained: {name}, which changes nothing yet ({how})" for name, how in _untrained(portrait)]
+    has_new_base = is_run(first) and not (first / BASE_WEIGHTS).is_dir()
+    return notes + _doubts(portrait, other_base=set(_COMMANDS) - set(holders) if has_new_base else set())
 
 
-def _untrained(portrait: LivePortrait) -> list[tuple[str, str]]:
-    """Small networks whose last layer is still zero, and the command that trains them."""
-    commands = {
-        "stitching": "training stitching",
-        "retarget_eye": "training retargeting --part eyes",
-        "retarget_lip": "training retargeting --part lip",
-    }
-    last = {name: [*getattr(portrait, name).parameters()][-2:] for name in commands}
-    return [(name, command) for name, command in commands.items() if not any(p.any() for p in last[name])]
+def _doubts(portrait: LivePortrait, *, other_base: set[str]) -> list[str]:
+    """A line for each small network whose last layer is still zero, or that was trained on another base; with the
+    command that trains it."""
+    lines = []
+    for name, command in _COMMANDS.items():
+        if not any(p.any() for p in [*getattr(portrait, name).parameters()][-2:]):
+            lines.append(f"not trained: {name}, which changes nothing yet ({command})")
+        elif name in other_base:
+            lines.append(f"not trained on this base: {name}, which is as in the weights that it began from ({command})")
+    return lines
 
 
 def _origin(path: Path, which: str) -> str:

@@ -95,6 +95,9 @@ def test_exported_weights_inspect_and_start_a_finetuning(
     from model.__main__ import main as model_main
 
     assert model_main(["inspect", str(weights)]) == 0
+    portrait = LivePortrait.from_pretrained(weights)
+    torch.nn.init.ones_(portrait.stitching.mlp[-1].bias)  # as if it were trained
+    portrait.save(weights)
     arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(tmp_path / "tuned")]
     assert main([*arguments, "--init", str(weights), "--num-images", "4"]) == 0
     said = capsys.readouterr().err
@@ -103,6 +106,13 @@ def test_exported_weights_inspect_and_start_a_finetuning(
     start, tuned = load_portrait(weights), load_portrait(tmp_path / "tuned", average=False)
     difference = (start.generator.fc.weight - tuned.generator.fc.weight).abs().max().item()
     assert 0 < difference <= 1.1e-3  # one step of Adam at 1e-3
+    capsys.readouterr()
+    assert main(["export", str(weights), "--output", str(tmp_path / "again")]) == 0
+    assert "stitching" not in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "tuned"), "--output", str(tmp_path / "again")]) == 0
+    said = capsys.readouterr().out
+    assert "not trained on this base: stitching, which is as in the weights that it began from (training s" in said
+    assert "not trained: retarget_eye, which changes nothing yet" in said
 
 
 def test_weights_to_start_from_set_the_sizes_and_are_read_once(

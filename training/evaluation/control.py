@@ -87,16 +87,18 @@ def sweep_openness(
     """Ask the first frames of clips for every openness of eyes and lips, and measure what comes.
 
     asked: region (eye, lip) -> openness, as `model.keypoints.open_ratios_68` measures it. x' = x_s + R(x_s; c_s, c_d).
+    Frames whose landmarks are unknown, of which R cannot be told how far they are open, are left out.
     """
     clips = [selection.clips[k] for k in spread(0, len(selection.clips), max_sources)]
     steps = sum(len(values) + 1 for values in asked.values())
-    sweeps = []
+    sweeps, done = [], 0
     report("control of eyes and lips", 0, len(clips) * steps)
     for clip in clips:
         still = _Still(engine, selection, tools, clip)
         for region, values in asked.items():
-            sweeps.append(_sweep(still, tools, clip, region, values))
-            done = sum(len(sweep.asked) + 1 for sweep in sweeps)
+            if still.landmarks.isfinite().all():
+                sweeps.append(_sweep(still, tools, clip, region, values))
+            done += len(values) + 1
             report("control of eyes and lips", done, len(clips) * steps)
     return sweeps
 

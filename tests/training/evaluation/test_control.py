@@ -12,7 +12,15 @@ from model.config import ModelConfig
 from model.keypoints import Motion
 from model.networks import LivePortrait
 from training.evaluation.catalogue import GROUPS
-from training.evaluation.control import REGION_MASKS, _compare_pair, _Still, _sweep, obedience, rank_correlation
+from training.evaluation.control import (
+    REGION_MASKS,
+    _compare_pair,
+    _Still,
+    _sweep,
+    obedience,
+    rank_correlation,
+    sweep_openness,
+)
 from training.evaluation.evaluate import Evaluate
 from training.evaluation.faces import Face
 from training.evaluation.measuring import Tools, mean_of
@@ -83,6 +91,27 @@ def test_a_sweep_asks_its_network_and_looks_outside_its_region(region, at_rest, 
     soft = 1 - REGION_MASKS[region](landmarks, (SIZE_PX, SIZE_PX))[0, 0].numpy()
     assert sweep.figures[f"{region}_rest"] == pytest.approx((soft * inside[..., 0]).sum() / soft.sum(), rel=1e-5)
     assert sweep.figures[f"{region}_rest"] < 0.1
+
+
+def test_frames_with_unknown_landmarks_are_asked_nothing(tools, selection) -> None:
+    """How far they are open is unknown, and what R makes of that is no picture."""
+    clips = [SimpleNamespace(brightness=brightness) for brightness in (9, 99)]
+
+    def read(clip: SimpleNamespace, frames: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        pictures, points68 = selection.read(clip, frames)
+        return pictures, points68 if clip is clips[0] else np.full_like(points68, np.nan)
+
+    told: list[tuple[int, int]] = []
+    sweeps = sweep_openness(
+        Painter(lambda x_s, x_d: np.full((SIZE_PX, SIZE_PX, 3), 7, np.uint8)),
+        SimpleNamespace(clips=clips, read=read),
+        tools,
+        asked={"eye": (0.1, 0.2), "lip": (0.3,)},
+        max_sources=2,
+        report=lambda stage, done, total: told.append((done, total)),
+    )
+    assert [(sweep.clip, sweep.region) for sweep in sweeps] == [(clips[0], "eye"), (clips[0], "lip")]
+    assert told == [(0, 10), (3, 10), (5, 10), (8, 10), (10, 10)]
 
 
 def test_shoulders_are_compared_below_the_chin_with_and_without_stitching(tools, selection) -> None:

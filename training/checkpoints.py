@@ -234,14 +234,15 @@ class CheckpointFolder:
         is_elsewhere = not _is_same_place(data, self._inputs_before.get("data", data))
         return is_elsewhere or run["recipe"].get("reports.num_validation", num_pairs) != num_pairs
 
-    def note_clips(self, clips: str) -> None:
-        """Note in checkpoints which clips the run is trained on; tell where they are others than before."""
+    def note_clips(self, clips: str, state: RunState) -> None:
+        """Note which clips the run is trained on. Others than before are told, and end the best figure."""
         before = self._inputs_before
         is_same_place = _is_same_place(self.inputs.get("data", ""), before.get("data", ""))
         if is_same_place and (old := before.get("clips", clips)) != clips:
-            print(
-                f"note: the data set has changed: this run was trained on {old}, from here on {clips}", file=sys.stderr
-            )
+            told = f"the data set has changed: this run was trained on {old}, from here on {clips}"
+            print(f"note: {told}", file=sys.stderr)
+            state.best_value, state.best_images = float("inf"), -1
+            self._best = dataclasses.replace(state)
         self.inputs["clips"] = clips
 
     def _tell_other_inputs(self, before: Mapping[str, str]) -> None:
@@ -258,8 +259,7 @@ class CheckpointFolder:
             return
         self.finish()
         name = _name_at(state.images)
-        # It is there where the run ends at its last checkpoint.
-        future = None if self._is_there(name) else self._write(name, stage, recipe, state)
+        future = None if self._is_there(name) else self._write(name, stage, recipe, state)  # there: at a run's end
         self._pending = (future, name, state, dataclasses.replace(state))
 
     def _write(self, name: str, stage: Stage, recipe: Recipe, state: RunState) -> Future:

@@ -51,7 +51,7 @@ def train(
         require_one_start(state, output, process)
         loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
         if process.is_main and state.images < recipe.num_images:
-            folder.note_clips(loader.order.index.describe())
+            folder.note_clips(loader.order.index.describe(), state)
             write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
         with folder, Reporter(output, recipe, process, first_image=state.images) as reporter:
             (interrupted,) = process.any(request.made)

@@ -354,9 +354,11 @@ def test_the_best_figure_counts_for_its_own_pairs_alone(
 def test_clips_that_came_or_went_are_told(tmp_path: Path, capsys) -> None:
     def go_on(images: int, data: str, clips: str) -> str:
         folder = CheckpointFolder(tmp_path, keep_last=2, writes=True, inputs={"data": data})
-        folder.restore(SmallStage(), RECIPE)
-        folder.note_clips(clips)
-        assert save(folder, SmallStage(), images)
+        state = folder.restore(SmallStage(), RECIPE)
+        folder.note_clips(clips, state)
+        assert (state.best_value < 1) == (images == 16), "the figure of other held-out frames is no measure"
+        folder.save(SmallStage(), RECIPE, RunState(images=images, best_value=0.5, best_images=images))
+        assert folder.finish()
         return capsys.readouterr().err
 
     assert go_on(8, "data", "3 clips (a)") == ""

@@ -19,10 +19,23 @@ from training.recipe import Recipe
 from training.stage import Stage, open_loader
 
 _log = logging.getLogger(__name__)
+_CUT_OFF = ""  # among the names of figures: a rank could not read its pairs to the end
 
 
 def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) -> dict[str, float]:
-    """Means of the stage's figures over `num_validation` held-out pairs, the same ones every time; {} without any."""
+    """Means of the stage's figures over `num_validation` held-out pairs, the same ones every time; {} without any, and
+    where a store or disk fails a rank on the way: a mean of some of them is no figure to compare."""
+    try:
+        totals = sum_figures(stage, recipe, dataset=dataset, process=process)
+    except OSError as error:  # what ends a run, in order, is that its training data cannot be read
+        _log.warning("no validation: %s", error)
+        totals = {_CUT_OFF: (0.0, 0)}
+    totals = process.sum(totals)  # also where this rank has none: a data set may change between two ranks' looks
+    return {} if _CUT_OFF in totals else {name: total / count for name, (total, count) in totals.items() if count}
+
+
+def sum_figures(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) -> dict[str, tuple[float, int]]:
+    """Sum and number of this rank's figures that are known, by name. OSError where the pairs cannot be read."""
     totals: dict[str, tuple[float, int]] = {}
     num_batches = -(-recipe.reports.num_validation // recipe.batch_size)
     batch_size = recipe.batch_size // process.world_size
@@ -36,8 +49,7 @@ def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) ->
                 known = values[values.isfinite()].double()
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = (total + known.sum().item(), count + len(known))
-    totals = process.sum(totals)  # also where this rank has none: a data set may change between two ranks' looks
-    return {name: total / count for name, (total, count) in totals.items() if count}
+    return totals
 
 
 def save_pictures(
@@ -47,13 +59,15 @@ def save_pictures(
     if not process.is_main:
         return
     alone = Process(device=process.device)
-    batches = held_out_batches(stage, recipe, recipe.reports.num_pictures, dataset=dataset, process=alone)
-    if batches is None:
+    try:
+        batches = held_out_batches(stage, recipe, recipe.reports.num_pictures, dataset=dataset, process=alone)
+        batch = None if batches is None else next(batches, None)
+    except OSError as error:
+        _log.warning("no pictures: %s", error)
+        return
+    if batch is None:
         return
     with torch.no_grad():
-        batch = next(batches, None)
-        if batch is None:
-            return
         grid = draw_grid(stage.pictures(batch))
     try:
         write_png(output / "pictures" / f"images-{images:010d}.png", grid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from training.distributed import Process
 from training.recipe import ReportOptions
 from training.retargeting import RetargetingStage
 from training.stage import Stage
-from training.validation import held_out_batches, validate
+from training.validation import held_out_batches, save_pictures, validate
 
 RECIPE = BaseRecipe(batch_size=4, reports=ReportOptions(num_validation=7))
 
@@ -68,6 +69,28 @@ def test_a_rank_without_held_out_pairs_hears_from_the_others(monkeypatch) -> Non
 
     monkeypatch.setattr(training.validation, "held_out_batches", lambda *_, **__: None)
     assert validate(Places(), RECIPE, dataset="", process=Told(rank=1, world_size=2)) == {"place": 2.0}
+
+
+@pytest.mark.parametrize("num_read", [0, 1])
+def test_held_out_pairs_that_cannot_be_read_end_no_run(monkeypatch, caplog, tmp_path: Path, num_read: int) -> None:
+    """Its last steps would be lost. The mean of the pairs that were read is no figure, on other ranks neither."""
+
+    def batches(*_: object, **__: object) -> Iterator[torch.Tensor]:
+        for _ in range(num_read):
+            yield torch.arange(4)
+        raise OSError("the store does not answer")
+
+    class Told(Process):
+        def sum(self, values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+            return {"place": (6.0, 3), **values}
+
+    monkeypatch.setattr(training.validation, "held_out_batches", batches)
+    assert validate(Places(), RECIPE, dataset="", process=Told(rank=1, world_size=2)) == {}
+    assert caplog.messages == ["no validation: the store does not answer"]
+    if num_read == 0:
+        save_pictures(Places(), RECIPE, 8, dataset="", output=tmp_path, process=Process(), reporter=None)
+        assert caplog.messages[1:] == ["no pictures: the store does not answer"]
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("stage", "still_share"), [(BaseStage, 0.0), (RetargetingStage, 0.5)])

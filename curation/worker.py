@@ -18,7 +18,7 @@ from curation.plans import read_bundle
 from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
-from manifests.errors import StoreUnreachable
+from manifests.errors import NoBucket, StoreUnreachable
 from manifests.storage import Place, is_local, place, read_bytes
 
 ATTEMPTS = 2
@@ -160,7 +160,7 @@ def give_up(
     """Commit that a unit failed; returns its summary.
 
     Raises:
-        FatalError: without this unit there is no data set.
+        FatalError: without this unit there is no data set, or no unit can be committed any more.
     """
     if stage == "pack":
         raise FatalError(f"the shard {unit['shard']} cannot be written: {message}")
@@ -168,5 +168,10 @@ def give_up(
     result.fail(stage, unit, reason, message, attempts)
     row = {"unit": unit["name"]}
     if not unit.get("pixels_only"):  # such a unit has been committed, only its pictures are made again
-        row = commit_unit(folder, stage, unit, result, 0.0, _worker_name())
+        try:
+            row = commit_unit(folder, stage, unit, result, 0.0, _worker_name())
+        except StoreUnreachable:
+            raise
+        except (OSError, NoBucket) as error:  # as the child's commit was: no other unit fares better
+            raise FatalError(f"cannot write to {folder}: {error}") from error
     return _summary(row, result)

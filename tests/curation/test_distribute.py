@@ -25,7 +25,7 @@ from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
 from curation.ray_start import make_ray_folder, require_room
 from curation.recipe import CropOptions, Recipe
-from curation.sandbox import FatalError, NoSpaceError
+from curation.sandbox import FatalError, NoSpaceError, SandboxError
 from curation.termination import Terminated
 from curation.worker import NoScratchError, UnitWorker, committed_summary, give_up
 from manifests.storage import place
@@ -124,6 +124,32 @@ def test_a_shard_that_cannot_be_written_ends_the_run(tmp_path: Path):
     with pytest.raises(FatalError, match=r"train-000000\.tar cannot be written: SIGKILL"):
         give_up(tmp_path, "pack", {"name": "1f", "shard": "train-000000.tar"}, "worker_died", "SIGKILL", 3)
     assert not list(tmp_path.iterdir())
+
+
+class _RefusedCommit:
+    """Stands in for the child process of a worker: the store, which still gives, takes nothing any more."""
+
+    def __init__(self, make, deadline_s: float) -> None:
+        pass
+
+    def __call__(self, unit: dict, deadline_s: float) -> dict:
+        raise SandboxError("unreadable", "PermissionError: Access Denied (put_object)")
+
+
+def test_a_data_set_that_takes_nothing_any_more_ends_the_run_at_once(tmp_path: Path, monkeypatch):
+    """The key has expired, the bucket is full: every other unit would fail likewise, one actor after the other."""
+
+    def refuse(path, data: bytes) -> None:
+        raise PermissionError(f"Access Denied (put_object of {path})")
+
+    monkeypatch.setattr("curation.worker.Sandbox", _RefusedCommit)
+    monkeypatch.setattr("curation.units.write_bytes_atomically", refuse)
+    worker = UnitWorker(stage="scan", recipe=Recipe(), folder=tmp_path, deadline_s=0.0, kept_bytes=0)
+    (tmp_path / "bundle").write_text(json.dumps([{"name": f"u{k}"} for k in range(3)]))
+    (row,) = worker({"bundle": str(tmp_path / "bundle")})
+    said = f"cannot write to {tmp_path}: Access Denied (put_object of {tmp_path}/u0.json)"
+    assert json.loads(row["summary"]) == {"fatal": said}
+    assert worker.finish({"name": "u1"}) == {"fatal": said.replace("u0", "u1")}
 
 
 class _FullDisk:

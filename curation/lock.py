@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,9 @@ def _hold_object(path: Any) -> Iterator[None]:
             f" {STALE_S:.0f} s: end one of them; the same command continues"
         ) from None
     finally:
-        lock.release()
+        is_failing = sys.exc_info()[0] is not None  # then that is told, not that the lock cannot be removed
+        with suppress(OSError) if is_failing else nullcontext():
+            lock.release()
 
 
 class _Silence:

@@ -302,6 +302,18 @@ def test_a_run_that_lost_its_lock_ends(s3, monkeypatch):
     assert "sets/portraits/.lock" in keys(s3), "the other run's lock is left alone"
 
 
+def test_what_ended_the_work_is_told_and_not_that_the_lock_cannot_be_removed(flaky_s3):
+    flaky_s3.failed_share = 0.0
+
+    def work() -> None:
+        with lock.only_run(Dataset(ROOT)):
+            flaky_s3.denied = ("HEAD", "GET", "PUT", "DELETE")
+            raise FatalError("the bucket is full")
+
+    with pytest.raises(FatalError, match="the bucket is full"):
+        work()
+
+
 def test_a_local_lock_names_its_holder(tmp_path):
     with (
         lock.only_run(Dataset(tmp_path)),

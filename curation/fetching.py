@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-import fsspec
-
 from curation.units import UnitResult
 from manifests.scratch import scratch_folder
+from manifests.storage import filesystem_of
 
 _MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
 _ENDING_LENGTH = 16
@@ -53,7 +52,7 @@ def local_copy(uri: str, result: UnitResult | None = None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _copy_of(uri: str) -> Iterator[str]:
-    filesystem, remote = fsspec.core.url_to_fs(uri)
+    filesystem, remote = filesystem_of(uri)
     ending = _ending_of(uri)
     info = filesystem.info(remote) if _room_bytes else {}
     version = next((str(info[name]) for name in ("ETag", "etag", "mtime") if info.get(name)), "")

@@ -47,7 +47,8 @@ def place(where: str | os.PathLike[str] | UPath) -> Place:
     """A path, or a `UPath` of an fsspec URL.
 
     Raises:
-        ValueError: as `filesystem_of`, or the name is empty, as that of a shell's variable that is not set.
+        ValueError: as `filesystem_of`, or the name is empty, as that of a shell's variable that is not set, or has a
+            `::` that `UPath` would not take for a part of it.
     """
     if not isinstance(where, (str, os.PathLike)):
         return where
@@ -58,6 +59,8 @@ def place(where: str | os.PathLike[str] | UPath) -> Place:
         return Path(where).expanduser()
     if text.startswith(("file://", "local://")):
         return Path(text.split("://", 1)[1]).expanduser()
+    if "::" in text.partition("://")[2]:
+        raise ValueError(f"{text} has :: in its name, which joins URLs: choose another name")
     filesystem_of(text)
     from upath import UPath
 
@@ -76,7 +79,10 @@ def filesystem_of(where: str) -> tuple[Any, str]:
     if "://" in where and (not rest.strip("/") or (protocol in _S3 and rest.startswith("/"))):
         raise ValueError(f"{where} names no bucket: expected {protocol}://BUCKET/...")
     try:
-        return fsspec.core.url_to_fs(where)
+        if "::" not in rest or "::" in protocol:
+            return fsspec.core.url_to_fs(where)
+        kind = fsspec.get_filesystem_class(protocol)  # nor does it in the name of an object
+        return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(where)), kind._strip_protocol(where)
     except ImportError as error:
         raise ValueError(f"{where} cannot be reached: {error}") from error
 

@@ -67,6 +67,7 @@ def test_places():
     [
         ("", "the name of a folder or file is empty: for the current folder write ."),
         ("s3://", "s3:// names no bucket"),
+        ("s3://bucket/a::b", "s3://bucket/a::b has :: in its name, which joins URLs: choose another name"),
         ("s3:///", "names no bucket"),
         ("s3:///portraits", "names no bucket"),
         ("gs://bucket/a", "gs://bucket/a cannot be reached: .*install gcsfs"),

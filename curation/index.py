@@ -120,8 +120,12 @@ def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dic
     if not wanted:
         left_out.tell()
         raise ValueError(f"nothing to curate in {text}: {why_nothing}")
-    for info in wanted:
-        yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
+    if is_local or all(info.get("size") is not None for info in wanted):
+        for info in wanted:
+            yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
+    else:  # a web server's page of a folder says nothing of the files that it names
+        uris = [filesystem.unstrip_protocol(info["name"]) for info in wanted]
+        yield from map_places(lambda uri: _look_up(uri, {}), uris)
 
 
 def _datasets_among(names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,11 +52,31 @@ class PatientHTTPFileSystem(HTTPFileSystem):
 
         return await _patiently(url, ask)
 
+    async def _exists(self, path: str, strict: bool = False, **options: Any) -> bool:
+        """As fsspec's, which takes every error for an answer."""
+        try:
+            return await _patiently(path, partial(super()._exists, path, strict=True, **options))
+        except FileNotFoundError:
+            return False
+
+    async def _ls_real(self, url: str, detail: bool = True, **options: Any) -> Any:
+        return await _patiently(url, partial(super()._ls_real, url, detail=detail, **options))
+
+    async def _walk(self, path: str, *args: Any, on_error: Any = None, **options: Any) -> AsyncIterator[Any]:
+        """As fsspec's, which leaves out folders that the server does not list, whatever the reason."""
+        async for found in super()._walk(path, *args, on_error=on_error or _raise_unless_absent, **options):
+            yield found
+
     async def _get_file(self, rpath: str, lpath: Any, **options: Any) -> None:
         await _patiently(rpath, partial(super()._get_file, rpath, lpath, **options))
 
     async def _cat_file(self, url: str, *args: Any, **options: Any) -> bytes:
         return await _patiently(url, partial(super()._cat_file, url, *args, **options))
+
+
+def _raise_unless_absent(error: Exception) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 async def _patiently(url: str, ask: Callable[[], Awaitable[Any]]) -> Any:

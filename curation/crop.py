@@ -14,9 +14,8 @@ import numpy as np
 import simplejpeg
 
 from curation import measures
-from curation.fetching import local_copy
 from curation.fingerprints import FaceHasher
-from curation.places import SourceGone, find_source
+from curation.places import SourceGone, opened_source
 from curation.quality import load_quality_model
 from curation.recipe import CropOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key
@@ -44,21 +43,20 @@ class CropStage:
     def process(self, unit: dict[str, Any]) -> UnitResult:
         """Crop `unit["candidates"]` of its source; only those named in `unit["only"]`, if it is there."""
         result = UnitResult(rows={"clips": [], "frames": []})
-        try:
-            uri = find_source(unit)
-        except SourceGone as error:
-            result.fail("crop", unit, "source_gone", str(error))
-            return result
         wanted = [c for c in unit["candidates"] if unit.get("only") is None or c["clip_id"] in unit["only"]]
         folder = self._folder / unit["name"]
-        make_folder(folder)
-        clips = [_Clip(c, unit, self._recipe.crop, self._analyser, self._quality, folder) for c in wanted]
+        clips: list[_Clip] = []
         try:
-            with local_copy(uri, result) as path:
+            with opened_source(unit, result) as path:
+                make_folder(folder)
+                clips += [_Clip(c, unit, self._recipe.crop, self._analyser, self._quality, folder) for c in wanted]
                 try:
                     self._read(path, unit, clips, result)
                 except VideoError as error:
                     result.fail("crop", unit, error.reason, str(error))
+        except SourceGone as error:
+            result.fail("crop", unit, "source_gone", str(error))
+            return result
         finally:
             for clip in clips:
                 clip.close()

@@ -8,15 +8,17 @@ back, moved or copied needs no special case.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from curation.fetching import local_copy
+from curation.units import UnitResult
 from manifests.errors import NoBucket, StoreUnreachable
 from manifests.storage import filesystem_of, map_places
 
 STATED = ("licence", "attribution", "consent")
-_VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified")
+_VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "Last-Modified")
 
 
 class SourceGone(OSError):
@@ -74,6 +76,35 @@ def find_source(source: dict[str, Any]) -> str:
             return place["uri"]
         problems.append(f"{place['uri']} {problem}")
     raise SourceGone("; ".join(problems) or "it has no place any more")
+
+
+@contextmanager
+def opened_source(source: dict[str, Any], result: UnitResult | None = None) -> Iterator[str]:
+    """A local path of the source's content: `local_copy` of the place that `find_source` names.
+
+    What is copied is looked at once more when it is here: its place may have got another file in between.
+
+    Raises:
+        SourceGone: there is none, or it was replaced while it was copied.
+    """
+    uri = find_source(source)
+    with local_copy(uri, result) as path:
+        place = next(place for place in source["places"] if place["uri"] == uri)
+        if path != uri and not _is_as_indexed(place) and hash_file(path) != source["content_sha256"]:
+            raise SourceGone(f"{uri} holds another file now")
+        yield path
+
+
+def _is_as_indexed(place: dict[str, Any]) -> bool:
+    """Whether what is there says of itself that it has not changed; a web server may say nothing."""
+    filesystem, path = filesystem_of(place["uri"])
+    try:
+        info = filesystem.info(path)
+    except StoreUnreachable:
+        raise
+    except (OSError, NoBucket):
+        return False
+    return bool(place["changed"]) and (info.get("size"), version_of(info)) == (place["size_bytes"], place["changed"])
 
 
 def _problem_of(place: dict[str, Any], content_sha256: str) -> str | None:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from curation.cuts import PICTURE_SIDE_PX, CutFinder
-from curation.fetching import local_copy
-from curation.places import SourceGone, find_source
+from curation.places import SourceGone, opened_source
 from curation.recipe import Recipe
 from curation.tombstones import Refusals, strip_tracks
 from curation.tracks import Sample, Segment, Track, Tracker, divide
@@ -53,17 +52,16 @@ class ScanStage:
         """Scan `unit`: a source's places, content, source_id, kind, fps, width_px, height_px and its span."""
         result = UnitResult()
         try:
-            uri = find_source(unit)
+            with opened_source(unit, result) as path:
+                if unit["kind"] == "still":
+                    follower = self._scan_still(path, result)
+                    tracks = follower.tracks()
+                else:
+                    follower = self._scan_video(path, unit, result)
+                    tracks = follower.tracks()
         except SourceGone as error:
             result.fail("scan", unit, "source_gone", str(error))
             return result
-        with local_copy(uri, result) as path:
-            if unit["kind"] == "still":
-                follower = self._scan_still(path, result)
-                tracks = follower.tracks()
-            else:
-                follower = self._scan_video(path, unit, result)
-                tracks = follower.tracks()
         rows = [self._track_row(track, follower, unit) for track in tracks]
         _name_candidates(rows, unit["source_id"])
         refusals = Refusals(unit.get("refused", []))

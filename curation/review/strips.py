@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from curation.fetching import local_copy
 from curation.pack import staged_clips
-from curation.places import SourceGone, find_source, of_unit
+from curation.places import SourceGone, of_unit, opened_source
 from curation.recipe import Recipe
 from curation.samples import read_members, sample_key
 from manifests.storage import Place, read_bytes, read_ranges
@@ -184,7 +183,7 @@ def _source_frames(work: _Work) -> list[np.ndarray]:
         size_px=clip["crop_size_px"],
         output_size_px=SIDE_PX,
     )
-    with local_copy(find_source(work.source)) as path:
+    with opened_source(work.source) as path:
         if clip["kind"] == "still":
             return [warp(read_still(path), crop.matrix, SIDE_PX)]
         wanted = {clip["start_frame"] + k for k in _spread(clip["end_frame"] - clip["start_frame"])}

@@ -12,6 +12,9 @@ import pytest
 
 from curation import fetching
 from curation.fetching import kept_folder, local_copy, remove_kept
+from curation.index import IndexStage, list_inputs
+from curation.places import SourceGone, of_unit, opened_source
+from curation.recipe import IndexOptions, Recipe
 from tests.flaky_store import FlakyStore
 
 SIZE = fetching._MIN_BYTES
@@ -83,6 +86,36 @@ def test_changed_source_is_fetched_anew(store, put, s3):
     read(uri)
     s3.put_object(Bucket="data", Key="raw/a.mp4", Body=b"z" * SIZE)
     assert read(uri) == b"z" * SIZE
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 3 * SIZE])
+def test_a_source_that_is_replaced_while_it_is_copied_is_not_read(store, put, s3, monkeypatch, num_bytes):
+    """Of a large one the copy has a part of each."""
+    uri = put("a.mp4", num_bytes)
+    (unit,) = list_inputs([uri], IndexOptions())
+    (row,) = IndexStage(Recipe(), Path()).process(unit).rows["sources"]
+    source = {"places": of_unit(row), "content_sha256": row["content_sha256"]}
+    with opened_source(source) as path:
+        assert Path(path).read_bytes() == b"a" * num_bytes
+    remove_kept()
+    store.requests.clear()
+    failure_of = store.failure_of
+
+    def replace(method: str, path: str) -> str:
+        if method == "GET" and num_fetched(store, "a.mp4") == num_bytes // (2 * SIZE):
+            s3.put_object(Bucket="data", Key="raw/a.mp4", Body=b"b" * num_bytes)
+        return failure_of(method, path)
+
+    monkeypatch.setattr(store, "failure_of", replace)
+    with pytest.raises(SourceGone, match=f"{uri} holds another file now"), opened_source(source):
+        pass
+
+
+def test_two_colons_in_a_name_mean_nothing(store, put):
+    uri = put("a::b.mp4", 10)
+    (unit,) = list_inputs(["s3://data/raw"], IndexOptions())
+    assert unit["uri"] == uri
+    assert read(uri) == b"a" * 10
 
 
 def test_the_one_read_longest_ago_goes_first_and_none_that_is_being_read(store, put):

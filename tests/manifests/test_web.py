@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -126,3 +127,31 @@ def test_an_entry_of_a_list_that_a_server_refuses_costs_itself_only(server: Flak
     (tmp_path / "list.csv").write_text(f"uri\n{server.url}/clip.mp4\n")
     (entry,) = list_inputs([str(tmp_path / "list.csv")], IndexOptions())
     assert (entry["uri"], entry["size_bytes"]) == (f"{server.url}/clip.mp4", None)
+
+
+def test_an_input_on_a_busy_server_is_asked_for_again(server: FlakyStore, tmp_path: Path) -> None:
+    url = f"{server.url}/clip.mp4"
+    for address in (url, f"{url}?signature=a%2Fb", f"{server.url}/*.mp4"):
+        server.throttle_next(2)
+        (unit,) = list_inputs([address], IndexOptions())
+        assert (unit["uri"].split("?")[0], unit["size_bytes"]) == (url, len(CONTENT))
+
+
+def test_an_input_that_a_server_refuses_is_told(server: FlakyStore) -> None:
+    server.denied = ("GET", "HEAD")
+    for name in ("clip.mp4", "clip.mp4?version=1", "*.mp4"):
+        with pytest.raises(ObjectUnreachable, match="cannot be read: the server answers 403"):
+            list_inputs([f"{server.url}/{name}"], IndexOptions())
+    server.denied = ()
+    with pytest.raises(ValueError, match="no such file or folder"):
+        list_inputs([f"{server.url}/other.mp4"], IndexOptions())
+
+
+def test_a_file_that_is_replaced_by_one_of_its_size_is_another(server: FlakyStore, tmp_path: Path) -> None:
+    """Of a server that tells the time of the last change alone."""
+    (before,) = list_inputs([f"{server.url}/clip.mp4"], IndexOptions())
+    (tmp_path / "clip.mp4").write_bytes(CONTENT[::-1])
+    os.utime(tmp_path / "clip.mp4", (1e9, 1e9))
+    (after,) = list_inputs([f"{server.url}/clip.mp4"], IndexOptions())
+    assert after["size_bytes"] == before["size_bytes"]
+    assert after["name"] != before["name"]

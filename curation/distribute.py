@@ -263,6 +263,8 @@ class Cluster:
                     yield json.loads(row["summary"])
         except (ray.exceptions.RayError, SystemException, UserCodeException) as error:
             if not done:
+                if missing := leftovers.missing_package(error):
+                    raise FatalError(missing) from error
                 other = "; if the cluster was started with another RAY_AUTH_MODE or token, set the same here"
                 hint = "" if self._is_embedded else other
                 raise FatalError(f"no worker could do anything: {leftovers.describe_loss(error)}{hint}") from error

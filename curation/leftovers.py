@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from curation.sandbox import FatalError
+
 ATTEMPTS = 3  # at a unit that comes here
 
 
@@ -44,6 +46,9 @@ def do_again(
 
     `start` makes an actor with a method `finish(unit)`; up to `workers` of them work side by side. What was lost with
     the node of its actor counts against no unit.
+
+    Raises:
+        FatalError: a node lacks a Python package.
     """
     suspects = yield from _do([_Case(unit) for unit in units], start, workers, ATTEMPTS - 1)
     for suspect in suspects:
@@ -74,6 +79,8 @@ def _do(
                 summary = ray.get(answer)
             except ray.exceptions.RayError as error:
                 ray.kill(actor)
+                if missing := missing_package(error):  # no unit is to blame, and the next one may meet it, too
+                    raise FatalError(missing) from error
                 case.attempts += not _is_lost(nodes.pop(actor))
                 case.error = _cause_of(error)
                 (waiting if case.attempts < attempts else given_up).append(case)
@@ -110,6 +117,20 @@ def _is_lost(node: Any) -> bool:
 def _cause_of(error: BaseException) -> BaseException:
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
+
+
+def missing_package(error: BaseException) -> str:
+    """What to do where an actor could not start for want of a Python package; empty where it was something else."""
+    text = str(error)
+    found = re.search(r"No module named '([\w.]+)'", text)
+    if found is None:
+        return ""
+    address = re.search(r"\bip=([\w.:]+)", text)
+    node = f"node {address.group(1)}" if address else "a node"
+    return (
+        f"{node} lacks the Python package {found.group(1)}: install this program's dependencies there, in the"
+        " environment that its Ray was started from, or leave the node out, and run again"
+    )
 
 
 def describe_loss(error: BaseException) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from curation.leftovers import ATTEMPTS, Loss, describe_loss, do_again
+from curation.leftovers import ATTEMPTS, Loss, describe_loss, do_again, missing_package
+from curation.sandbox import FatalError
 from curation.waiting import _has_workers
 
 
@@ -116,6 +118,19 @@ def test_a_lost_node_counts_against_none_of_the_units_that_it_had(monkeypatch):
     assert answers["u1"] == "u1 done", "it was lost three times with its node"
     assert answers["u2"] == "u2 done"
     assert answers["poison"].attempts == ATTEMPTS, "on the node that is there"
+
+
+def test_a_node_without_a_package_is_told_and_no_unit_is_blamed(ray, monkeypatch):
+    """The package is here, and in none of the processes of Ray."""
+    package = ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    base = type("Base", (), {"__module__": package.__name__, "finish": lambda self, unit: unit})
+    package.Base = base
+    actor = ray.remote(num_cpus=1)(type("Scan", (base,), {}))
+    with pytest.raises(FatalError, match=r"node [\d.]+ lacks the Python package only_here: install") as told:
+        list(do_again([{"name": "u1"}], actor.remote, 1))
+    assert missing_package(told.value.__cause__) == str(told.value)
+    assert missing_package(Exception("The actor is dead because its node has died.")) == ""
 
 
 def test_it_is_seen_whether_a_worker_of_a_stage_has_started(ray):

@@ -11,6 +11,7 @@ takes a second.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import random
@@ -18,7 +19,15 @@ import sys
 import time
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointResolutionError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
@@ -35,7 +44,10 @@ _TRANSIENT_CODES = {
     *("BandwidthLimitExceeded", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"),
     "XAmzContentSHA256Mismatch",  # of a body that was damaged on its way
 }
-_TRANSIENT_ERRORS = (*S3_RETRYABLE_ERRORS, BotoConnectionError, IncompleteReadError, TimeoutError, ConnectionError)
+_TRANSIENT_ERRORS = (
+    *(*S3_RETRYABLE_ERRORS, BotoConnectionError, IncompleteReadError, TimeoutError, ConnectionError),
+    CredentialRetrievalError,  # those of a role are fetched anew every few hours
+)
 _WHOLE_BYTES = 16 << 20  # an object up to here is read with one request, a larger one by ranges
 
 
@@ -76,6 +88,10 @@ class PatientS3FileSystem(S3FileSystem):
             except Exception as error:
                 if _code_of(error) == "NoSuchBucket":
                     raise NoBucket(f"there is no bucket {kwargs.get('Bucket')!r}") from error
+                if failing_since and _code_of(error) == "NoSuchUpload" and (answer := await self._completed(kwargs)):
+                    return answer
+                if (refusal := _of_settings(error, kwargs)) is not None:
+                    raise refusal from error
                 if method == "get_object" and isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(f"there is no s3://{_place_of(kwargs)}") from error
                 if not is_transient(error):
@@ -104,6 +120,17 @@ class PatientS3FileSystem(S3FileSystem):
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     call_s3 = sync_wrapper(_call_s3)
+
+    async def _completed(self, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """What the store tells of the object of an upload that it knows no more, because a call whose answer was lost
+        has completed it; None where that cannot be seen."""
+        tags = [part["ETag"].strip('"') for part in arguments.get("MultipartUpload", {}).get("Parts", [])]
+        try:
+            digest = hashlib.md5(b"".join(map(bytes.fromhex, tags)), usedforsecurity=False).hexdigest()
+            found = await self._call_s3("head_object", Bucket=arguments["Bucket"], Key=arguments["Key"])
+        except (ValueError, FileNotFoundError):
+            return None
+        return found if tags and found["ETag"].strip('"') == f"{digest}-{len(tags)}" else None
 
     async def _answers_for(self, arguments: dict[str, Any]) -> bool:
         """Whether the store still tells of an object whose body it does not give."""
@@ -168,6 +195,20 @@ def _code_of(error: BaseException) -> str:
     """What the store calls the error; empty where it said nothing."""
     cause = error if isinstance(error, ClientError) else error.__cause__
     return cause.response["Error"].get("Code", "") if isinstance(cause, ClientError) else ""
+
+
+def _of_settings(error: Exception, arguments: dict[str, Any]) -> Exception | None:
+    """What to raise where no call has been made, for what the environment or ~/.aws says; None: one has.
+
+    A file of credentials that is missing must not pass for an object that is.
+    """
+    is_of_aws = isinstance(error, BotoCoreError) and not is_transient(error)
+    if not is_of_aws and not (isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, ClientError)):
+        return None
+    text = f"{' '.join(str(error).split())} (for s3://{_place_of(arguments)})"
+    if isinstance(error, (ParamValidationError, EndpointResolutionError)):
+        return ValueError(text)
+    return PermissionError(f"{text}: see AWS_* and ~/.aws")
 
 
 def _place_of(arguments: dict[str, Any]) -> str:

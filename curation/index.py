@@ -211,9 +211,19 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
         if "://" not in uri and not os.path.isabs(uri):
             uri = _joined(folder, uri)
         listed.append((uri, _columns(row)))
-    yield from map_places(
-        lambda row: _look_up(*row), listed, where=lambda row: row[0] if "://" in row[0] else Path(row[0])
-    )
+    refusals: list[PermissionError] = []
+
+    def look_up(row: tuple[str, dict[str, str]]) -> dict[str, Any]:
+        try:
+            return _look_up(*row)
+        except PermissionError as error:  # as one that is not there
+            refusals.append(error)
+            return _entry(row[0], {}, row[1])
+
+    entries = map_places(look_up, listed, where=lambda row: row[0] if "://" in row[0] else Path(row[0]))
+    if refusals and len(refusals) == len(entries):
+        raise refusals[0]
+    yield from entries
 
 
 def _names_of_columns(text: str, header: Iterable[str]) -> dict[str, str]:

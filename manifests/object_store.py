@@ -206,7 +206,9 @@ def _of_settings(error: Exception, arguments: dict[str, Any]) -> Exception | Non
     if not is_of_aws and not (isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, ClientError)):
         return None
     text = f"{' '.join(str(error).split())} (for s3://{_place_of(arguments)})"
-    if isinstance(error, (ParamValidationError, EndpointResolutionError)):
+    if isinstance(error, ParamValidationError):  # of the name of a bucket: keys may be anything
+        return NoBucket(text)
+    if isinstance(error, EndpointResolutionError):
         return ValueError(text)
     return PermissionError(f"{text}: see AWS_* and ~/.aws")
 

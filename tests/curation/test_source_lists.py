@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.index import list_inputs
-from curation.recipe import IndexOptions
+from curation.index import IndexStage, list_inputs
+from curation.recipe import IndexOptions, Recipe
 
 
 def _names(folder: Path, text: str) -> list[str]:
@@ -42,3 +42,34 @@ def test_lists_that_are_read(tmp_path: Path, text: str) -> None:
 def test_rows_are_not_lost_in_a_damaged_list(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _names(tmp_path, text)
+
+
+def test_an_object_that_a_store_refuses_costs_itself_only(s3, flaky_s3, tmp_path: Path, monkeypatch) -> None:
+    """Where it refuses all, the key is wrong, and nothing is begun."""
+    flaky_s3.failed_share, refused = 0.0, ["/data/raw/b.mp4"]
+    failure_of = flaky_s3.failure_of
+
+    def refuse(method: str, path: str) -> str:
+        return "access denied" if path in refused else failure_of(method, path)
+
+    monkeypatch.setattr(flaky_s3, "failure_of", refuse)
+    for name in ("a.mp4", "b.mp4"):
+        s3.put_object(Bucket="data", Key=f"raw/{name}", Body=b"video")
+    listed = tmp_path / "list.csv"
+    listed.write_text("uri\ns3://data/raw/a.mp4\ns3://data/raw/b.mp4\ns3://No Bucket/c.mp4\n")
+    units = list_inputs([str(listed)], IndexOptions())
+    assert [(unit["uri"][-5:], unit["size_bytes"]) for unit in units] == [
+        ("c.mp4", None),
+        ("a.mp4", 5),
+        ("b.mp4", None),
+    ]
+    stage = IndexStage(Recipe(), tmp_path)
+    with pytest.raises(PermissionError, match="the key is wrong or may not do that"):
+        stage.process(units[2])
+    (row,) = stage.process(units[0]).rows["failures"]
+    assert row["reason"] == "not_found"
+    assert "Invalid bucket name" in row["message"]
+    refused.append("/data/raw/a.mp4")
+    listed.write_text("uri\ns3://data/raw/a.mp4\ns3://data/raw/b.mp4\n")
+    with pytest.raises(PermissionError, match="the key is wrong or may not do that"):
+        list_inputs([str(listed)], IndexOptions())

@@ -22,9 +22,13 @@ class Scratch:
     def __init__(self, prefix: str = _SCRATCH, parent: Path | None = None) -> None:
         parent = parent or Path(tempfile.gettempdir())
         _remove_dead(parent, prefix)
-        self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        self._owner = open(self.folder / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
-        fcntl.flock(self._owner, fcntl.LOCK_EX)
+        while True:
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            self._owner = open(self.folder / _OWNER, "w")  # noqa: SIM115  (held open: its lock tells that we live)
+            fcntl.flock(self._owner, fcntl.LOCK_EX)
+            if self.folder.exists():  # else another process has taken it for a dead one's before it was locked
+                return
+            self._owner.close()
 
     def remove(self) -> None:
         """Remove it with all in it; may be repeated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -280,6 +281,24 @@ def test_scratch_of_killed_processes_is_removed(tmp_path, monkeypatch):
         with scratch.scratch_folder() as mine:
             assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive", mine.name}
     assert {path.name for path in tmp_path.iterdir()} == {"portrait-scratch-alive"}
+
+
+def test_scratch_that_another_process_takes_for_a_dead_ones_is_made_again(tmp_path, monkeypatch):
+    """Which looks between the making of the folder and its lock."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    flock, removed = fcntl.flock, []
+
+    def remove_first(file, kind: int) -> None:
+        if not removed:
+            removed.append(Path(file.name).parent)
+            shutil.rmtree(removed[0])
+        flock(file, kind)
+
+    monkeypatch.setattr(scratch.fcntl, "flock", remove_first)
+    with scratch.scratch_folder() as mine:
+        assert mine.is_dir()
+        assert mine not in removed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_that_go_while_they_are_listed_are_left_out(tmp_path, monkeypatch):

@@ -58,6 +58,10 @@ class PatientHTTPFileSystem(HTTPFileSystem):
             return await _patiently(path, partial(super()._exists, path, strict=True, **options))
         except FileNotFoundError:
             return False
+        except ObjectUnreachable as error:
+            if "*" in path and isinstance(error.__cause__, aiohttp.ClientResponseError):
+                return False  # some servers refuse such a name; their list of the folder is asked for next
+            raise
 
     async def _ls_real(self, url: str, detail: bool = True, **options: Any) -> Any:
         return await _patiently(url, partial(super()._ls_real, url, detail=detail, **options))

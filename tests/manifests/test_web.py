@@ -147,6 +147,15 @@ def test_an_input_that_a_server_refuses_is_told(server: FlakyStore) -> None:
         list_inputs([f"{server.url}/other.mp4"], IndexOptions())
 
 
+def test_a_pattern_that_a_server_refuses_as_a_name(server: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure_of = server.failure_of
+    monkeypatch.setattr(
+        server, "failure_of", lambda method, path: "access denied" if "*" in path else failure_of(method, path)
+    )
+    (unit,) = list_inputs([f"{server.url}/*.mp4"], IndexOptions())
+    assert unit["uri"] == f"{server.url}/clip.mp4"
+
+
 def test_a_file_that_is_replaced_by_one_of_its_size_is_another(server: FlakyStore, tmp_path: Path) -> None:
     """Of a server that tells the time of the last change alone."""
     (before,) = list_inputs([f"{server.url}/clip.mp4"], IndexOptions())

@@ -24,7 +24,9 @@ from botocore.exceptions import (
     ClientError,
     CredentialRetrievalError,
     EndpointResolutionError,
+    FlexibleChecksumError,
     IncompleteReadError,
+    MetadataRetrievalError,
     NoCredentialsError,
     ParamValidationError,
 )
@@ -46,7 +48,8 @@ _TRANSIENT_CODES = {
 }
 _TRANSIENT_ERRORS = (
     *(*S3_RETRYABLE_ERRORS, BotoConnectionError, IncompleteReadError, TimeoutError, ConnectionError),
-    CredentialRetrievalError,  # those of a role are fetched anew every few hours
+    FlexibleChecksumError,  # of an answer that was damaged on its way
+    *(CredentialRetrievalError, MetadataRetrievalError),  # a role's keys are fetched anew every few hours
 )
 _WHOLE_BYTES = 16 << 20  # an object up to here is read with one request, a larger one by ranges
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError, CredentialRetrievalError
+from botocore.exceptions import ClientError, CredentialRetrievalError, FlexibleChecksumError
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
@@ -60,10 +60,16 @@ def _failing(monkeypatch: pytest.MonkeyPatch, method: str, errors: list[Exceptio
     monkeypatch.setattr(object_store, "_FIRST_WAIT_S", 0.01)
 
 
-def test_a_role_whose_keys_do_not_come_is_waited_for(s3, monkeypatch):
-    error = CredentialRetrievalError(provider="role", error_msg="no answer")
-    _failing(monkeypatch, "put_object", [error, error])
+@pytest.mark.parametrize(
+    "error",
+    [
+        CredentialRetrievalError(provider="role", error_msg="no answer"),
+        FlexibleChecksumError(error_msg="Expected checksum AAAA did not match calculated checksum BBBB"),
+    ],
+)
+def test_keys_of_a_role_and_damaged_answers_are_waited_for(s3, monkeypatch, error: Exception):
     write_bytes_atomically(place(ROOT) / "recipe.toml", b"here")
+    _failing(monkeypatch, "get_object", [error, error])
     assert read_bytes(place(ROOT) / "recipe.toml") == b"here"
 
 

@@ -85,9 +85,9 @@ class PatientS3FileSystem(S3FileSystem):
                 ) from error
             except PermissionError as error:
                 where = f"{method} of s3://{_place_of(kwargs)}"
-                raise PermissionError(f"{error} ({where}): the key is wrong or may not do that") from (
-                    error.__cause__ or error
-                )
+                is_late = _code_of(error) == "RequestTimeTooSkewed"
+                why = "set the clock of this machine" if is_late else "the key is wrong or may not do that"
+                raise PermissionError(f"{error} ({where}): {why}") from (error.__cause__ or error)
             except Exception as error:
                 if _code_of(error) == "NoSuchBucket":
                     raise NoBucket(f"there is no bucket {kwargs.get('Bucket')!r}") from error

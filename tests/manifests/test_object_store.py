@@ -73,9 +73,14 @@ def test_keys_of_a_role_and_damaged_answers_are_waited_for(s3, monkeypatch, erro
     assert read_bytes(place(ROOT) / "recipe.toml") == b"here"
 
 
-NO_SUCH_UPLOAD = translate_boto_error(
-    ClientError({"Error": {"Code": "NoSuchUpload", "Message": "gone"}}, "CompleteMultipartUpload")
-)
+def _answer(code: str, message: str) -> Exception:
+    return translate_boto_error(ClientError({"Error": {"Code": code, "Message": message}}, "Operation"))
+
+
+def test_a_clock_that_is_wrong_is_told_and_not_a_wrong_key(s3, monkeypatch):
+    _failing(monkeypatch, "get_object", [_answer("RequestTimeTooSkewed", "The difference is too large.")])
+    with pytest.raises(PermissionError, match=r"too large. \(get_object of s3://.*\): set the clock of this machine"):
+        read_bytes(place(ROOT) / "recipe.toml")
 
 
 @pytest.mark.parametrize("is_done", [True, False])
@@ -84,7 +89,12 @@ def test_an_upload_that_was_completed_before_the_answer_was_lost(s3, monkeypatch
     large, target = tmp_path / "large.tar", place(ROOT) / "large.tar"
     large.write_bytes(os.urandom(33 << 20))
     s3.put_object(Bucket="data", Key="sets/portraits/large.tar", Body=b"of an earlier run")
-    _failing(monkeypatch, "complete_multipart_upload", [ConnectionError("lost"), NO_SUCH_UPLOAD], is_done=is_done)
+    _failing(
+        monkeypatch,
+        "complete_multipart_upload",
+        [ConnectionError("lost"), _answer("NoSuchUpload", "gone")],
+        is_done=is_done,
+    )
     if is_done:
         upload(large, target)
         assert read_bytes(target) == large.read_bytes()

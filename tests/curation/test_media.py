@@ -244,8 +244,8 @@ def test_select_reads_no_video(run, tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("select opened a source")
 
-    for place in ("model.video.open_video", "curation.scan.open_video", "curation.crop.open_video",
-                  "curation.index.local_copy", "curation.scan.local_copy", "curation.crop.local_copy"):  # fmt: skip
+    readers = ("curation.index.local_copy", "curation.scan.opened_source", "curation.crop.opened_source")
+    for place in ("model.video.open_video", "curation.scan.open_video", "curation.crop.open_video", *readers):
         monkeypatch.setattr(place, forbidden)
     assert main(["select", "--output", str(copy), "--select.max-yaw-deg", "12"]) == 0
     after = read_table(Dataset(copy), "clips").to_pylist()

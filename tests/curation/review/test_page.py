@@ -298,5 +298,6 @@ def test_nothing_leaves_the_page(demo_dataset: Path, tmp_path: Path, visit: Call
     assert served.page.evaluate(blocked) == "refused"
     assert any("Content Security Policy" in text for text in served.problems)
     served.problems.clear()
+    served.page.close()  # which may still be asking for pictures further down
     server.shutdown()
     server.server_close()

@@ -45,12 +45,12 @@ def test_missing_input(tmp_path, capsys):
 
 def test_paths_may_begin_at_home(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert f"{tmp_path}/home/mine.toml" in error_of(capsys, "run", "v.mp4", "--output=~/out", "--recipe=~/mine.toml")
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "dataset").write_text("")
-    assert f"{tmp_path}/home/dataset" in error_of(capsys, "card", "~/dataset", "--output=~/card.md")
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    monkeypatch.setenv("HOME", str(tmp_path / "own"))
+    assert f"{tmp_path}/own/mine.toml" in error_of(capsys, "run", "v.mp4", "--output=~/out", "--recipe=~/mine.toml")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "dataset").write_text("")
+    assert f"{tmp_path}/own/dataset" in error_of(capsys, "card", "~/dataset", "--output=~/card.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_empty_folder(tmp_path, capsys):

@@ -39,7 +39,7 @@ def test_options_for_which_nothing_is_a_value() -> None:
 
 
 def test_home_at_the_start_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/h/me")
     given = [
         "run",
         "~/a",
@@ -51,7 +51,7 @@ def test_home_at_the_start_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
         "--where=a = '~/c'",
         "--no-open",
     ]
-    expected = ["run", "/home/me/a", "--output=/home/me/b", "--recipe", "/home/me", *given[5:]]
+    expected = ["run", "/h/me/a", "--output=/h/me/b", "--recipe", "/h/me", *given[5:]]
     assert with_home(given) == expected
 
 

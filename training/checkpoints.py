@@ -2,7 +2,8 @@
 
     OUTPUT/checkpoints/images-0000120000/   model-00001-of-00001.safetensors  networks, averages, optimisers
                                             model.safetensors.index.json      which file holds a tensor
-                                            run.json                          images, step, recipe, best figure
+                                            run.json                          images, step, recipe, best figure,
+                                                                              SHA-256 of the files above
     OUTPUT/checkpoints/best                 name of a folder; the latest is the last by name
 
 `torch.distributed.checkpoint` writes safetensors (its own format keeps an index in a pickle). All state is the same on
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -31,17 +33,18 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.optim import Optimizer
 
 from manifests.store import write_bytes_atomically
 from training.recipe import Recipe, flatten
 from training.stage import Stage
+from training.stage_tensors import load_stage_tensors, stage_tensors
 
 # DCP says this of every save by one process, which is meant here; in a thread, where contexts do not reach.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 CHECKPOINT_VERSION = 1
 _PARTIAL = ".partial-"
+_OF_RUNS = {"version", "stage", "state", "recipe_hash", "recipe", "model", "scalars"}
 
 
 @dataclasses.dataclass
@@ -58,54 +61,13 @@ class RunState:
     """Where it was."""
 
 
-def stage_tensors(stage: Stage) -> dict[str, Tensor]:
-    """All tensors of a stage by one flat name: weights, averages, and the state of every optimiser."""
-    tensors = {}
-    for name, module in stage.modules.items():
-        tensors.update({f"modules.{name}.{key}": value for key, value in module.state_dict().items()})
-    if stage.ema is not None:
-        for name, module in stage.ema.modules.items():
-            tensors.update({f"ema.{name}.{key}": value for key, value in module.state_dict().items()})
-    for name, optimizer in stage.optimizers.items():
-        for index, values in optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizers.{name}.{index}.{key}": value for key, value in values.items()})
-    return {name: value.detach() for name, value in tensors.items()}
-
-
-def load_stage_tensors(stage: Stage, tensors: dict[str, Tensor], where: Path) -> None:
-    """Put back what `stage_tensors` gave. ValueError when the networks are others than those that were saved."""
-    try:
-        for name, module in stage.modules.items():
-            module.load_state_dict(_below(tensors, f"modules.{name}."))
-        if stage.ema is not None:
-            for name, module in stage.ema.modules.items():
-                module.load_state_dict(_below(tensors, f"ema.{name}."))
-        for name, optimizer in stage.optimizers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in _below(tensors, f"optimizers.{name}.").items():
-                index, _, field = key.partition(".")
-                state.setdefault(int(index), {})[field] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-            _lay_out_like_parameters(optimizer)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{where} does not hold this stage's networks: {' '.join(str(error).split())}") from error
-
-
-def _lay_out_like_parameters(optimizer: Optimizer) -> None:
-    """Give moments the memory format of their parameters, in place: files keep none, and fused kernels assume it."""
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
 def read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     """Tensors of a checkpoint whose names start with one of the prefixes, on the CPU."""
+    run = read_run(folder)
     try:
+        for name, expected in run.get("sha256", {}).items():
+            if _sha256(folder / name) != expected:
+                raise ValueError(f"{name} is not what was written: its checksum differs")
         reader = HuggingFaceStorageReader(str(folder))
         known = reader.read_metadata().state_dict_metadata
         tensors = {
@@ -118,8 +80,12 @@ def read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, T
         raise ValueError(
             f"{folder} cannot be read ({_cause(error)}): remove this folder to go on from an earlier checkpoint"
         ) from error
-    shapes = json.loads((folder / "run.json").read_text())["scalars"]
-    return {name: value.reshape(()) if name in shapes else value for name, value in tensors.items()}
+    return {name: value.reshape(()) if name in run["scalars"] else value for name, value in tensors.items()}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _AtomicWriter(HuggingFaceStorageWriter):
@@ -131,7 +97,8 @@ class _AtomicWriter(HuggingFaceStorageWriter):
 
     def finish(self, metadata: Any, results: Any) -> None:
         super().finish(metadata, results)
-        (self._temporary / "run.json").write_text(json.dumps(self._run, indent=1))
+        hashes = {path.name: _sha256(path) for path in sorted(self._temporary.iterdir())}
+        (self._temporary / "run.json").write_text(json.dumps({**self._run, "sha256": hashes}, indent=1))
         for path in (*self._temporary.iterdir(), self._temporary):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -366,13 +333,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The contents of run.json. ValueError if it is damaged or of a newer program."""
     try:
         run = json.loads((folder / "run.json").read_text())
-        version = run["version"]
-    except (OSError, ValueError, KeyError) as error:
+        if missing := sorted(_OF_RUNS - set(run)):
+            raise ValueError(f"without {', '.join(missing)}")
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{folder / 'run.json'} cannot be read ({error}): remove {folder} to go on from an earlier checkpoint"
         ) from error
-    if version > CHECKPOINT_VERSION:
-        raise ValueError(f"{folder} has version {version}, this program knows up to {CHECKPOINT_VERSION}")
+    if run["version"] > CHECKPOINT_VERSION:
+        raise ValueError(f"{folder} has version {run['version']}, this program knows up to {CHECKPOINT_VERSION}")
     return run
 
 

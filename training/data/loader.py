@@ -35,6 +35,10 @@ _NO_SHARED_MEMORY = (
     "/dev/shm, through which workers hand over pictures, is full: give the container more (docker run --shm-size 8g),"
     " or take fewer --data.num-workers or --data.prefetch-batches"
 )
+_WORKER_GONE = (
+    "mostly the system does that for want of memory: give it more, or take fewer --data.num-workers or"
+    " --data.prefetch-batches"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +110,7 @@ def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
     """The batches. A worker's error, which comes with its traceback as text, becomes its own message again.
 
     Raises:
-        OSError: there is no room in shared memory; the message says what to do.
+        OSError: there is no room in shared memory, or a worker was killed; the message says what to do.
     """
     with _stop_signals_held():
         iterator = iter(batches)
@@ -117,9 +121,11 @@ def _plain_errors(batches: DataLoader) -> Iterator[Batch]:
             kind = type(error)
             raise kind(re.split(rf"\n[\w.]*{kind.__name__}: ", str(error))[-1].strip()) from error
         except RuntimeError as error:
-            if "shared memory" not in str(error):
-                raise
-            raise OSError(_NO_SHARED_MEMORY) from error
+            if "shared memory" in str(error):
+                raise OSError(_NO_SHARED_MEMORY) from error
+            if str(error).startswith("DataLoader worker"):  # "(pid 7) is killed by signal", "exited unexpectedly"
+                raise OSError(f"{str(error).strip().rstrip('.')}: {_WORKER_GONE}") from error
+            raise
         yield batch
 
 

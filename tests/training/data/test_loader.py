@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -222,6 +223,18 @@ def test_full_shared_memory_is_told(coded_dataset, config, monkeypatch):
     options = config(num_workers=1, worker_start="fork")
     with pytest.raises(OSError, match=r"/dev/shm.* is full: .*--shm-size"):
         next(iter(make_loader(str(coded_dataset), config=options, batch_size=2, seed=1)))
+
+
+@pytest.mark.parametrize("worker_start", ["forkserver", "fork"])
+def test_a_worker_that_was_killed_is_told(coded_dataset, config, worker_start: str):
+    options = config(num_workers=1, prefetch_batches=1, worker_start=worker_start)
+    before = set(multiprocessing.active_children())
+    batches = iter(make_loader(str(coded_dataset), config=options, batch_size=2, seed=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
+    with pytest.raises(OSError, match=r"^DataLoader worker .*want of memory.*fewer --data.num-workers"):
+        take(batches, 20)
 
 
 def test_workers_end_with_a_training_process_that_is_killed(coded_dataset, index_folder, tmp_path):

@@ -156,20 +156,10 @@ class CheckpointFolder:
         Raises:
             ValueError: it is of another stage or recipe (unless allowed), or cannot be read.
         """
-        name = self.newest_name()
-        if name is None:
+        folder = self.to_resume(stage, recipe, allow_other_recipe=allow_other_recipe)
+        if folder is None:
             return RunState()
-        folder = self.root / name
         run = read_run(folder)
-        if run["stage"] != stage.name:
-            raise ValueError(
-                f"{folder} is a checkpoint of stage {run['stage']!r}, not {stage.name!r}: use another --output"
-            )
-        if run["recipe_hash"] != recipe.hash and not allow_other_recipe:
-            raise ValueError(
-                f"{folder} was trained with another recipe ({'; '.join(recipe.differences(run['recipe'])[:6])}): use "
-                "the same recipe, another --output, or --allow-other-recipe to continue with the new one"
-            )
         load_stage_tensors(stage, read_tensors(folder), folder)
         self._inputs_before = run.get("inputs", {})
         if self.writes:
@@ -186,6 +176,24 @@ class CheckpointFolder:
             state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
         self._best = dataclasses.replace(state)
         return state
+
+    def to_resume(self, stage: Stage, recipe: Recipe, *, allow_other_recipe: bool = False) -> Path | None:
+        """The newest checkpoint, where there is one. ValueError when `restore` would refuse it unread."""
+        name = self.newest_name()
+        if name is None:
+            return None
+        folder = self.root / name
+        run = read_run(folder)
+        if run["stage"] != stage.name:
+            raise ValueError(
+                f"{folder} is a checkpoint of stage {run['stage']!r}, not {stage.name!r}: use another --output"
+            )
+        if run["recipe_hash"] != recipe.hash and not allow_other_recipe:
+            raise ValueError(
+                f"{folder} was trained with another recipe ({'; '.join(recipe.differences(run['recipe'])[:6])}): use "
+                "the same recipe, another --output, or --allow-other-recipe to continue with the new one"
+            )
+        return folder
 
     def _name_best(self, images: int) -> None:
         """Have `best` name the checkpoint at so many images, if there is one: a run that was killed between a

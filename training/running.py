@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from training.checkpoints import CheckpointFolder
 from training.distributed import Process, start_process
 from training.loop import batch_per_rank, train
 from training.nonfinite import NonFiniteError
@@ -31,7 +32,8 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     dry_run: bool = False
-    """Show the resolved recipe and the sizes of the networks, check data and weights, and train nothing."""
+    """Show the resolved recipe and the sizes of the networks, check data and weights, and whether a run that is there
+    can be continued, and train nothing."""
     allow_other_recipe: bool = False
     """Continue a run whose recipe was another."""
 
@@ -68,9 +70,13 @@ def run_stage(
                     pass
             stage = make_stage(process)
             open_loader(stage, recipe, options.data, process, per_rank)
+            folder = CheckpointFolder(options.output, keep_last=recipe.checkpoints.keep_last, writes=False)
+            newest = folder.to_resume(stage, recipe, allow_other_recipe=options.allow_other_recipe)
             if process.is_main:
                 print(recipe_toml(recipe), end="")
                 print(describe(stage, recipe, process))
+                if newest is not None:
+                    print(f"would resume from {newest}")
             return 0
         with only_command(options.output) if process.is_main else nullcontext():
             stage = make_stage(process)

@@ -108,3 +108,13 @@ def test_a_dry_run_looks_into_the_data(arguments: list[str], tmp_path: Path, cap
     assert main([*arguments, str(tmp_path / "run"), "--dry-run", "--data", str(tmp_path / "empty")]) == 2
     assert "no Parquet files" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_looks_at_what_is_to_be_continued(arguments: list[str], run: Path, capsys) -> None:
+    before = contents(run)
+    assert main([*arguments, str(run), "--dry-run"]) == 0
+    assert "would resume from" in capsys.readouterr().out
+    assert main([*arguments, str(run), "--dry-run", "--losses.pixel", "3.5"]) == 2
+    assert "was trained with another recipe (losses.pixel" in capsys.readouterr().err
+    assert main([*arguments, str(run), "--dry-run", "--losses.pixel", "3.5", "--allow-other-recipe"]) == 0
+    assert contents(run) == before

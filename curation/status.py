@@ -23,8 +23,8 @@ from rich.table import Table
 
 from curation.runs import BEAT_S, RECENT_S, STALE_S, committed_units, is_command, pid_space, read_heartbeat
 from manifests.console import clock, make_console
-from manifests.storage import list_folders
-from manifests.store import Dataset, open_parquet, read_table
+from manifests.storage import Place, list_folders
+from manifests.store import Dataset, again_if_replaced, open_parquet, read_table
 
 _MAX_FAILURES_SHOWN = 8
 _OF_FAILURES = ("stage", "uri", "reason", "message")
@@ -294,14 +294,16 @@ def _count_problems(dataset: Dataset) -> dict[str, int]:
 
 def _last_failures(dataset: Dataset) -> list[dict[str, Any]]:
     """The last rows of the table, of which no more than its end is held."""
+    rows = [again_if_replaced(_last_rows, file) for file in dataset.table_files("failures")[-1:]]
+    return _shown(rows[0] if rows else [])
+
+
+def _last_rows(file: Place) -> list[dict[str, Any]]:
     batches: deque[pa.RecordBatch] = deque(maxlen=_MAX_FAILURES_SHOWN)
-    for file in dataset.table_files("failures")[-1:]:
-        with open_parquet(file) as parquet:
-            last = list(range(parquet.num_row_groups))[-2:]
-            batches.extend(parquet.iter_batches(1024, row_groups=last, columns=list(_OF_FAILURES)))
-    return _shown(
-        [row for batch in batches for row in batch.slice(max(len(batch) - _MAX_FAILURES_SHOWN, 0)).to_pylist()]
-    )
+    with open_parquet(file) as parquet:
+        last = list(range(parquet.num_row_groups))[-2:]
+        batches.extend(parquet.iter_batches(1024, row_groups=last, columns=list(_OF_FAILURES)))
+    return [row for batch in batches for row in batch.slice(max(len(batch) - _MAX_FAILURES_SHOWN, 0)).to_pylist()]
 
 
 def _shown(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:

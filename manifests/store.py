@@ -167,14 +167,19 @@ def read_parquet(files: Iterable[Place], name: str, columns: list[str] | None = 
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
     parts = [schema.empty_table()]
     for file in files:
-        try:
-            part = _read_file(file, schema)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            part = _read_file(file, schema)  # it was replaced on an object store, which does not mix old and new
-        parts.append(_conform(part, schema))
+        parts.append(_conform(again_if_replaced(_read_file, file, schema), schema))
     return pa.concat_tables(parts)
+
+
+def again_if_replaced(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read(*arguments)` gives; asked once more where an object was replaced while it was read, as the store does
+    not mix old and new."""
+    try:
+        return read(*arguments)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return read(*arguments)
 
 
 def _read_file(file: Place, schema: pa.Schema) -> pa.Table:

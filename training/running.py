@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from manifests.console import amount
 from training.checkpoints import CheckpointFolder
 from training.distributed import Process, start_process
 from training.loop import batch_per_rank, train
@@ -49,7 +50,7 @@ def run_stage(
 
     init: what the stage's weights are from, to be noted.
     0: finished, or stopped by SIGTERM with everything saved. 130: the same by Ctrl-C. 1: diverged, or the last state
-    could not be saved. What the user can mend is a ValueError.
+    could not be saved. What the user can mend is a ValueError; OSError where a batch is too large for the device.
     """
     check_output(options.output)
     with start_process(options.device) as process:
@@ -97,6 +98,12 @@ def run_stage(
             except NonFiniteError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
+            except torch.OutOfMemoryError as error:
+                raise OSError(
+                    f"{amount(per_rank, 'pair')} at once are too many for the memory of {process.device.type} "
+                    f"({str(error).split('. ')[0]}): use more GPUs, a smaller --batch-size (another recipe), or "
+                    "in stage I --compute.recompute up_1 up_0, which takes time; the checkpoints so far are good"
+                ) from error
 
 
 def check_data(data: str) -> None:

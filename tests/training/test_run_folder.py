@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from training.__main__ import main
+from training.base import BaseStage
 from training.checkpoints import CheckpointFolder, read_run
 from training.run_folder import only_command
 
@@ -108,6 +109,17 @@ def test_a_dry_run_looks_into_the_data(arguments: list[str], tmp_path: Path, cap
     assert main([*arguments, str(tmp_path / "run"), "--dry-run", "--data", str(tmp_path / "empty")]) == 2
     assert "no Parquet files" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_too_large_for_the_device_is_told(arguments: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    def work(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.")
+
+    monkeypatch.setattr(BaseStage, "training_step", work)
+    assert main([*arguments, str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: 4 pairs at once are too many")
+    assert "(CUDA out of memory): use more GPUs, a smaller --batch-size" in said
 
 
 def test_a_dry_run_looks_at_what_is_to_be_continued(arguments: list[str], run: Path, capsys) -> None:

@@ -208,10 +208,10 @@ def _rejections(db: duckdb.DuckDBPyConnection) -> list[str]:
         """SELECT 'source' AS what, reason, count(*) AS n, coalesce(sum(duration_s), 0) / 3600 FROM sources
            WHERE status <> 'ok' GROUP BY reason
            UNION ALL SELECT stage || ' problem', reason, count(*), NULL FROM failures GROUP BY ALL
-           UNION ALL SELECT 'track without clip', unnest(reasons) AS reason, count(*), sum(end_s - start_s) / 3600
-           FROM tracks WHERE num_clips = 0 GROUP BY reason
-           UNION ALL SELECT 'clip', unnest(failed_rules) AS reason, count(*), coalesce(sum(duration_s), 0) / 3600
-           FROM clips GROUP BY reason
+           UNION ALL SELECT 'track without clip', reason, count(*), sum(end_s - start_s) / 3600
+           FROM (SELECT *, unnest(reasons) AS reason FROM tracks WHERE num_clips = 0) GROUP BY reason
+           UNION ALL SELECT 'clip', reason, count(*), coalesce(sum(duration_s), 0) / 3600
+           FROM (SELECT *, unnest(failed_rules) AS reason FROM clips) GROUP BY reason
            ORDER BY 1, 3 DESC, 2"""
     ).fetchall()
     meanings = {rule.name: rule.meaning for rule in RULES}

@@ -117,11 +117,11 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
            UNION ALL
            SELECT stage || ' problem', reason, count(*), NULL, any_value(uri) FROM failures GROUP BY ALL
            UNION ALL
-           SELECT 'track without clip', unnest(reasons) AS reason, count(*), sum(end_s - start_s), any_value(track_id)
-           FROM tracks WHERE num_clips = 0 GROUP BY reason
+           SELECT 'track without clip', reason, count(*), sum(end_s - start_s), any_value(track_id)
+           FROM (SELECT *, unnest(reasons) AS reason FROM tracks WHERE num_clips = 0) GROUP BY reason
            UNION ALL
-           SELECT 'clip', unnest(failed_rules) AS reason, count(*), sum(duration_s), any_value(clip_id)
-           FROM clips GROUP BY reason
+           SELECT 'clip', reason, count(*), sum(duration_s), any_value(clip_id)
+           FROM (SELECT *, unnest(failed_rules) AS reason FROM clips) GROUP BY reason
            ORDER BY 1, 3 DESC, 2"""
     ).fetchall()
     if not reasons:

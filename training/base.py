@@ -37,7 +37,7 @@ from training.losses import (
 from training.networks.discriminator import CascadedDiscriminator
 from training.picture_sizes import require_picture_sizes
 from training.recipe import Recipe
-from training.stage import Stage, make_adam, take_step
+from training.stage import Draws, Stage, make_adam
 
 PICTURE_TERMS = ("pixel", "pixel_face", "pixel_eyes", "perceptual", "identity", "adversarial", "feature_matching")
 
@@ -94,6 +94,7 @@ class BaseStage(Stage):
                 f"or a --batch-size that is a multiple of {process.world_size * recipe.edited_every}, which is another "
                 "recipe"
             )
+        self.pairs_multiple = recipe.edited_every or 1
         self.criterion = BaseCriterion(
             recipe.losses,
             device=process.device,
@@ -122,6 +123,7 @@ class BaseStage(Stage):
         self.optimizers = {"networks": make_adam(self.model, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self.replicated = process.replicate(self.model)
         self._make_discriminators()
+        self.replicas = tuple(module for module in (self.replicated, self.discriminators) if module is not None)
         self.balancer = None
         if recipe.losses.balancer:
             shares = {name: getattr(recipe.losses, name) for name in PICTURE_TERMS if getattr(recipe.losses, name)}
@@ -150,40 +152,37 @@ class BaseStage(Stage):
         )
         self.discriminators = self.process.replicate(bare)
 
-    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The discriminators first, on the picture just made; then the networks, judged by the new discriminators."""
-        transform = RandomTransform.sample_rows(
-            len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
-        )
-        edited = self._edited(batch, generator)
+    def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
+        """Of the discriminators and of the networks that they judge, both as they were before the step."""
+        transform = draws.transforms(len(batch))
+        edited = self._edited(batch, draws)
         made = self.replicated(
             self._input(batch.source.image),
             self._input(batch.driving.image),
             self._input(transform.warp_image(batch.driving.image)),
             self.precision,
-            self._places_to_tell(batch, generator),
+            self._places_to_tell(batch, draws),
             None if edited is None else (self.recipe.edited_every, self._offsets(batch, edited)),
         )
         landmarks = batch.driving.landmarks
         real, fake = cascade(batch.driving.target, landmarks), cascade(made.image, landmarks)
         told = {}
         if self.discriminators is not None:
-            told |= self._step_discriminators(real, fake)
+            told |= self._judge(real, fake)
         terms = self._terms(made, batch, transform, real, fake, images) | self._flow_terms(made, batch, edited)
         total = weighted_sum(self.recipe.losses, terms)
         if not any(name in terms for name in PICTURE_TERMS):
             # As while discriminators that alone judge the picture warm up: DistributedDataParallel wants a gradient.
             total = total + 0 * made.image.sum()
         self._backward(terms, total, made.image)
-        told["gradient_norm/networks"] = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
         return {"loss": total, **terms, **told}
 
-    def _edited(self, batch: PreparedBatch, generator: torch.Generator) -> Tensor | None:
+    def _edited(self, batch: PreparedBatch, draws: Draws) -> Tensor | None:
         """Landmarks of every n-th source with eyes and lips opened or closed."""
         if not self.recipe.edited_every:
             return None
         landmarks = batch.source.landmarks[:: self.recipe.edited_every]
-        return edit_landmarks(landmarks, self.process.draw(len(landmarks), 2, generator=generator))
+        return edit_landmarks(landmarks, draws.uniform(len(landmarks), 2))
 
     def _offsets(self, batch: PreparedBatch, edited: Tensor) -> Tensor:
         landmarks = batch.source.landmarks[:: self.recipe.edited_every]
@@ -200,12 +199,12 @@ class BaseStage(Stage):
             if getattr(self.recipe.losses, name)
         }
 
-    def _places_to_tell(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+    def _places_to_tell(self, batch: PreparedBatch, draws: Draws) -> tuple[Tensor, Tensor] | None:
         """For `BaseModel.forward`: landmarks at the guided key points in `told_share` of the pairs, NaN elsewhere."""
         if not self.recipe.told_share:
             return None
         num = len(batch)
-        is_told = (self.process.draw(num, generator=generator) < self.recipe.told_share)[:, None, None]
+        is_told = (draws.uniform(num) < self.recipe.told_share)[:, None, None]
         slots, count = self.conventions.slots, self.recipe.model.num_keypoints
         places = []
         for frames in (batch.source, batch.driving):
@@ -230,13 +229,12 @@ class BaseStage(Stage):
                 terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
         return terms | motion_terms(self.recipe.losses, made, batch, transform, self.conventions)
 
-    def _step_discriminators(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _judge(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the gradients of the discriminators."""
         with self._autocast():
             losses = discriminator_losses(self.discriminators, real, fake, kind=self.recipe.losses.gan)
         torch.stack([*losses.values()]).sum().backward()
-        norm = take_step(self.optimizers["discriminators"], self.recipe.optimizer.max_gradient_norm)
-        told = {f"discriminator/{region}": loss for region, loss in losses.items()}
-        return told | {"gradient_norm/discriminators": norm}
+        return {f"discriminator/{region}": loss for region, loss in losses.items()}
 
     def _backward(self, terms: dict[str, Tensor], total: Tensor, image: Tensor) -> None:
         if self.balancer is None:

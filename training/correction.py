@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.ema import Ema
 from training.picture_sizes import require_double_output
 from training.recipe import Recipe
-from training.stage import Stage, make_adam, take_step
+from training.stage import Draws, Stage, make_adam
 
 _MAKE = {"stitching": make_stitching, "retarget_eye": make_retarget_eye, "retarget_lip": make_retarget_lip}
 
@@ -72,7 +72,7 @@ class CorrectionStage(Stage):
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process, *, keep_network: bool = False) -> None:
         """keep_network: go on from the portrait's own small network; otherwise a new one by the recipe's seed takes its
         place, and starts at no correction."""
-        self.process = process
+        self.recipe, self.process = recipe, process
         if not keep_network:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
@@ -81,16 +81,15 @@ class CorrectionStage(Stage):
         self.base = FrozenBase(portrait, recipe, process)
         trained = getattr(portrait, self.network).requires_grad_(True)
         self.modules = {self.network: trained}
-        self.max_gradient_norm = recipe.optimizer.max_gradient_norm
         self.optimizers = {"networks": make_adam(trained, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         if recipe.optimizer.ema_half_life_images:
             self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
-        self._replica = process.replicate(trained)
+        self.replicas = (process.replicate(trained),)
 
     @property
     def training_networks(self) -> SimpleNamespace:
         """S, R_eyes and R_lip with the trained one as gradients need it."""
-        return self._networks(self._replica)
+        return self._networks(self.replicas[0])
 
     @property
     def averaged_networks(self) -> SimpleNamespace:
@@ -102,15 +101,14 @@ class CorrectionStage(Stage):
         small = {name: getattr(portrait, name) for name in ("stitching", "retarget_eye", "retarget_lip")}
         return SimpleNamespace(**{**small, self.network: trained})
 
-    def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: PreparedBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and its terms before weighting. Gradients reach the trained network alone."""
         raise NotImplementedError
 
-    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
-        total, terms = self.losses(batch, generator)
+    def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
+        total, terms = self.losses(batch, draws)
         total.backward()
-        norm = take_step(self.optimizers["networks"], self.max_gradient_norm)
-        return {"loss": total, **terms, "gradient_norm": norm}
+        return {"loss": total, **terms}
 
 
 def masked_mean(difference: Tensor, mask: Tensor) -> Tensor:

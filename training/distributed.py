@@ -61,14 +61,6 @@ class Process:
             module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def draw(self, num: int, *shape: int, generator: torch.Generator) -> Tensor:
-        """Uniform numbers in [0, 1) for this rank's `num` pairs: its rows of what one rank with all pairs would draw.
-
-        generator: in the same state on all ranks. float32 [num, *shape] on its device.
-        """
-        drawn = torch.rand(num * self.world_size, *shape, generator=generator, device=generator.device)
-        return drawn[self.rank * num : (self.rank + 1) * num]
-
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each flag is set on any rank: how ranks agree to stop."""
         if self.world_size == 1:

@@ -21,7 +21,7 @@ from training.distributed import Process
 from training.ema import Ema
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
-from training.stage import Stage, make_adam, take_step
+from training.stage import Draws, Stage, make_adam
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,26 +69,25 @@ class LandmarkStage(Stage):
         recipe.compute.refuse("compile", "recompute", stage=self.name)
         if recipe.compute.channels_last:
             use_channels_last(network)
-        self.options, self.process = recipe.options, process
+        self.recipe, self.options, self.process = recipe, recipe.options, process
         self._reduced = recipe.compute.precision == "bfloat16"
         self.modules = {"landmarks": network}
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
-        self.max_gradient_norm = recipe.optimizer.max_gradient_norm
         if recipe.optimizer.ema_half_life_images:
             self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
-        self._replica = process.replicate(network)
+        self.replicas = (process.replicate(network),)
 
-    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
-        images = torch.cat([batch.source.target, batch.driving.target])
+    def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
+        pictures = torch.cat([batch.source.target, batch.driving.target])
         labels = torch.cat([batch.source.landmarks, batch.driving.landmarks])
-        drawn = self.process.draw(len(batch), 2, 5, generator=generator).transpose(0, 1).flatten(0, 1)
-        blur_size = torch.rand((), generator=generator, device=generator.device).item()
-        images, labels = vary(images, labels, self.options, drawn, blur_size)
-        terms = {name: v.nan_to_num().mean() for name, v in errors(self._find(self._replica, images), labels).items()}
+        drawn = draws.uniform(len(batch), 2, 5).transpose(0, 1).flatten(0, 1)
+        blur_size = torch.rand((), generator=draws.generator, device=draws.generator.device).item()
+        pictures, labels = vary(pictures, labels, self.options, drawn, blur_size)
+        found = self._find(self.replicas[0], pictures)
+        terms = {name: values.nan_to_num().mean() for name, values in errors(found, labels).items()}
         total = self.options.position * terms["position"] + self.options.openness * (terms["eyes"] + terms["lip"])
         total.backward()
-        norm = take_step(self.optimizers["networks"], self.max_gradient_norm)
-        return {"loss": total, **terms, "gradient_norm": norm}
+        return {"loss": total, **terms}
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
         return errors(self._find(self._averaged, batch.driving.target), batch.driving.landmarks)

@@ -99,7 +99,7 @@ class Reporter:
             return
         left_s = (self._recipe.num_images - images) / speed
         # The total and what counts for it; gradient norms and the like are in the files.
-        losses = {name: value for name, value in means.items() if "/" not in name and name != "gradient_norm"}
+        losses = {name: value for name, value in means.items() if "/" not in name}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(losses.items())[: SHOWN_LOSSES + 1])
         shown += " ..." if len(losses) > SHOWN_LOSSES + 1 else ""
         parts = [

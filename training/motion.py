@@ -16,13 +16,13 @@ from model.keypoints import Motion
 from model.networks import LivePortrait
 from training.base_losses import Conventions, MotionLosses, motion_terms, weighted_sum
 from training.base_model import PairMotion, compile_blocks, pair_motion, use_channels_last
-from training.data import PreparedBatch, PreparedFrames, RandomTransform
+from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
 from training.ema import Ema
 from training.landmarks import dotted
 from training.losses import GUIDANCE_LANDMARKS, guided_openness, require_slots
 from training.recipe import Recipe
-from training.stage import Stage, make_adam, take_step
+from training.stage import Draws, Stage, make_adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,12 @@ class MotionStage(Stage):
         if recipe.compute.compile:
             compile_blocks(network)
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
-        self._replica = process.replicate(network)
+        self.replicas = (process.replicate(network),)
 
-    def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
-        transform = RandomTransform.sample_rows(
-            len(batch), rank=self.process.rank, world_size=self.process.world_size, generator=generator
-        )
+    def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
+        transform = draws.transforms(len(batch))
         seen = pair_motion(
-            self._replica,
+            self.replicas[0],
             batch.source.image,
             batch.driving.image,
             transform.warp_image(batch.driving.image),
@@ -73,8 +71,7 @@ class MotionStage(Stage):
             # Which do not reach all heads of M, but DistributedDataParallel wants a gradient of each.
             total = total + 0 * seen.keypoints_driving.sum()
         total.backward()
-        norm = take_step(self.optimizers["networks"], self.recipe.optimizer.max_gradient_norm)
-        return {"loss": total, **terms, "gradient_norm": norm}
+        return {"loss": total, **terms}
 
     def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
         seen = self._averaged(batch)

@@ -80,11 +80,27 @@ class ComputeOptions:
     """Memory format that tensor cores prefer, in 2D and 3D."""
     recompute: tuple[str, ...] = ()
     """Blocks of G (up_1, up_0, G_middle_0 ...) whose activations the backward pass computes again; up_1 saves most."""
+    micro_batch_size: int = 0
+    """Most pairs that a rank takes through the networks at once; 0: all that it has of a batch. Fewer need less memory:
+    their gradients are added up until the batch is complete. Batch norm alone notices, by the statistics of fewer."""
     compile: bool = False
     """torch.compile for the networks' blocks; with several ranks not for those of F and W, whose batch norm is
     synchronised, which breaks graphs. Takes a minute or two before the first step."""
     tf32: bool = True
     """Tensor cores for float32 convolutions on CUDA, with 10 bits of mantissa; products of matrices keep all 23."""
+
+    def __post_init__(self) -> None:
+        require_no_negative(self)
+
+    def pairs_at_once(self, pairs: int, multiple_of: int = 1) -> int:
+        """Size of the equal parts in which a rank takes its `pairs` of a step: the largest within `micro_batch_size`.
+
+        multiple_of: of what a part must be a multiple, if need be beyond `micro_batch_size`.
+        """
+        sizes = [size for size in range(multiple_of, pairs, multiple_of) if pairs % size == 0]
+        if not sizes or not 0 < self.micro_batch_size < pairs:
+            return pairs
+        return max((size for size in sizes if size <= self.micro_batch_size), default=sizes[0])
 
     def refuse(self, *names: str, stage: str) -> None:
         """ValueError where an option is asked for that the stage does not take."""

@@ -20,6 +20,7 @@ from training.correction import CorrectionStage, masked_mean, mean_over_known
 from training.data import PreparedBatch, PreparedFrames
 from training.losses import eye_mask, lip_mask
 from training.recipe import Recipe
+from training.stage import Draws
 
 Part = Literal["eyes", "lip"]
 
@@ -84,9 +85,9 @@ class RetargetingStage(CorrectionStage):
         self.max_condition = recipe.max_eyes if part == "eyes" else recipe.max_lip
         self.landmarks = landmarks.to(process.device).eval().requires_grad_(False)
 
-    def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        asked = self.process.draw(len(batch), 1, generator=generator) * self.max_condition
-        near = vary_places(batch.source.landmarks, self.process.draw(len(batch), 4, generator=generator))
+    def losses(self, batch: PreparedBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        asked = draws.uniform(len(batch), 1) * self.max_condition
+        near = vary_places(batch.source.landmarks, draws.uniform(len(batch), 4))
         terms, known, _ = self._retarget(batch.source, asked, self.training_networks, near)
         means = {name: mean_over_known(values, known) for name, values in terms.items()}
         return self._weighted(means), means

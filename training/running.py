@@ -99,10 +99,11 @@ def run_stage(
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             except torch.OutOfMemoryError as error:
+                at_once = amount(recipe.compute.pairs_at_once(per_rank), "pair")
                 raise OSError(
-                    f"{amount(per_rank, 'pair')} at once are too many for the memory of {process.device.type} "
-                    f"({str(error).split('. ')[0]}): use more GPUs, a smaller --batch-size (another recipe), or "
-                    "in stage I --compute.recompute up_1 up_0, which takes time; the checkpoints so far are good"
+                    f"{at_once} at once are too many for the memory of {process.device.type} "
+                    f"({str(error).split('. ')[0]}): use a smaller --compute.micro-batch-size, more GPUs, or in stage "
+                    "I --compute.recompute up_1 up_0, which takes time; the checkpoints so far are good"
                 ) from error
 
 

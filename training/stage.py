@@ -1,28 +1,62 @@
-"""What a stage of training is to the loop, and what stages have in common: their batches, Adam, and its step."""
+"""What a stage of training is to the loop, and what stages have in common: their batches, Adam, and its step.
+
+A step takes its pairs in equal parts: each rank has one or more of them, one after the other. How many there are
+changes neither what is drawn for a pair nor, but for batch norm, the step.
+"""
 
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from training.data import BatchLoader, PreparedBatch, make_loader
+from training.data import BatchLoader, PreparedBatch, RandomTransform, make_loader
 from training.distributed import Process
 from training.ema import Ema
 from training.recipe import Recipe
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random numbers of one part of a step: its rows of what would be drawn for all pairs at once."""
+
+    generator: torch.Generator
+    """On the device, in the same state for all parts; the only source of random numbers."""
+    part: int = 0
+    """Number of this part among those of all ranks."""
+    num_parts: int = 1
+    """How many there are."""
+
+    def uniform(self, num: int, *shape: int) -> Tensor:
+        """Numbers in [0, 1) for the `num` pairs of the part: float32 [num, *shape] on the generator's device."""
+        drawn = torch.rand(num * self.num_parts, *shape, generator=self.generator, device=self.generator.device)
+        return drawn[self.part * num : (self.part + 1) * num]
+
+    def transforms(self, num: int) -> RandomTransform:
+        """One for each of the `num` pairs of the part."""
+        return RandomTransform.sample_rows(num, part=self.part, num_parts=self.num_parts, generator=self.generator)
+
+
 class Stage:
-    """What a stage of training is to the loop. Derived classes set the attributes and write the three methods."""
+    """What a stage of training is to the loop. Derived classes set the attributes and write three methods."""
 
     name: str
     """As checkpoints and messages name it."""
+    recipe: Recipe
+    process: Process
     modules: dict[str, nn.Module]
     """What is trained, unwrapped; all of it goes into checkpoints."""
     optimizers: dict[str, Optimizer]
     """All of them, by name."""
+    pairs_multiple: int = 1
+    """Of what number of pairs a part of a step must be a multiple."""
+    replicas: tuple[nn.Module, ...] = ()
+    """What is trained, as `Process.replicate` gives it: `add_gradients` calls each once."""
     ema: Ema | None = None
     """Averaged weights of the networks that will be exported."""
     cross_identity: bool = False
@@ -33,11 +67,33 @@ class Stage:
     """Figure of `validate` whose smallest mean marks the best checkpoint."""
 
     def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Forward, backward and `take_step` of every optimiser. Returns scalars to tell: losses, gradient norms.
+        """One step of every optimiser, by the mean gradients of the batch. Returns scalars to tell: losses, norms.
 
         images: pairs seen by all ranks in the steps before. generator: on the device, seeded for this step alike on all
-        ranks; the only source of random numbers. What is drawn for the pairs of all ranks, of which this one takes its
-        rows (`Process.draw`), does not depend on the number of ranks.
+        ranks.
+        """
+        num = len(batch) // self.recipe.compute.pairs_at_once(len(batch), self.pairs_multiple)
+        state = generator.get_state()
+        first, total, told = self.process.rank * num, self.process.world_size * num, []
+        for number, part in enumerate(batch.parts(num)):
+            generator.set_state(state)
+            with ExitStack() as stack:
+                if number < num - 1:  # ranks exchange the gradients of all parts at once
+                    for replica in self.replicas:
+                        if isinstance(replica, DistributedDataParallel):
+                            stack.enter_context(replica.no_sync())
+                draws = Draws(generator=generator, part=first + number, num_parts=total)
+                values = self.add_gradients(part, images, draws)
+                told.append({name: value.detach() for name, value in values.items()})
+        means = {name: torch.stack([values[name] for values in told]).mean() for name in told[0]}
+        max_norm = self.recipe.optimizer.max_gradient_norm
+        norms = {name: take_step(optimizer, max_norm, num) for name, optimizer in self.optimizers.items()}
+        return means | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
+
+    def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
+        """Forward and backward of one part of a step: gradients of its mean losses are added to those that are there.
+
+        Returns scalars to tell, of the same names for every part. Arguments as of `training_step`.
         """
         raise NotImplementedError
 
@@ -85,12 +141,15 @@ def make_adam(module: nn.Module, learning_rate: float, betas: tuple[float, float
     return torch.optim.Adam([group], betas=betas, fused=True)
 
 
-def take_step(optimizer: Optimizer, max_norm: float) -> Tensor:
+def take_step(optimizer: Optimizer, max_norm: float, num_parts: int = 1) -> Tensor:
     """Clip the gradients of the optimiser's parameters together, step, and drop them. Returns the norm before.
 
-    max_norm 0 never clips. The norm is that of the gradients averaged over ranks, so it is equal on all of them.
+    max_norm 0 never clips. num_parts: how many gradients were added up, to take their mean. The norm is that of the
+    gradients averaged over parts and ranks, so it is equal on all of them.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if num_parts > 1:
+        torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], num_parts)
     norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,7 @@ from training.correction import CorrectionStage, masked_mean
 from training.data import PreparedBatch
 from training.losses import shoulder_mask
 from training.recipe import Recipe
+from training.stage import Draws
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,7 @@ class StitchingStage(CorrectionStage):
         source, driving = self.base.motion(batch.source), self.base.motion(batch.driving)
         return source.keypoints(), driving.replace(kp=source.kp).keypoints()
 
-    def losses(self, batch: PreparedBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: PreparedBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         x_s, x_d = self._key_points(batch)
         volume = self.base.appearance(batch.source)
         with torch.no_grad():

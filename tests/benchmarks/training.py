@@ -48,6 +48,8 @@ class Options:
     """Preset or a TOML file."""
     batch_sizes: tuple[int, ...] = ()
     """Pairs a step; empty: the recipe's."""
+    micro_batch_size: int = 0
+    """Pairs at once; 0: all of a step."""
     num_steps: int = 20
     """Measured steps of each batch size, after a few to warm up."""
     num_warmup: int = 5
@@ -135,7 +137,7 @@ def measure_parts(stage: BaseStage, recipe: BaseRecipe, batch: Batch, process: P
     """Milliseconds of each part of a step."""
     parts = Parts(process.device)
     stage.replicated = parts.around("forward of F, M, W, G", stage.replicated)
-    stage._step_discriminators = parts.around("discriminators' step", stage._step_discriminators)
+    stage._judge = parts.around("discriminators", stage._judge)
     stage._terms = parts.around("losses", stage._terms)
     stage._backward = parts.around("backward", stage._backward)
     optimizer = stage.optimizers["networks"]
@@ -204,7 +206,9 @@ def main(options: Options) -> None:
         else:
             recipe = dataclasses.replace(recipe, compute=dataclasses.replace(recipe.compute, precision="float32"))
             print(f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}")
-        compute = dataclasses.replace(recipe.compute, compile=options.compile)
+        compute = dataclasses.replace(
+            recipe.compute, compile=options.compile, micro_batch_size=options.micro_batch_size
+        )
         workers = recipe.data.num_workers if options.num_workers is None else options.num_workers
         data = dataclasses.replace(recipe.data, num_workers=workers)
         recipe = dataclasses.replace(recipe, compute=compute, data=data)

@@ -38,17 +38,8 @@ def make_batch(num: int, size: int) -> PreparedBatch:
     return PreparedBatch(source=frames(), driving=frames(), is_still=torch.zeros(num, dtype=torch.bool))
 
 
-def rows(batch: PreparedBatch, part: slice) -> PreparedBatch:
-    """Some pairs of a batch."""
-
-    def of(frames: PreparedFrames) -> PreparedFrames:
-        return PreparedFrames(**{f.name: getattr(frames, f.name)[part] for f in dataclasses.fields(frames)})
-
-    return PreparedBatch(source=of(batch.source), driving=of(batch.driving), is_still=batch.is_still[part])
-
-
-def record_step(recipe_path: str, output: str, part: slice = slice(0, 4)) -> None:
-    """One step on this rank's share of `part` of the batch of 4."""
+def record_step(recipe_path: str, output: str, half: int | None = None) -> None:
+    """One step on this rank's share of the batch of 4, or of a half of it."""
     recipe = load_recipe(BaseRecipe, "base", recipe_path)
     optimizer = dataclasses.replace(recipe.optimizer, max_gradient_norm=0.0)
     losses = dataclasses.replace(recipe.losses, landmark_flow=1.0, flow_openness=1.0)
@@ -67,9 +58,9 @@ def record_step(recipe_path: str, output: str, part: slice = slice(0, 4)) -> Non
 
         for optimizer in stage.optimizers.values():
             optimizer.register_step_pre_hook(keep)
-        batch = rows(make_batch(4, recipe.model.image_size), part)
-        share = len(batch) // process.world_size
-        mine = rows(batch, slice(process.rank * share, (process.rank + 1) * share))
+        batch = make_batch(4, recipe.model.image_size)
+        batch = batch if half is None else batch.parts(2)[half]
+        mine = batch.parts(process.world_size)[process.rank]
         losses = stage.training_step(mine, 100, seeded_generator(process.device, 3))
         means = process.mean({name: value.item() for name, value in losses.items()})
         if process.is_main:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 
 import pytest
@@ -21,6 +20,7 @@ from training.losses import eye_mask, lip_mask, shoulder_mask
 from training.networks.landmarks import LandmarkNetwork
 from training.recipe import ComputeOptions, OptimizerOptions
 from training.retargeting import RetargetingLosses, RetargetingRecipe, RetargetingStage, vary_places
+from training.stage import Draws
 from training.stitching import StitchingLosses, StitchingRecipe, StitchingStage
 
 TINY = ModelConfig.tiny(32)
@@ -83,7 +83,7 @@ def test_only_its_network_learns(name: str, network: str, portrait, batch) -> No
         told = stage.training_step(batch, 2 * step, generator)
         stage.ema.update(2 * step + 2, 2)
         assert all(math.isfinite(value.item()) for value in told.values())
-        assert told["gradient_norm"] > 0
+        assert told["gradient_norm/networks"] > 0
     changed = {key.split(".")[0] for key, value in portrait.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {network}
     assert all(p.grad is None for key, p in portrait.named_parameters() if not key.startswith(network))
@@ -123,7 +123,7 @@ def test_terms_of_stitching_by_hand(portrait, batch) -> None:
     moved = x_d + delta[:, :63].unflatten(1, (21, 3)) + torch.nn.functional.pad(delta[:, None, 63:], (0, 1))
     mask = shoulder_mask(batch.source.landmarks, (64, 64))
     rest, free, stitched = (stage.base.render(stage.base.appearance(batch.source), x_s, x) for x in (x_s, x_d, moved))
-    total, terms = stage.losses(batch, torch.Generator())
+    total, terms = stage.losses(batch, Draws(generator=torch.Generator()))
     torch.testing.assert_close(terms["shoulder"], masked_mean(stitched - rest, mask).mean())
     torch.testing.assert_close(terms["offset"], (moved - x_d).abs().mean())
     torch.testing.assert_close(total, 10 * terms["shoulder"] + 0.01 * terms["offset"])
@@ -141,8 +141,8 @@ def test_terms_of_retargeting_by_hand(name: str, most: float, make_mask, portrai
     stage = make_stage(name, portrait)
     base, network = stage.base, shake(stage.modules[stage.network])
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    asked = most * stage.process.draw(2, 1, generator=seeds[1])
-    near = vary_places(batch.source.landmarks, stage.process.draw(2, 4, generator=seeds[1]))
+    asked = most * torch.rand(2, 1, generator=seeds[1])
+    near = vary_places(batch.source.landmarks, torch.rand(2, 4, generator=seeds[1]))
     x_s, volume = base.motion(batch.source).keypoints(), base.appearance(batch.source)
     current = open_ratios_68(batch.source.landmarks)[0 if name == "eyes" else 1]
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_terms_of_retargeting_by_hand(name: str, most: float, make_mask, portrai
         changed, rest = base.render(volume, x_s, x_s + offset), base.render(volume, x_s, x_s)
     told: list[torch.Tensor] = []
     handle = stage.landmarks.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
-    total, terms = stage.losses(batch, seeds[0])
+    total, terms = stage.losses(batch, Draws(generator=seeds[0]))
     handle.remove()
     assert torch.equal(told[0], near)
     expected = {
@@ -221,22 +221,13 @@ def test_the_frozen_base_computes_as_asked(portrait, batch) -> None:
     other = make_stage("lip", portrait, compute=compute)
     assert portrait.generator.fc.weight.is_contiguous(memory_format=torch.channels_last)
     assert "forward" in vars(portrait.generator.up_1)
-    for name, value in plain.losses(batch, torch.Generator().manual_seed(0))[1].items():
-        got = other.losses(batch, torch.Generator().manual_seed(0))[1][name]
+    for name, value in plain.losses(batch, Draws(generator=torch.Generator().manual_seed(0)))[1].items():
+        got = other.losses(batch, Draws(generator=torch.Generator().manual_seed(0)))[1][name]
         torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-5)
     compiled = make_stage("stitching", portrait, compute=ComputeOptions(compile=True)).base.portrait
     assert all("forward" in vars(m) for m in compiled.modules() if isinstance(m, COMPILED_BLOCKS))
     with pytest.raises(ValueError, match="G has no block 'up_7'"):
         make_stage("stitching", portrait, compute=ComputeOptions(recompute=("up_7",)))
-
-
-def of_rank(batch: PreparedBatch, rank: int) -> PreparedBatch:
-    """One of the two pairs."""
-    sides = (
-        PreparedFrames(**{f.name: getattr(frames, f.name)[rank : rank + 1] for f in dataclasses.fields(frames)})
-        for frames in (batch.source, batch.driving)
-    )
-    return PreparedBatch(source=next(sides), driving=next(sides), is_still=batch.is_still[rank : rank + 1])
 
 
 @pytest.mark.parametrize("name", ["eyes", "lip"])
@@ -246,13 +237,14 @@ def test_two_ranks_ask_what_one_would(name: str, portrait, batch) -> None:
     stage = make_stage(name, portrait)
     torch.nn.init.normal_(stage.modules[stage.network].mlp[-1].weight, std=0.1)
     seeds = [torch.Generator().manual_seed(3) for _ in range(3)]
-    _, joined = stage.losses(batch, seeds[0])
+    _, joined = stage.losses(batch, Draws(generator=seeds[0]))
     figures = stage.validate(batch)
     parts, of_ranks = [], []
     for rank in range(2):
         stage.process = Process(rank=rank, world_size=2)
-        parts.append(stage.losses(of_rank(batch, rank), seeds[1 + rank])[1])
-        of_ranks.append(stage.validate(of_rank(batch, rank)))
+        draws = Draws(generator=seeds[1 + rank], part=rank, num_parts=2)
+        parts.append(stage.losses(batch.parts(2)[rank], draws)[1])
+        of_ranks.append(stage.validate(batch.parts(2)[rank]))
     for term in ("outside", "condition", "offset"):
         mean, all_figures = (parts[0][term] + parts[1][term]) / 2, torch.cat([part[term] for part in of_ranks])
         torch.testing.assert_close(mean, joined[term], rtol=1e-3, atol=1e-5)
@@ -263,11 +255,12 @@ def test_the_offset_of_stitching_is_how_far_key_points_move(portrait, batch) -> 
     """A shift of all that the offsets undo is no correction; one that they do not undo counts for every key point."""
     stage = make_stage("stitching", portrait)
     bias = stage.modules["stitching"].mlp[-1].bias
+    draws = Draws(generator=torch.Generator())
     with torch.no_grad():
         bias[63] = 0.3
-        assert stage.losses(batch, torch.Generator())[1]["offset"].item() == pytest.approx(0.1, rel=1e-4)
+        assert stage.losses(batch, draws)[1]["offset"].item() == pytest.approx(0.1, rel=1e-4)
         bias[0:63:3] = -0.3
-        assert stage.losses(batch, torch.Generator())[1]["offset"].item() == pytest.approx(0.0, abs=1e-6)
+        assert stage.losses(batch, draws)[1]["offset"].item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_stitching_is_validated_by_what_it_learns_from(portrait, batch) -> None:
@@ -276,7 +269,7 @@ def test_stitching_is_validated_by_what_it_learns_from(portrait, batch) -> None:
     torch.nn.init.normal_(stage.modules["stitching"].mlp[-1].weight, std=0.1)
     stage.ema.modules["stitching"].load_state_dict(stage.modules["stitching"].state_dict())
     batch.source.landmarks[1] = torch.nan
-    total, terms = stage.losses(batch, torch.Generator())
+    total, terms = stage.losses(batch, Draws(generator=torch.Generator()))
     with torch.no_grad():
         figures = stage.validate(batch)
     assert stage.best_metric == "loss"
@@ -289,7 +282,7 @@ def test_stitching_is_validated_by_what_it_learns_from(portrait, batch) -> None:
 def test_samples_without_labels_teach_nothing(portrait, batch) -> None:
     batch.source.landmarks[1] = batch.driving.landmarks[1] = torch.nan
     stage = make_stage("lip", portrait)
-    total, told = stage.losses(batch, torch.Generator().manual_seed(0))
+    total, told = stage.losses(batch, Draws(generator=torch.Generator().manual_seed(0)))
     total.backward()
     assert all(p.grad.isfinite().all() for p in stage.modules["retarget_lip"].parameters())
     terms, known, _ = stage._retarget(

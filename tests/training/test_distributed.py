@@ -76,8 +76,8 @@ def test_without_synchronised_statistics_it_would_not_hold(
     """The mean of the gradients of two halves, each with its own statistics, is far outside the tolerance."""
     record_step = runpy.run_path(str(SCRIPT))["record_step"]
     halves = []
-    for start in (0, 2):
-        record_step(str(quick_recipe), str(folder / "half.safetensors"), slice(start, start + 2))
+    for half in (0, 1):
+        record_step(str(quick_recipe), str(folder / "half.safetensors"), half)
         halves.append(load_file(folder / "half.safetensors"))
     mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
     for network in ("appearance", "warping", "generator"):
@@ -96,12 +96,6 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         assert process.any(True, False) == (True, False)
         assert process.sum({"a": (2.0, 3)}) == {"a": (2.0, 3)}
         assert not torch.distributed.is_initialized()
-
-
-def test_ranks_draw_their_rows_of_what_one_would() -> None:
-    joined = Process().draw(6, 2, generator=torch.Generator().manual_seed(1))
-    parts = [Process(rank=r, world_size=3).draw(2, 2, generator=torch.Generator().manual_seed(1)) for r in range(3)]
-    assert torch.equal(torch.cat(parts), joined)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:

@@ -119,7 +119,7 @@ def test_a_batch_too_large_for_the_device_is_told(arguments: list[str], tmp_path
     assert main([*arguments, str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: 4 pairs at once are too many")
-    assert "(CUDA out of memory): use more GPUs, a smaller --batch-size" in said
+    assert "(CUDA out of memory): use a smaller --compute.micro-batch-size, more GPUs" in said
 
 
 def test_a_dry_run_looks_at_what_is_to_be_continued(arguments: list[str], run: Path, capsys) -> None:

@@ -104,3 +104,8 @@ class PreparedBatch(_Movable):
 
     def __len__(self) -> int:
         return len(self.is_still)
+
+    def parts(self, num: int) -> list[Self]:
+        """The pairs in `num` batches of equal size, in order."""
+        size = len(self) // num
+        return [self._map(lambda value, start=part * size: value[start : start + size]) for part in range(num)]

@@ -58,10 +58,10 @@ class RandomTransform:
         )
 
     @classmethod
-    def sample_rows(cls, num: int, *, rank: int, world_size: int, generator: torch.Generator) -> RandomTransform:
-        """The `num` transforms of one rank, out of those that one rank with the joined batch of all would draw."""
-        drawn = cls.sample(num * world_size, generator=generator)
-        rows = slice(rank * num, (rank + 1) * num)
+    def sample_rows(cls, num: int, *, part: int, num_parts: int, generator: torch.Generator) -> RandomTransform:
+        """The `num` transforms of one of the equal parts of a batch, out of those that would be drawn for all of it."""
+        drawn = cls.sample(num * num_parts, generator=generator)
+        rows = slice(part * num, (part + 1) * num)
         return cls(
             matrix=drawn.matrix[rows], shift=drawn.shift[rows], control=drawn.control, weights=drawn.weights[rows]
         )

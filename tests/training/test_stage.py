@@ -1,0 +1,131 @@
+"""A step in parts: the gradients of small batches, one after the other, are those of the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from training.base import BaseRecipe, BaseStage
+from training.data import PreparedBatch
+from training.distributed import Process
+from training.motion import MotionRecipe, MotionStage
+from training.recipe import ComputeOptions, load_recipe
+from training.stage import Draws, Stage, take_step
+
+make_batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"]
+
+
+def in_parts(recipe, micro_batch_size: int, **options):
+    return dataclasses.replace(recipe, compute=ComputeOptions(micro_batch_size=micro_batch_size), **options)
+
+
+def recorded(stage: Stage, batch: PreparedBatch) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """What a step tells, and the gradients that its optimisers step by."""
+    gradients: dict[str, torch.Tensor] = {}
+    names = {id(p): f"{name}.{key}" for name, module in stage.modules.items() for key, p in module.named_parameters()}
+
+    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients.update({names[id(p)]: p.grad.clone() for p in parameters if p.grad is not None})
+
+    for optimizer in stage.optimizers.values():
+        optimizer.register_step_pre_hook(keep)
+    told = stage.training_step(batch, 100, torch.Generator().manual_seed(3))
+    return {name: value.item() for name, value in told.items()}, gradients
+
+
+def motion_step(micro_batch_size: int, process: Process, batch: PreparedBatch) -> tuple[dict, dict]:
+    torch.manual_seed(0)
+    recipe = load_recipe(MotionRecipe, "motion", "tiny")
+    optimizer = dataclasses.replace(recipe.optimizer, max_gradient_norm=0.0)
+    recipe = in_parts(recipe, micro_batch_size, batch_size=4, optimizer=optimizer)
+    return recorded(MotionStage(recipe, process), batch)
+
+
+def require_equal(got: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    assert got[0] == pytest.approx(expected[0], rel=1e-4)
+    assert got[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        error = (got[1][name] - gradient).norm() / gradient.norm().clamp_min(1e-6)
+        assert error < 1e-3, name
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_parts_of_a_step_are_one_step(micro_batch_size: int) -> None:
+    """M has no batch norm: the joined batch and its parts have the same gradients and tell the same."""
+    batch = make_batch(4, 64)
+    batch.driving.pose[1, 0] = torch.nan
+    whole = motion_step(0, Process(), batch)
+    assert motion_step(8, Process(), batch)[0] == whole[0], "a batch that is smaller than allowed is whole"
+    require_equal(motion_step(micro_batch_size, Process(), batch), whole)
+
+
+def test_parts_of_stage_one_are_its_mean(quick_recipe: Path) -> None:
+    """Of the networks and of the discriminators, each part with its own statistics and its rows of what is drawn."""
+    recipe = load_recipe(BaseRecipe, "base", str(quick_recipe))
+    optimizer = dataclasses.replace(recipe.optimizer, max_gradient_norm=0.0)
+    recipe = dataclasses.replace(recipe, batch_size=4, optimizer=optimizer, told_share=0.5, edited_every=2)
+    batch = make_batch(4, recipe.model.image_size)
+    told, gradients = recorded(BaseStage(in_parts(recipe, 2), Process()), batch)
+    assert {"gradient_norm/networks", "gradient_norm/discriminators", "adversarial"} <= told.keys()
+    stage, losses = BaseStage(recipe, Process()), 0.0
+    networks = [(f"{name}.{key}", p) for name, module in stage.modules.items() for key, p in module.named_parameters()]
+    for part, half in enumerate(batch.parts(2)):
+        # The second half meets the spectral norms that the first has left, as in the step in parts.
+        draws = Draws(generator=torch.Generator().manual_seed(3), part=part, num_parts=2)
+        losses += stage.add_gradients(half, 100, draws)["loss"].item() / 2
+    assert told["loss"] == pytest.approx(losses, rel=1e-5)
+    expected = {name: parameter.grad / 2 for name, parameter in networks if parameter.grad is not None}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_parts_are_clipped_together() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([6.0, 8.0])  # of two parts
+    assert take_step(torch.optim.SGD([parameter], lr=1.0), 10.0, 2).item() == 5.0
+    assert parameter.tolist() == [-3.0, -4.0]
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    got = motion_step(1, Process(rank=rank, world_size=2), make_batch(4, 64).parts(2)[rank])
+    torch.save(got, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_ranks_exchange_the_sum_of_their_parts(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    (told, gradients), (other, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+    means = {name: (told[name] + other[name]) / 2 for name in told}
+    require_equal((means, gradients), motion_step(0, Process(), make_batch(4, 64)))
+
+
+def test_rows_of_parts_are_those_of_the_whole() -> None:
+    def draws(part: int = 0, num_parts: int = 1) -> Draws:
+        return Draws(generator=torch.Generator().manual_seed(1), part=part, num_parts=num_parts)
+
+    assert torch.equal(torch.cat([draws(part, 3).uniform(2, 2) for part in range(3)]), draws().uniform(6, 2))
+    parts = [draws(part, 3).transforms(2) for part in range(3)]
+    for name in ("matrix", "shift", "weights"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(draws().transforms(6), name))
+
+
+def test_sizes_of_parts() -> None:
+    """Equal parts, the largest within the limit; a multiple of what a stage asks for, where there is one."""
+    sizes = {limit: ComputeOptions(micro_batch_size=limit).pairs_at_once(12) for limit in (0, 1, 4, 5, 11, 12, 13)}
+    assert sizes == {0: 12, 1: 1, 4: 4, 5: 4, 11: 6, 12: 12, 13: 12}
+    limited = ComputeOptions(micro_batch_size=5)
+    assert [limited.pairs_at_once(pairs) for pairs in (1, 7, 10, 26)] == [1, 1, 5, 2]
+    assert [limited.pairs_at_once(pairs, 2) for pairs in (8, 9, 12)] == [4, 9, 4]
+    assert [limited.pairs_at_once(pairs, 8) for pairs in (8, 16, 48)] == [8, 8, 8]
+    with pytest.raises(ValueError, match="micro_batch_size is -1"):
+        ComputeOptions(micro_batch_size=-1)

@@ -80,14 +80,14 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str
 
 
 def _cell(value: Any) -> str:
-    """Texts of source lists are text on the card, too: neither HTML nor the end of a cell or a line."""
+    """Texts of source lists are text on the card, too: no HTML, link or code, nor the end of a cell or a line."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    text = re.sub(r"([\\|])", r"\\\1", html.escape(str(value), quote=False))
+    text = re.sub(r"([\\|\[\]`*])", r"\\\1", html.escape(str(value), quote=False))
     return " ".join(text.split())
 
 

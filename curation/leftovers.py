@@ -135,6 +135,7 @@ def missing_package(error: BaseException) -> str:
 
 def describe_loss(error: BaseException) -> str:
     """The sentence of Ray's message, some ten lines, that says what happened."""
-    text = " ".join(str(_cause_of(error)).split())
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(_cause_of(error)))  # Ray colours it, for a terminal
+    text = " ".join(plain.split())
     found = re.search(r"(Worker exit type: .*|The actor (?:is dead|died) because .*|.* running low on memory.*)", text)
     return (found.group(1) if found else text or type(error).__name__)[:500]

@@ -58,12 +58,12 @@ def test_texts_of_source_lists_are_no_markup(demo_copy):
     for row in sources:
         row |= {"licence": "a & b <b>4.0</b> \\| c\r\nd", "provenance": {"<i>note</i>": "x"}}
     replace_table(dataset, "sources", make_table("sources", sources))
-    rows = [row | {"attribution": "<svg onload=alert(1)>"} for row in read_table(dataset, "clips").to_pylist()]
+    rows = [row | {"attribution": "<svg onload=alert(1)> [a](b)"} for row in read_table(dataset, "clips").to_pylist()]
     replace_table(dataset, "clips", make_table("clips", rows))
     text = make_card(dataset).split("## Sources, licences and consent\n", 1)[1].split("\n## ", 1)[0]
     assert "| a &amp; b &lt;b&gt;4.0&lt;/b&gt; \\\\\\| c d | no |" in text
     assert "in `clips.provenance`: &lt;i&gt;note&lt;/i&gt;." in text
-    assert "To be credited: &lt;svg onload=alert(1)&gt;." in text
+    assert r"To be credited: &lt;svg onload=alert(1)&gt; \[a\](b)." in text
     assert "<" not in text
 
 

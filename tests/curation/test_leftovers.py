@@ -148,4 +148,5 @@ def test_it_is_seen_whether_a_worker_of_a_stage_has_started(ray):
 def test_what_ray_says_becomes_one_line():
     text = "The actor died unexpectedly.\n\tclass_name: Crop\n\tThe actor is dead because its node has died. More."
     assert describe_loss(Exception(text)) == "The actor is dead because its node has died. More."
+    assert describe_loss(Exception("\x1b[36mray::Crop()\x1b[39m (pid=1)\nbroke")) == "ray::Crop() (pid=1) broke"
     assert describe_loss(Exception("")) == "Exception"

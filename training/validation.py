@@ -37,13 +37,14 @@ def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) ->
 def sum_figures(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) -> dict[str, tuple[float, int]]:
     """Sum and number of this rank's figures that are known, by name. OSError where the pairs cannot be read."""
     totals: dict[str, tuple[float, int]] = {}
-    num_batches = -(-recipe.reports.num_validation // recipe.batch_size)
-    batch_size = recipe.batch_size // process.world_size
+    batch_size = recipe.compute.pairs_at_once(recipe.batch_size // process.world_size)
+    of_all_ranks = batch_size * process.world_size
+    num_batches = -(-recipe.reports.num_validation // of_all_ranks)
     batches = held_out_batches(stage, recipe, batch_size, dataset=dataset, process=process) or ()
     with torch.no_grad():
         for number, batch in enumerate(itertools.islice(batches, num_batches)):
             # Of the last batch, the pairs that are too many do not count.
-            wanted = recipe.reports.num_validation - number * recipe.batch_size - process.rank * batch_size
+            wanted = recipe.reports.num_validation - number * of_all_ranks - process.rank * batch_size
             for name, values in stage.validate(batch).items():
                 values = values[: max(0, wanted)]
                 known = values[values.isfinite()].double()

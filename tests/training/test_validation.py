@@ -15,7 +15,7 @@ import training.validation
 from training.base import BaseRecipe, BaseStage
 from training.data import DataConfig
 from training.distributed import Process
-from training.recipe import ReportOptions
+from training.recipe import ComputeOptions, ReportOptions
 from training.retargeting import RetargetingStage
 from training.stage import Stage
 from training.validation import held_out_batches, save_pictures, validate
@@ -38,19 +38,29 @@ class Places:
 
 
 @pytest.mark.parametrize(
-    ("rank", "world_size", "counted"),
-    [(0, 1, [0, 2, 3, 4, 5, 6]), (0, 2, [0, 4, 5]), (1, 2, [2, 3, 6]), (3, 4, [3])],
+    ("rank", "world_size", "at_once", "counted"),
+    [
+        (0, 1, 0, [0, 2, 3, 4, 5, 6]),
+        (0, 1, 3, [0, 2, 3, 4, 5, 6]),
+        (0, 2, 0, [0, 4, 5]),
+        (1, 2, 0, [2, 3, 6]),
+        (1, 2, 1, [3, 5]),
+        (3, 4, 0, [3]),
+    ],
 )
-def test_as_many_pairs_as_asked_count(monkeypatch, rank: int, world_size: int, counted: list[int]) -> None:
-    share = RECIPE.batch_size // world_size
+def test_as_many_pairs_as_asked_count(
+    monkeypatch, rank: int, world_size: int, at_once: int, counted: list[int]
+) -> None:
+    """Taken as many at once as in training."""
 
-    def batches(*_: object, **__: object) -> Iterator[torch.Tensor]:
-        starts = (RECIPE.batch_size * number + rank * share for number in itertools.count())
+    def batches(_: object, __: object, share: int, **___: object) -> Iterator[torch.Tensor]:
+        starts = (share * world_size * number + rank * share for number in itertools.count())
         return (torch.arange(start, start + share) for start in starts)
 
     monkeypatch.setattr(training.validation, "held_out_batches", batches)
+    recipe = dataclasses.replace(RECIPE, compute=ComputeOptions(micro_batch_size=at_once))
     process = OneOf(rank=rank, world_size=world_size)
-    assert validate(Places(), RECIPE, dataset="", process=process) == {"place": sum(counted) / len(counted)}
+    assert validate(Places(), recipe, dataset="", process=process) == {"place": sum(counted) / len(counted)}
 
 
 def test_a_rank_may_have_none_of_the_last_pairs(monkeypatch) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.inference.folding import Convolution, UpsampledConvolution, fold_batch_norm
 from model.inference.sampling import warp_by_flow, warp_by_shifts
-from model.networks.dense_motion import KEYPOINT_VARIANCE, DenseMotion, coordinate_grid
+from model.networks.dense_motion import KEYPOINT_VARIANCE, SMALLEST_HEAT, DenseMotion, coordinate_grid
 from model.networks.warping import LEAKY_SLOPE, WarpingNetwork, WarpOutput
 
 CHANNEL_MULTIPLE = 16
@@ -134,6 +134,7 @@ class FastWarping(nn.Module):
         compressed = torch.relu(self.compress(volume))
         warped = warp_by_shifts(compressed, shift)
         heat = self._heatmaps(kp_driving, volume.shape[2:]) - self._heatmaps(kp_source, volume.shape[2:])
+        heat = functional.hardshrink(heat, SMALLEST_HEAT)
         num_heat, num_warped = heat.shape[-1], shift.shape[1] * compressed.shape[1]
         buffer = volume.new_zeros(len(shift), *volume.shape[2:], self.hourglass.in_channels, dtype=self.dtype)
         buffer[..., :num_heat] = heat

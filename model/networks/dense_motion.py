@@ -12,6 +12,9 @@ from model.config import ModelConfig
 from model.networks.blocks import Conv3d, DownBlock3d, UpBlock3d, prepared, without_autocast
 
 KEYPOINT_VARIANCE = 0.01
+SMALLEST_HEAT = 1e-30
+"""Differences of heat maps up to this are 0. Far from a key point a Gaussian leaves float32's normal numbers (below
+1.2e-38), on which a CPU's convolutions take ten times as long; no picture changes by a bit."""
 
 
 def coordinate_grid(depth: int, height: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -115,6 +118,7 @@ class DenseMotion(nn.Module):
         size = compressed.shape[2:]
         grid = motions[0, 0]
         heat = keypoint_heatmaps(kp_driving, grid) - keypoint_heatmaps(kp_source, grid)
+        heat = functional.hardshrink(heat, SMALLEST_HEAT)
         heat = functional.pad(heat, (0, 0, 0, 0, 0, 0, 1, 0))
         # One call samples all motions: they are stacked along depth, whose output size is free.
         warped = functional.grid_sample(compressed, motions.flatten(1, 2), align_corners=False)

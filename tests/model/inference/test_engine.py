@@ -15,7 +15,7 @@ from model.inference import InferenceEngine
 from model.inference.folding import UpsampledConvolution
 from model.inference.sampling import warp_by_flow, warp_by_shifts
 from model.networks import LivePortrait
-from model.networks.dense_motion import coordinate_grid
+from model.networks.dense_motion import coordinate_grid, keypoint_heatmaps
 
 TINY = ModelConfig.tiny()
 
@@ -88,6 +88,27 @@ def test_warping_and_generator_equal_each(portrait, images, keypoints) -> None:
         image = portrait.generator(expected.feature)
         assert image.std() > 0.05, "a flat picture would hide errors"
         assert relative_error(fast._generator(expected.feature), image) <= 1e-5
+
+
+def is_subnormal(x: Tensor) -> Tensor:
+    return (x != 0) & (x.abs() < torch.finfo(torch.float32).tiny)
+
+
+def test_no_subnormal_numbers_slow_the_hourglass(portrait, keypoints) -> None:
+    """Gaussians have them at a distance. A CPU's convolutions take ten times as long on them."""
+    x_s, x_d = (points.clone() for points in keypoints)
+    x_s[:, 0, :2], x_d[:, 0, :2] = 0.9, 0.8  # so that the other side is far
+    compressed, size = torch.rand(3, TINY.compressed_channels, 4, 64, 64), torch.Size((4, 64, 64))
+    dense = portrait.warping.dense_motion_network
+    grid = coordinate_grid(*size, device=x_s.device, dtype=x_s.dtype)
+    assert is_subnormal(keypoint_heatmaps(x_d, grid) - keypoint_heatmaps(x_s, grid)).any()
+    assert not is_subnormal(dense.hourglass_input(compressed, dense.sparse_motions(size, x_d, x_s), x_d, x_s)).any()
+    warping = InferenceEngine(portrait, dtype="float32")._warping
+    assert is_subnormal(warping._heatmaps(x_d, size) - warping._heatmaps(x_s, size)).any()
+    with torch.inference_mode():
+        volume = torch.rand(3, TINY.volume_channels, *size)
+        shift = functional.pad(x_s - x_d, (0, 0, 1, 0))
+        assert not is_subnormal(warping._hourglass_input(volume, shift, x_d, x_s)).any()
 
 
 def test_a_last_block_that_keeps_its_width() -> None:

@@ -82,7 +82,7 @@ class ComputeOptions:
     """Blocks of G (up_1, up_0, G_middle_0 ...) whose activations the backward pass computes again; up_1 saves most."""
     micro_batch_size: int = 0
     """Most pairs that a rank takes through the networks at once; 0: all that it has of a batch. Fewer need less memory:
-    their gradients are added up until the batch is complete. Batch norm alone notices, by the statistics of fewer."""
+    their gradients are added up until the batch is complete. Batch norm then has the statistics of fewer."""
     compile: bool = False
     """torch.compile for the networks' blocks; with several ranks not for those of F and W, whose batch norm is
     synchronised, which breaks graphs. Takes a minute or two before the first step."""

@@ -1,7 +1,8 @@
 """What a stage of training is to the loop, and what stages have in common: their batches, Adam, and its step.
 
-A step takes its pairs in equal parts: each rank has one or more of them, one after the other. How many there are
-changes neither what is drawn for a pair nor, but for batch norm, the step.
+A step takes its pairs in equal parts: each rank has one or more of them, one after the other. How many there are does
+not change what is drawn for a pair, nor the step but for what follows the parts as they come: statistics of batch norm,
+the discriminators' spectral norms, and the balancer's averages.
 """
 
 from __future__ import annotations

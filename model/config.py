@@ -1,7 +1,8 @@
-"""Sizes of the LivePortrait networks: the published ones, and a tiny preset with the same structure."""
+"""Sizes of the LivePortrait networks, the published ones and a tiny preset, and the crops that they look at."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 
@@ -63,9 +64,19 @@ class ModelConfig:
     retarget_lip_channels: tuple[int, ...] = (128, 128, 64)
     """Hidden widths of R_lip."""
 
+    crop_scale: float = 2.3
+    """Side of the crops that the networks learned from, in sizes of the face; animation cuts its sources likewise, and
+    driving videos in proportion. Training takes it from its data set (`crop.scale` there)."""
+    crop_vy_ratio: float = -0.125
+    """Vertical offset of those crops in shares of their side, likewise (`crop.vy_ratio`)."""
+
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
+            if isinstance(item.default, float):
+                if type(value) not in (int, float) or not math.isfinite(value):
+                    raise ValueError(f"{item.name} is {value!r}, expected a number")
+                continue
             numbers = value if isinstance(value, tuple) else (value,)
             is_list = isinstance(item.default, tuple)
             if isinstance(value, tuple) != is_list or not all(type(number) is int for number in numbers):
@@ -73,6 +84,8 @@ class ModelConfig:
                 raise ValueError(f"{item.name} is {value!r}, expected {kind}")
             if min(numbers, default=0) < 1:
                 raise ValueError(f"{item.name} is {value}, expected 1 or more")
+        if self.crop_scale <= 0:
+            raise ValueError(f"crop_scale is {self.crop_scale}, expected more than 0")
         if self.volume_depth < 2:
             raise ValueError(f"volume_depth is {self.volume_depth}, expected 2 or more: key points move in depth, too")
         stride = max(

@@ -125,6 +125,14 @@ def driving_box(
     return np.concatenate([rect.center - half, rect.center + half])
 
 
+def driving_framing(scale: float, vy_ratio: float) -> dict[str, float]:
+    """Scale and offset of driving boxes that are to source crops of these what the published ones are to theirs."""
+    return {
+        "scale": DRIVING_SCALE * (scale / SOURCE_SCALE),
+        "vy_ratio": DRIVING_VY_RATIO + (vy_ratio - SOURCE_VY_RATIO),
+    }
+
+
 def mean_box(boxes: Iterable[np.ndarray]) -> np.ndarray:
     """The mean of the boxes of a driving video, float64 [4]."""
     return np.mean([np.asarray(box, np.float64) for box in boxes], axis=0)

@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.export import checkpoint_folder, is_run
 from training.running import RunOptions, run_stage
 from training.stage import open_loader
-from training.start import load_start, with_sizes_of
+from training.start import load_start, with_crops_of, with_sizes_of
 
 INIT_PAIRS = 64
 """Pairs on which the conventions of weights that are no run's are measured."""
@@ -62,6 +62,7 @@ class Base(RunOptions):
             else:
                 portrait = load_start(self.init, recipe)
                 recipe = with_sizes_of(self, portrait.config, f"--init {self.init}")
+        recipe = with_crops_of(self, recipe)
         return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait), init=self.init)
 
     def make_stage(self, recipe: BaseRecipe, process: Process, portrait: LivePortrait | None) -> BaseStage:

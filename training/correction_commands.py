@@ -22,7 +22,7 @@ from training.networks.facemesh import MeshLandmarks
 from training.recipe import Recipe
 from training.retargeting import RetargetingRecipe, RetargetingStage
 from training.running import RunOptions, run_stage
-from training.start import load_start, with_sizes_of
+from training.start import load_start, note_other_crops, with_sizes_of
 from training.stitching import StitchingRecipe, StitchingStage
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class _Correction(RunOptions):
         has_begun = self._has_begun()
         portrait = load_start(self.output / BASE_WEIGHTS if has_begun else self.init)
         where = f"the run in {self.output}" if has_begun else f"--init {self.init}"
+        note_other_crops(self.data, portrait.config, where)
         return portrait, with_sizes_of(self, portrait.config, where)
 
     def keep(self, name: str, write: Callable[[Path], object] | None, process: Process) -> None:

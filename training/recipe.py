@@ -23,6 +23,8 @@ RECIPE_VERSION = 1
 PRESETS = Path(__file__).parent / "recipes"
 NOT_HASHED = ("reports", "checkpoints", "compute", "num_images")
 """Sections and fields that a resumed run may change: how long, how fast, how often it tells, but not what it learns."""
+OF_THE_DATA = ("crop_scale", "crop_vy_ratio")
+"""Fields of the model that come from the data set, which a recipe does not name."""
 
 AnyRecipe = TypeVar("AnyRecipe", bound="Recipe")
 
@@ -168,13 +170,15 @@ class Recipe:
     def hash(self) -> str:
         """8 hex digits over everything that changes what is learned."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_HASHED}
+        values["model"] = {name: value for name, value in values["model"].items() if name not in OF_THE_DATA}
         content = [RECIPE_VERSION, type(self).__name__, values]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """What differs from the flattened values of another recipe: `section.field: theirs -> ours`."""
         ours = flatten(dataclasses.asdict(self))
-        names = sorted(name for name in ours | other if name.split(".")[0] not in NOT_HASHED)
+        free = NOT_HASHED + tuple(f"model.{name}" for name in OF_THE_DATA)
+        names = sorted(name for name in ours | other if not {name, name.split(".")[0]} & set(free))
         return [
             f"{name}: {other.get(name, 'absent')} -> {ours.get(name, 'absent')}"
             for name in names

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tomllib
 from pathlib import Path
 
+from manifests.storage import read_bytes
+from manifests.store import Dataset
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.checkpoints import read_run
 from training.export import checkpoint_folder, is_run, load_portrait, network_states
 from training.motion import MotionStage
-from training.recipe import Recipe, load_recipe
+from training.recipe import OF_THE_DATA, AnyRecipe, Recipe, load_recipe
 from training.running import RunOptions
 
 _log = logging.getLogger(__name__)
@@ -45,6 +48,41 @@ def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
     return portrait
 
 
+def crops_of(data: str) -> dict[str, float]:
+    """Scale and offset of a data set's crops, as `ModelConfig` names them; {} where its recipe is not there."""
+    try:
+        crop = tomllib.loads(read_bytes(Dataset(data).recipe_file).decode()).get("crop", {})
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--data {data}: its recipe.toml cannot be read ({error})") from error
+    return {name: crop[key] for name in OF_THE_DATA if (key := name.removeprefix("crop_")) in crop}
+
+
+def with_crops_of(options: RunOptions, recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe of a model that is to see faces as the data set's crops show them.
+
+    ValueError where the command line asks for other crops.
+    """
+    crops = crops_of(options.data)
+    preset = load_recipe(options.RECIPE, options.STAGE, options.recipe_name).model
+    for name, value in crops.items():
+        asked = getattr(options.recipe.model, name)
+        if asked not in (value, getattr(preset, name)):
+            raise ValueError(
+                f"--model.{name.replace('_', '-')} is {asked}, but the crops of --data {options.data} have {value}: it "
+                "comes with the data, leave the option out"
+            )
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **crops))
+
+
+def note_other_crops(data: str, config: ModelConfig, weights: str) -> None:
+    """Say where a data set shows faces at another scale than the one that a model has learned from."""
+    for name, value in crops_of(data).items():
+        if (learned := getattr(config, name)) != value:
+            _log.warning("note: --data %s has %s %s, %s learned from %s", data, name, value, weights, learned)
+
+
 def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recipe:
     """The recipe with the networks' sizes of given weights; a line tells where its own sizes were others.
 
@@ -52,7 +90,8 @@ def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recip
     """
     recipe: Recipe = options.recipe
     preset = load_recipe(options.RECIPE, options.STAGE, options.recipe_name).model
-    others = [f.name for f in dataclasses.fields(config) if getattr(recipe.model, f.name) != getattr(config, f.name)]
+    names = [f.name for f in dataclasses.fields(config) if f.name not in OF_THE_DATA]
+    others = [name for name in names if getattr(recipe.model, name) != getattr(config, name)]
     for name in others:
         if (asked := getattr(recipe.model, name)) != getattr(preset, name):
             raise ValueError(

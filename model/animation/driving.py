@@ -15,7 +15,7 @@ from model.animation.progress import Report, counted, ignore
 from model.animation.templates import TEMPLATE_SUFFIXES, MotionTemplate, load_template
 from model.animation.tracking import FaceTrack, find_faces, track_faces
 from model.faces import FaceAnalyser
-from model.framing import box_transform, driving_box, mean_box, warp
+from model.framing import box_transform, driving_box, driving_framing, mean_box, warp
 from model.keypoints import Motion, open_ratios_68
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _still_driving(path: Path, engine: InferenceEngine, analyser: FaceAnalyser, 
     points68 = find_faces(picture, analyser, min_face_px=MIN_FACE_PX)
     if len(points68) == 0:
         raise ValueError(f"{path}: no face found in the driving picture")
-    cut = warp(picture, box_transform(driving_box(points68[0])), 512) if crop else _center_square(picture)
+    cut = warp(picture, _crop_matrix(points68[:1], engine), 512) if crop else _center_square(picture)
     return Driving(
         motion=with_openness(engine.extract_motion(cut[None]), points68[:1]),
         is_video=False,
@@ -109,7 +109,7 @@ def _video_driving(clip: Clip, engine: InferenceEngine, analyser: FaceAnalyser, 
         raise ValueError(f"{clip.path}: no face found in the driving video")
     track = tracks[0]
     points68 = track.filled()
-    matrix = box_transform(mean_box(driving_box(points) for points in points68)) if crop else None
+    matrix = _crop_matrix(points68, engine) if crop else None
 
     def pictures() -> Iterator[np.ndarray]:
         for index, frame in enumerate(clip.frames()):
@@ -131,6 +131,12 @@ def _video_driving(clip: Clip, engine: InferenceEngine, analyser: FaceAnalyser, 
         pictures=pictures,
         note=_coverage_note("driving", track, frames.num_frames),
     )
+
+
+def _crop_matrix(points68: np.ndarray, engine: InferenceEngine) -> np.ndarray:
+    """One crop for all frames, float [N, 68, 2], in proportion to those of the networks' training data."""
+    framing = driving_framing(engine.config.crop_scale, engine.config.crop_vy_ratio)
+    return box_transform(mean_box(driving_box(points, **framing) for points in points68))
 
 
 def with_openness(motion: Motion, points68: np.ndarray) -> Motion:

@@ -14,6 +14,7 @@ from model.animation.driving import BATCH_SIZE, CountedFrames, with_openness
 from model.animation.pictures import in_batches, load_still, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.tracking import FaceTrack, find_faces, track_faces
+from model.config import ModelConfig
 from model.faces import FaceAnalyser
 from model.framing import crop_transform, warp
 from model.keypoints import Motion
@@ -84,7 +85,7 @@ def load_source(
     chosen = [tracks[i] for i in choose_faces(len(tracks), which, str(path))]
     num_face_frames = max(track.stop for track in chosen)
     landmarks = [track.filled() for track in chosen]
-    matrices = [np.stack([crop_transform(points) for points in of_face]) for of_face in landmarks]
+    matrices = [np.stack([_crop_matrix(points, engine.config) for points in of_face]) for of_face in landmarks]
     motions = _motions(counted(clip.frames(), "source motion", num_face_frames, report), chosen, matrices, engine)
     faces = [
         SourceFace(start=track.start, matrices=of_face, motion=with_openness(motion, points))
@@ -106,7 +107,7 @@ def still_source(
     points68 = find_faces(picture, analyser, min_face_px=MIN_FACE_PX)
     faces = []
     for i in choose_faces(len(points68), which, name):
-        matrix = crop_transform(points68[i])
+        matrix = _crop_matrix(points68[i], engine.config)
         motion = engine.extract_motion(warp(picture, matrix, CROP_PX)[None])
         faces.append(SourceFace(start=0, matrices=matrix[None], motion=with_openness(motion, points68[i : i + 1])))
     return Source(faces=faces, is_video=False, num_frames=1, frames=lambda: iter([picture]))
@@ -126,6 +127,11 @@ def choose_faces(num_faces: int, which: str, name: str) -> list[int]:
         there = "1 face (0)" if num_faces == 1 else f"{num_faces} faces (0 to {num_faces - 1}, the largest first)"
         raise ValueError(f"{name} has {there}, got {which}")
     return [int(which)]
+
+
+def _crop_matrix(points68: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The crop of one frame as the networks' training data had it: source pixels to crop pixels, float64 [3, 3]."""
+    return crop_transform(points68, scale=config.crop_scale, vy_ratio=config.crop_vy_ratio)
 
 
 def _motions(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model import framing
+from model.config import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,14 @@ def test_driving_boxes_equal_the_published_ones(golden):
 def test_defaults_are_the_published_ones(golden):
     matrix = framing.crop_transform(golden["crop_203_0/landmarks"])
     np.testing.assert_allclose(matrix, golden["crop_203_0/M_o2c"], rtol=2e-6, atol=2e-4)
+
+
+def test_networks_that_tell_nothing_else_get_the_published_crops():
+    config = ModelConfig()
+    assert (config.crop_scale, config.crop_vy_ratio) == (framing.SOURCE_SCALE, framing.SOURCE_VY_RATIO)
+    published = {"scale": framing.DRIVING_SCALE, "vy_ratio": framing.DRIVING_VY_RATIO}
+    assert framing.driving_framing(config.crop_scale, config.crop_vy_ratio) == published
+    assert framing.driving_framing(1.15, -0.225) == pytest.approx({"scale": 1.1, "vy_ratio": -0.2})
 
 
 def test_rotated_crop_turns_the_face_upright():

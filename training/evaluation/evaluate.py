@@ -207,6 +207,7 @@ def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
     from model.inference import InferenceEngine
     from training.evaluation.fingerprint import about_weights
     from training.export import load_portrait
+    from training.start import note_other_crops
 
     take_share_of_cores()
     device = options.device
@@ -214,6 +215,7 @@ def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = options.dtype != "float32"
     portrait = load_portrait(options.weights)
+    note_other_crops(options.data, portrait.config, f"--weights {options.weights}")
     engine = InferenceEngine(portrait, device=device, dtype=options.dtype)
     return engine, about_weights(options.weights, portrait)
 

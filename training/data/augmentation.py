@@ -38,7 +38,7 @@ class AugmentationConfig:
     flip: float = 0.5
     """Probability to mirror a pair, with its labels."""
     brightness: float = 0.1
-    """Factor 1 ± this; colours change equally in both frames of a pair, independently in the two of a still."""
+    """Factor 1 ± this; colours change alike in both pictures of a pair: no network can tell a source what it changes to."""
     contrast: float = 0.1
     """Factor 1 ± this about mid-grey."""
     saturation: float = 0.1
@@ -93,7 +93,7 @@ def augment(batch: Batch, *, config: AugmentationConfig, image_size: int, seed: 
         _flip(frames, is_flipped)
         _move(frames, batch, still, of_stills, (seed, _STILL, side))
         _move(frames, batch, ~still, of_videos, (seed, _VIDEO))
-        _recolour(frames, batch.indices, still, config, seed, side)
+        _recolour(frames, batch.indices, config, seed)
         frames.image = nnf.avg_pool2d(frames.target, 2)
     return prepared
 
@@ -166,15 +166,11 @@ def _move(
     frames.pose = frames.pose.index_copy(0, rows, pose)
 
 
-def _recolour(
-    frames: PreparedFrames, indices: Tensor, still: Tensor, config: AugmentationConfig, seed: int, side: int
-) -> None:
+def _recolour(frames: PreparedFrames, indices: Tensor, config: AugmentationConfig, seed: int) -> None:
     """Brightness, contrast, saturation and hue as one linear map of RGB for each pair; clamped to [0, 1]."""
     if not (config.brightness or config.contrast or config.saturation or config.hue_deg):
         return
     draws = draw_table(indices, 4, seed, _COLOUR, 0)
-    if side == 1:
-        draws = torch.where(still[:, None], draw_table(indices, 4, seed, _COLOUR, 1), draws)
     ranges = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue_deg])
     brightness, contrast, saturation, hue = ((2 * draws - 1) * ranges).unbind(-1)
     matrix, offset = colour_map(1 + brightness, 1 + contrast, 1 + saturation, torch.deg2rad(hue))

@@ -160,6 +160,16 @@ class PatientS3FileSystem(S3FileSystem):
         """As fsspec's, but names are names, also with a [ or * in them: who has a pattern asks `glob`."""
         return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
 
+    async def _bulk_delete(self, pathlist: list[str], **options: Any) -> list[str]:
+        """As s3fs's, which `rm` calls, but returns all paths that are gone: the store is asked to be quiet, and then
+        names only what it could not remove. Whoever calls decides about that."""
+        (bucket,) = {self.split_path(path)[0] for path in pathlist}
+        keys = {path: self.split_path(path)[1] for path in pathlist}
+        wanted = {"Objects": [{"Key": key} for key in keys.values()], "Quiet": True}
+        answer = await self._call_s3("delete_objects", options, Bucket=bucket, Delete=wanted)
+        left = {error["Key"] for error in answer.get("Errors", [])}
+        return [path for path, key in keys.items() if key not in left]
+
     async def _isfile(self, path: str) -> bool:
         """As fsspec's, which takes every error for an answer."""
         try:

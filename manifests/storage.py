@@ -334,13 +334,11 @@ def remove_files(paths: Iterable[Place]) -> None:
     if not all(getattr(path, "protocol", "") in _S3 for path in paths):
         map_places(remove_file, paths)
         return
-    # What a store could not remove it says in the answer, and s3fs keeps that to itself: those are removed one by one.
+    # What a store could not remove is asked for again, each by itself: it may do now, or says why it does not.
     for start in range(0, len(paths), 1000):
         chunk = paths[start : start + 1000]
-        removed = set(chunk[0].fs.rm([path.path for path in chunk]) or [])
-        for path in chunk:
-            if path.path not in removed:
-                remove_file(path)
+        removed = set(chunk[0].fs.rm([path.path for path in chunk]))
+        map_places(remove_file, [path for path in chunk if path.path not in removed])
 
 
 def remove_tree(folder: Place) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from manifests.storage import Place, make_folder, place, read_bytes, remove_tree, write_bytes_atomically
+from manifests.storage import Place, make_folder, map_places, place, read_bytes, remove_tree, write_bytes_atomically
 
 _UNITS_AT_ONCE = 2048
 _BUNDLES_PER_WORKER = 6  # of what is left
@@ -57,11 +57,15 @@ class Plan:
         units = iter(units)
         while some := list(islice(units, _UNITS_AT_ONCE)):
             self.has_remote_sources |= any("://" in (unit.get("uri") or "") for unit in some)
-            for group in bundle(some, workers):
-                number = len(self._costs)
+            groups = list(enumerate(bundle(some, workers), len(self._costs)))
+            for number, group in groups:
                 self._costs.append(sum(unit.get("expected_s", 0.0) for unit in group))
                 self._bundle_of |= {unit["name"]: number for unit in group}
-                write_bytes_atomically(self._path(number), orjson.dumps(group))
+            map_places(self._write, groups, where=lambda _: folder)
+
+    def _write(self, numbered: tuple[int, list[dict[str, Any]]]) -> None:
+        number, group = numbered
+        write_bytes_atomically(self._path(number), orjson.dumps(group))
 
     def _path(self, number: int) -> Place:
         return self._folder / f"{number:06d}.json"

@@ -68,6 +68,7 @@ class PatientS3FileSystem(S3FileSystem):
             "retries": {"mode": "standard", "total_max_attempts": 1},
             "connect_timeout": 10,
             "read_timeout": 30,
+            "max_pool_connections": 32,  # 16 calls side by side (`storage`), and those of the lock beside them
             **(options.get("config_kwargs") or {}),
         }
         super().__init__(*args, **options)

@@ -27,6 +27,11 @@ class FlakyStore:
         self.num_failed = 0
         self.denied: tuple[str, ...] = ()
         """Methods that nobody has the right to."""
+        self.delay_s = 0.0
+        """For how long each request is on its way."""
+        self.most_at_once = 0
+        """Requests that were on their way at the same time."""
+        self._num_now = 0
         self._target = urlsplit(target).netloc
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
@@ -76,13 +81,19 @@ class FlakyStore:
 
     def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[HTTPResponse, bytes]:
         """The answer of the store behind, with its body."""
+        with self._lock:
+            self._num_now += 1
+            self.most_at_once = max(self.most_at_once, self._num_now)
         connection = HTTPConnection(self._target, timeout=60)
         try:
+            time.sleep(self.delay_s)
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
             return answer, answer.read()
         finally:
             connection.close()
+            with self._lock:
+                self._num_now -= 1
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from curation.plans import Plan, bundle, read_bundle
+from manifests.storage import place
 
 
 def units(costs: list[float]) -> list[dict]:
@@ -85,6 +86,14 @@ def test_a_plan_holds_every_unit_until_it_is_answered_for(tmp_path: Path):
 
 def test_a_plan_knows_of_remote_sources(tmp_path: Path):
     assert Plan(tmp_path, [{"name": "u", "uri": "s3://raw/a.mp4"}], 2).has_remote_sources
+
+
+def test_bundles_on_an_object_store_are_written_side_by_side(flaky_s3):
+    """There may be ten thousand; more go at once than the ten connections that a client has by itself."""
+    flaky_s3.failed_share, flaky_s3.delay_s = 0.0, 0.3
+    plan = Plan(place("s3://data/plan"), units([100.0] * 32), 2)
+    assert [read_bundle(path)[0]["name"] for path in plan.bundles()] == [f"u{k:04d}" for k in range(32)]
+    assert flaky_s3.most_at_once > 10
 
 
 def test_a_plan_does_not_hold_what_its_units_need(tmp_path: Path):

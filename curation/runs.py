@@ -148,6 +148,7 @@ class RunRecord:
         self._dataset, self._has_heartbeat = dataset, has_heartbeat
         self.num_kept: int | None = None
         self._mutex = threading.Lock()
+        self._writing = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._failed_before: dict[str, int] = {}
@@ -287,15 +288,16 @@ class RunRecord:
         """Write the heartbeat now."""
         if not self._has_heartbeat:
             return
-        with self._mutex:
-            now = time.time()
-            self._state["beat_at"] = now
-            if self._state["stages"] and not (stage := self._state["stages"][-1])["is_over"]:
-                stage["took_s"] = now - stage["began_at"]
-                fresh = [s for s in stage["samples"] if s[0] >= now - RECENT_S]
-                stage["samples"] = [*fresh, [now, stage["num_done"], stage["num_frames"]]]
-            data = json.dumps(self._state).encode()
-        write_bytes_atomically(run_file(self._dataset), data)
+        with self._writing:  # so that none takes the place of a later one; `count` does not wait for it
+            with self._mutex:
+                now = time.time()
+                self._state["beat_at"] = now
+                if self._state["stages"] and not (stage := self._state["stages"][-1])["is_over"]:
+                    stage["took_s"] = now - stage["began_at"]
+                    fresh = [s for s in stage["samples"] if s[0] >= now - RECENT_S]
+                    stage["samples"] = [*fresh, [now, stage["num_done"], stage["num_frames"]]]
+                data = json.dumps(self._state).encode()
+            write_bytes_atomically(run_file(self._dataset), data)
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_S):

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -162,14 +163,15 @@ def _entries(folder: Path, *, below: bool) -> Iterator[os.DirEntry[str]]:
 
 class NewFile:
     """A file that appears under its name when it is complete, or not at all. Until then it is written at `temporary`:
-    beside its place on a file system; for an object store in a folder of its own in this machine's scratch.
+    beside its place on a file system; for an object store in a folder of its own in this machine's scratch. Its name
+    is nobody else's: two threads, or two containers that share a disk, may write the same file, and the last one stays.
     """
 
     def __init__(self, path: Place) -> None:
         self._path = path
         self._scratch: Scratch | None = None
         if is_local(path):
-            self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         else:
             self._scratch = Scratch()
             self.temporary = self._scratch.folder / path.name

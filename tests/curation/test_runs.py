@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from curation.sandbox import FatalError
 from curation.status import read_status
 from curation.units import Ledger, UnitResult, commit_unit
 from manifests.query import ask
-from manifests.store import Dataset
+from manifests.store import Dataset, write_bytes_atomically
 from manifests.views import connect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +136,26 @@ def test_heartbeat_goes_on_while_no_unit_ends(dataset, monkeypatch):
     after = run_file(dataset).read_bytes()
     time.sleep(0.05)
     assert run_file(dataset).read_bytes() == after, "nothing is written after the end"
+
+
+def test_no_heartbeat_takes_the_place_of_a_later_one(dataset, monkeypatch):
+    """The thread's takes long, and meanwhile the next stage begins."""
+    began = threading.Event()
+
+    def write(path: Path, data: bytes) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            began.set()
+            time.sleep(0.5)
+        write_bytes_atomically(path, data)
+
+    with record_run(dataset, [], RECIPE) as record:
+        monkeypatch.setattr(runs, "write_bytes_atomically", write)
+        beat = threading.Thread(target=record.write)
+        beat.start()
+        assert began.wait(60)
+        record.enter("scan")
+        beat.join()
+        assert [stage["stage"] for stage in read_heartbeat(dataset)["stages"]] == ["scan"]
 
 
 def test_failures_and_workers_in_the_heartbeat_are_bounded(dataset, monkeypatch):

@@ -174,6 +174,18 @@ def test_an_unfinished_file_is_nowhere(root, tmp_path, monkeypatch):
     assert read_bytes(root / "x") == b"whole"
 
 
+def test_two_who_write_one_file_do_not_meet(root):
+    """Threads, or containers with the same process numbers that share a disk."""
+    write_bytes_atomically(root / "x", b"before")
+    with NewFile(root / "x") as one:
+        one.write_bytes(b"one")
+        with NewFile(root / "x") as other:
+            other.write_bytes(b"other")
+        assert read_bytes(root / "x") == b"other"
+    assert read_bytes(root / "x") == b"one"
+    assert names(root) == {"x": 3}
+
+
 def test_a_large_file_comes_whole_through_a_failing_store(flaky_s3, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_PART_BYTES", 5 << 20)
     flaky_s3.failed_share = 0.3

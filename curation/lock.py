@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import threading
@@ -146,15 +147,15 @@ def _hold_object(path: Any) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ValueError(f"cannot write to {path.parent}: {error}") from error
     try:
-        with lock.renewed():
-            yield
-    except KeyboardInterrupt:
-        if not lock.is_lost:
-            raise
-        raise FatalError(
-            f"another run has taken over {path.parent}, because this one did not get through to the store for"
-            f" {STALE_S:.0f} s: end one of them; the same command continues"
-        ) from None
+        try:
+            with lock.renewed():
+                yield
+        finally:
+            if lock.is_lost:  # which is told whatever has ended the work, also that it was done
+                raise FatalError(
+                    f"another run has taken over {path.parent}, because this one did not get through to the store for"
+                    f" {STALE_S:.0f} s: end one of them; the same command continues"
+                ) from None
     finally:
         is_failing = sys.exc_info()[0] is not None  # then that is told, not that the lock cannot be removed
         with suppress(OSError) if is_failing else nullcontext():
@@ -241,7 +242,8 @@ class _LockObject:
                 self._version = found[0]
                 continue
             self.is_lost = True
-            _thread.interrupt_main()
+            is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a command that a script starts with &
+            _thread.interrupt_main(signal.SIGTERM if is_deaf else signal.SIGINT)
             return
 
     def release(self) -> None:

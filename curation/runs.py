@@ -188,7 +188,7 @@ class RunRecord:
                     row |= _row_of(left) | {"ended_at": _text_of(left["beat_at"])}
                 row["status"] = "killed"
         if left is not None and self._has_heartbeat:
-            self._failed_before = {s["ledger_stage"]: s["failed_before"] + s["num_failed"] for s in left["stages"]}
+            self._failed_before = _staged_problems(self._dataset, left)
         _write_rows(self._dataset, [*rows, _row_of(self._state)])
         if self._has_heartbeat:
             self._thread.start()
@@ -303,6 +303,18 @@ class RunRecord:
         while not self._stopped.wait(BEAT_S):
             with suppress(OSError):  # a full disk stops the work, not the heartbeat
                 self.write()
+
+
+def _staged_problems(dataset: Dataset, left: dict[str, Any]) -> dict[str, int]:
+    """Ledger stage -> units with failures that the last attempt has left in staging/: of the stage in which it ended.
+
+    Those of the stages before, and of this one where it got so far, are in the table `failures`.
+    """
+    return {
+        stage["ledger_stage"]: stage["failed_before"] + stage["num_failed"]
+        for stage in left["stages"][-1:]
+        if stage["ledger_stage"] and committed_units(dataset, stage["ledger_stage"])[1]
+    }
 
 
 def _row_of(state: dict[str, Any]) -> dict[str, Any]:

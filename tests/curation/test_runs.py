@@ -17,8 +17,8 @@ import pytest
 from curation import runs
 from curation.__main__ import main
 from curation.index import list_inputs
-from curation.recipe import IndexOptions, Recipe
-from curation.runs import committed_units, read_heartbeat, record_command, record_run, run_file
+from curation.recipe import IndexOptions, Recipe, recipe_toml
+from curation.runs import RunRecord, committed_units, read_heartbeat, record_command, record_run, run_file
 from curation.sandbox import FatalError
 from curation.status import read_status
 from curation.units import Ledger, UnitResult, commit_unit
@@ -113,6 +113,7 @@ def test_killed_attempt_is_marked_by_the_next(dataset, rows_of):
         process.wait()
     (row,) = rows_of(dataset.root, "runs")
     assert row["status"] == "running"
+    commit_unit(dataset.staging / "scan-0", "scan", {"name": "u0"}, UnitResult(), 1.0, "a/1")
     with record_run(dataset, [], RECIPE) as record:
         record.enter("scan", "scan-0", 9, 5)
         assert read_heartbeat(dataset)["stages"][0]["failed_before"] == 1, "problems of staged units are not lost"
@@ -121,6 +122,40 @@ def test_killed_attempt_is_marked_by_the_next(dataset, rows_of):
     assert killed["started_at"] < killed["ended_at"] <= done["started_at"]
     assert [(s["num_done_before"], s["num_done"], s["num_failed"]) for s in killed["stages"]] == [(2, 2, 1)]
     assert (killed["num_workers"], done["status"]) == (2, "succeeded")
+
+
+class _Killed(BaseException):
+    """What a killed process does not even see."""
+
+
+def fail(scan: Ledger, record: RunRecord, *names: str) -> None:
+    """Units in which no face is found commit, and the driver hears of it."""
+    for name in names:
+        result = UnitResult(rows={"tracks": []})
+        result.fail("scan", {"name": name}, "no_face", "no face was found")
+        commit_unit(scan.folder, "scan", {"name": name}, result, 1.0, "w")
+        record.count(summary(failed=True))
+
+
+@pytest.mark.parametrize("moment", ["units are staged", "they are in the manifests", "another stage has begun"])
+def test_problems_of_a_killed_attempt_are_counted_once(dataset, moment):
+    scan = ledger(dataset)
+    dataset.recipe_file.write_text(recipe_toml(RECIPE))
+    with suppress(_Killed), record_run(dataset, [], RECIPE) as record:
+        record.enter("scan", scan.folder.name, 3, 3)
+        fail(scan, record, "u0", "u1", "u2")
+        if moment != "units are staged":
+            scan.absorb()
+        if moment == "another stage has begun":
+            record.enter("crop", ledger(dataset, "crop").folder.name, 0, 0)
+        record.write()
+        raise _Killed
+    with record_run(dataset, [], RECIPE) as record:
+        record.enter("scan", scan.folder.name, 5, 2, 3)
+        fail(scan, record, "u3")
+        record.write()
+        (stage,) = read_status(dataset).stages
+        assert (stage.num_done, stage.num_planned, stage.num_problems) == (4, 5, 4)
 
 
 def test_heartbeat_goes_on_while_no_unit_ends(dataset, monkeypatch):

@@ -170,8 +170,9 @@ class CheckpointFolder:
         state = RunState(**run["state"])
         if self.writes:
             self._name_best(state.best_images)
-        is_other = run["recipe_hash"] != recipe.hash or self._validates_on_others(run, recipe)
-        if is_other or not self._is_there(_name_at(state.best_images)):
+        data = self.inputs.get("data", "")
+        is_alike = _is_same_place(data, self._inputs_before.get("data", data)) and recipe.validates_like(run["recipe"])
+        if not is_alike or not self._is_there(_name_at(state.best_images)):
             # Figures by other weights of losses, on other pairs, or of a lost checkpoint, measure nothing to come.
             state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
         self._best = dataclasses.replace(state)
@@ -188,10 +189,10 @@ class CheckpointFolder:
             raise ValueError(
                 f"{folder} is a checkpoint of stage {run['stage']!r}, not {stage.name!r}: use another --output"
             )
-        if run["recipe_hash"] != recipe.hash and not allow_other_recipe:
+        if (differences := recipe.differences(run["recipe"])) and not allow_other_recipe:
             raise ValueError(
-                f"{folder} was trained with another recipe ({'; '.join(recipe.differences(run['recipe'])[:6])}): use "
-                "the same recipe, another --output, or --allow-other-recipe to continue with the new one"
+                f"{folder} was trained with another recipe ({'; '.join(differences[:6])}): use the same recipe, "
+                "another --output, or --allow-other-recipe to continue with the new one"
             )
         return folder
 
@@ -201,13 +202,6 @@ class CheckpointFolder:
         name = _name_at(images)
         if name != self.best_name() and self._is_there(name):
             write_bytes_atomically(self.root / "best", name.encode())
-
-    def _validates_on_others(self, run: Mapping[str, Any], recipe: Recipe) -> bool:
-        """Whether validation looks at other pairs than it did in the run so far."""
-        data = self.inputs.get("data", "")
-        num_pairs = recipe.reports.num_validation
-        is_elsewhere = not _is_same_place(data, self._inputs_before.get("data", data))
-        return is_elsewhere or run["recipe"].get("reports.num_validation", num_pairs) != num_pairs
 
     def note_clips(self, clips: str, state: RunState) -> None:
         """Note which clips the run is trained on. Others than before are told, and end the best figure."""

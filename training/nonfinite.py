@@ -36,9 +36,11 @@ def save_batch(
     clips = ", ".join(sorted(set(labels.get("source.clip_ids", []))))
     what = f"{', '.join(bad)} became NaN or infinite" if bad else "another rank's loss became NaN or infinite"
     resume = f"the run resumes from {checkpoint}" if checkpoint else "no checkpoint was written before"
+    flag = " (with --allow-other-recipe)" if checkpoint else ""
     return (
         f"{what} after {batch.position} images (clips {clips}); {where}; {resume}. "
-        "Lower the learning rate or optimizer.max_gradient_norm, or use float32, or remove the clip, and run again"
+        f"Lower the learning rate or optimizer.max_gradient_norm{flag}, or use float32, or remove the clip, and run "
+        "again"
     )
 
 

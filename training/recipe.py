@@ -1,8 +1,8 @@
 """Recipes of training: every option of a run, read from TOML presets, the command line, or both.
 
 Each stage has its own recipe class, derived from `Recipe` with the sections that only it needs, and its own folder of
-presets. The hash of the resolved recipe guards a resumed run against silently becoming another one. Everything that
-counts time counts images, so a recipe means the same on any number of GPUs.
+presets. A resumed run is guarded against silently becoming another one by comparing what changes what is learned.
+Everything that counts time counts images, so a recipe means the same on any number of GPUs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from training.data import AugmentationConfig, DataConfig
 
 RECIPE_VERSION = 1
 PRESETS = Path(__file__).parent / "recipes"
-NOT_HASHED = ("reports", "checkpoints", "compute", "num_images")
-"""Sections and fields that a resumed run may change: how long, how fast, how often it tells, but not what it learns."""
 OF_THE_DATA = ("crop_scale", "crop_vy_ratio")
 """Fields of the model that come from the data set, which a recipe does not name."""
+FREE = (
+    *("num_images", "reports", "checkpoints", "compute"),
+    *("data.prefetch_batches", "data.worker_start", "data.on_damage", "data.index_folder"),
+    *("losses.vgg19", "losses.recogniser", "losses.weights_dir"),
+    *(f"model.{name}" for name in OF_THE_DATA),
+)
+"""Sections and fields that a resumed run may change: how long, how fast, how often it tells, and where files lie, but
+not what it learns."""
+UNSEEN_BY_VALIDATION = ("optimizer", "augmentation", "batch_size", "told_share", "edited_every", "data.num_workers")
+"""Sections and fields that change what is learned, but neither the pairs of validation nor what its figures mean."""
 
 AnyRecipe = TypeVar("AnyRecipe", bound="Recipe")
 
@@ -169,21 +177,39 @@ class Recipe:
     @property
     def hash(self) -> str:
         """8 hex digits over everything that changes what is learned."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_HASHED}
-        values["model"] = {name: value for name, value in values["model"].items() if name not in OF_THE_DATA}
+        values = {name: value for name, value in flatten(dataclasses.asdict(self)).items() if not self._is_free(name)}
         content = [RECIPE_VERSION, type(self).__name__, values]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """What differs from the flattened values of another recipe: `section.field: theirs -> ours`."""
+        """What changes what is learned from the flattened values of another recipe: `section.field: theirs -> ours`."""
         ours = flatten(dataclasses.asdict(self))
-        free = NOT_HASHED + tuple(f"model.{name}" for name in OF_THE_DATA)
-        names = sorted(name for name in ours | other if not {name, name.split(".")[0]} & set(free))
         return [
-            f"{name}: {other.get(name, 'absent')} -> {ours.get(name, 'absent')}"
-            for name in names
-            if json.dumps(ours.get(name)) != json.dumps(other.get(name))
+            f"{name}: {other.get(name, 'absent')} -> {ours.get(name, 'absent')}" for name in self._other_fields(other)
         ]
+
+    def validates_like(self, other: dict[str, Any]) -> bool:
+        """Whether figures of validation can be compared with those by another recipe, given as flattened values."""
+        ours = flatten(dataclasses.asdict(self))
+        pairs = ("reports.num_validation", *(f"model.{name}" for name in OF_THE_DATA))
+        return all(other.get(name, ours[name]) == ours[name] for name in pairs) and all(
+            _is_within(name, UNSEEN_BY_VALIDATION) for name in self._other_fields(other)
+        )
+
+    def _other_fields(self, other: dict[str, Any]) -> list[str]:
+        ours = flatten(dataclasses.asdict(self))
+        names = sorted(name for name in ours | other if not self._is_free(name))
+        return [name for name in names if json.dumps(ours.get(name)) != json.dumps(other.get(name))]
+
+    def _is_free(self, name: str) -> bool:
+        # Of a stream each worker reads a part of its own; by `pread` any worker reads any batch.
+        workers = () if self.data.reader == "webdataset" else ("data.num_workers",)
+        return _is_within(name, (*FREE, *workers))
+
+
+def _is_within(name: str, places: tuple[str, ...]) -> bool:
+    """Whether a field is one of these fields, or in one of these sections."""
+    return name in places or name.split(".")[0] in places
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

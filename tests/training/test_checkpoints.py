@@ -274,6 +274,27 @@ def test_another_recipe_or_stage_is_refused(tmp_path: Path) -> None:
         folder.restore(SmallStage(width=5), RECIPE)
 
 
+def test_a_run_is_known_by_its_values_not_by_a_hash_of_another_program(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    save(folder, SmallStage(), 8)
+    path = folder.root / "images-0000000008" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe_hash": "0badcafe"}))
+    assert folder.restore(SmallStage(), RECIPE).images == 8
+
+
+def test_a_lower_learning_rate_keeps_the_best_checkpoint(tmp_path: Path) -> None:
+    """As advised where a run diverged: worse figures than before are not the best, and remove nothing."""
+    folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
+    folder.save(SmallStage(), RECIPE, RunState(images=8, best_value=0.5, best_images=8))
+    assert folder.finish()
+    other = dataclasses.replace(RECIPE, optimizer=dataclasses.replace(RECIPE.optimizer, learning_rate=1e-5))
+    state = folder.restore(SmallStage(), other, allow_other_recipe=True)
+    assert (state.best_value, state.best_images) == (0.5, 8)
+    folder.save(SmallStage(), other, dataclasses.replace(state, images=16))
+    assert folder.finish()
+    assert (folder.best_name(), len(folder.names())) == ("images-0000000008", 2)
+
+
 def test_the_best_figure_counts_for_its_own_recipe_alone(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=2, writes=True)
     folder.save(SmallStage(), RECIPE, RunState(images=8, best_value=0.5, best_images=8))

@@ -257,6 +257,7 @@ def test_a_run_that_diverges_stops_with_its_batch(
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "became NaN or infinite after" in error
     assert "Lower the learning rate" in error
+    assert "--allow-other-recipe" not in error, "there is nothing to go on from"
     (path,) = (tmp_path / "run").glob("nonfinite-*-rank0.safetensors")
     assert str(path) in error
     with safe_open(path, framework="pt") as file:
@@ -265,6 +266,19 @@ def test_a_run_that_diverges_stops_with_its_batch(
     assert labels["source.clip_ids"]
     assert not all(math.isfinite(float(value)) for value in labels["losses"].values())
     assert CheckpointFolder(tmp_path / "run", keep_last=1, writes=False).newest_name() is None
+
+
+def test_a_resumed_run_that_diverges_names_the_flag_for_what_it_advises(
+    straight: Path, dataset: Path, quick_recipe: Path, tmp_path: Path, capsys
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "images-0000000040").symlink_to(straight / "checkpoints" / "images-0000000040")
+    arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(tmp_path / "run")]
+    assert main([*arguments, "--optimizer.learning-rate", "1e30", "--allow-other-recipe"]) == 1
+    said = capsys.readouterr().err
+    assert "from images-0000000040. Lower the learning rate or optimizer.max_gradient_norm (with --allow-" in said
+    assert main([*arguments, "--num-images", "44", "--optimizer.learning-rate", "1e-4", "--allow-other-recipe"]) == 0
 
 
 def test_intervals() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from manifests.recipes import preset_names
 from training.base import BaseRecipe
-from training.recipe import PRESETS, OptimizerOptions, load_recipe, recipe_toml
+from training.recipe import PRESETS, OptimizerOptions, flatten, load_recipe, recipe_toml
 
 
 def test_every_preset_loads_and_survives_being_written() -> None:
@@ -77,9 +77,64 @@ def test_hash_covers_what_is_learned_and_nothing_else() -> None:
     same = dataclasses.replace(recipe, num_images=5, reports=dataclasses.replace(recipe.reports, log_every_images=1))
     other = dataclasses.replace(recipe, losses=dataclasses.replace(recipe.losses, pixel=1.0))
     assert same.hash == recipe.hash != other.hash
-    from training.recipe import flatten
-
     assert other.differences(flatten(dataclasses.asdict(recipe))) == ["losses.pixel: 0.0 -> 1.0"]
+
+
+def changed(recipe: BaseRecipe, name: str, value: object) -> BaseRecipe:
+    """The recipe with another value of `section.field`."""
+    section, _, field = name.rpartition(".")
+    if not section:
+        return dataclasses.replace(recipe, **{field: value})
+    return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **{field: value})})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.num_workers", 1),
+        ("data.prefetch_batches", 1),
+        ("data.worker_start", "spawn"),
+        ("data.on_damage", "fail"),
+        ("data.index_folder", "/scratch"),
+        ("losses.vgg19", "/new/vgg19.pth"),
+        ("losses.recogniser", "/new/w600k_r50.onnx"),
+        ("losses.weights_dir", "/new"),
+        ("model.crop_scale", 1.7),
+    ],
+)
+def test_what_messages_advise_and_where_files_lie_is_no_other_recipe(name: str, value: object) -> None:
+    recipe = BaseRecipe()
+    other = changed(recipe, name, value)
+    assert other.differences(flatten(dataclasses.asdict(recipe))) == []
+    assert other.hash == recipe.hash
+
+
+def test_workers_of_a_stream_decide_about_its_pairs() -> None:
+    recipe = changed(BaseRecipe(), "data.reader", "webdataset")
+    other = changed(recipe, "data.num_workers", 1)
+    assert other.differences(flatten(dataclasses.asdict(recipe))) == ["data.num_workers: 4 -> 1"]
+    assert other.hash != recipe.hash
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "alike"),
+    [
+        ("optimizer.learning_rate", 1e-5, True),
+        ("augmentation.brightness", 0.5, True),
+        ("batch_size", 9, True),
+        ("edited_every", 3, True),
+        ("compute.micro_batch_size", 2, True),
+        ("losses.vgg19", "/new/vgg19.pth", True),
+        ("losses.pixel", 1.0, False),
+        ("data.held_out_share", 0.5, False),
+        ("seed", 7, False),
+        ("model.crop_scale", 1.7, False),
+        ("reports.num_validation", 9, False),
+    ],
+)
+def test_what_leaves_figures_of_validation_comparable(name: str, value: object, alike: bool) -> None:
+    recipe = BaseRecipe()
+    assert changed(recipe, name, value).validates_like(flatten(dataclasses.asdict(recipe))) == alike
 
 
 def test_course_of_the_learning_rate() -> None:

@@ -101,6 +101,7 @@ class BaseStage(Stage):
             allow_random_features=allow_random_features,
             autocast_features=recipe.compute.precision == "bfloat16",
         )
+        self.judges = self.criterion.judges
         self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
         if recipe.compute.channels_last and self.criterion.perceptual is not None:
             use_channels_last(self.criterion.perceptual)  # so that its maps are laid out like G's picture

@@ -43,7 +43,8 @@ class Base(RunOptions):
     otherwise from scratch. The sizes of the networks come with whole models, and from a run also which key points
     follow which landmarks, which is measured for other weights. A run that has begun does not read them again."""
     allow_random_features: bool = False
-    """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse."""
+    """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse.
+    A run keeps to what it began with: it goes on with other features only by --allow-other-recipe."""
     recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "paper"
     """Preset or a TOML file; further options override it."""
     recipe: Annotated[BaseRecipe, tyro.conf.arg(name="")] = field(default_factory=BaseRecipe)

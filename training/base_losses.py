@@ -27,8 +27,9 @@ from training.losses import (
     openness_loss,
     wing_guidance_loss,
 )
-from training.networks.recogniser import load_recogniser
-from training.networks.vgg import load_vgg19
+from training.networks.recogniser import FaceRecogniser, load_recogniser
+from training.networks.vgg import Vgg19Features, load_vgg19
+from training.networks.weight_files import fingerprint
 
 _log = logging.getLogger(__name__)
 Terms = dict[str, Tensor]
@@ -228,8 +229,15 @@ def weighted_sum(weights: MotionLosses, terms: Terms) -> Tensor:
     return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
 
 
+def _name_of(network: Vgg19Features | FaceRecogniser) -> str:
+    return f"{'random features' if network.is_random else 'weights'} {fingerprint(network)}"
+
+
 class BaseCriterion:
-    """The terms of stage I on pictures, unweighted. Frozen feature networks live here, on the device."""
+    """The terms of stage I on pictures, unweighted. Frozen feature networks live here, on the device.
+
+    judges: what they are, as `Stage.judges` says.
+    """
 
     def __init__(
         self, weights: BaseLosses, *, device: torch.device, allow_random_features: bool, autocast_features: bool
@@ -239,10 +247,12 @@ class BaseCriterion:
             if getattr(weights, name) and not getattr(weights, term):
                 _log.warning("note: losses.%s is not used, because losses.%s is 0 in this recipe", name, term)
         self.perceptual = self.identity = None
+        self.judges: dict[str, str] = {}
         if weights.perceptual:
             network = load_vgg19(
                 weights.vgg19 or None, allow_random_features=allow_random_features, width=weights.random_vgg19_width
             )
+            self.judges["losses.vgg19"] = _name_of(network)
             if autocast_features:
                 # Autocast keeps its copies of weights that learn only; it would round these again in each of 24 passes.
                 network.features.to(torch.bfloat16)
@@ -253,6 +263,7 @@ class BaseCriterion:
                 weights_dir=weights.weights_dir or None,
                 allow_random_features=allow_random_features,
             )
+            self.judges["losses.recogniser"] = _name_of(recogniser)
             self.identity = IdentityLoss(recogniser).to(device)
 
     def picture_terms(self, fake: Terms, real: Terms, landmarks: Tensor) -> Terms:

@@ -166,6 +166,8 @@ class CheckpointFolder:
             print(f"resuming from {folder}: {run['state']['images']:,} images", file=sys.stderr)
             if run["state"]["images"] < recipe.num_images:
                 self._tell_other_inputs(self._inputs_before)
+                for other in _other_judges(run, stage):
+                    print(f"note: another network than until now: {other}", file=sys.stderr)
                 _tell_other_length(run, recipe)
         state = RunState(**run["state"])
         if self.writes:
@@ -189,7 +191,8 @@ class CheckpointFolder:
             raise ValueError(
                 f"{folder} is a checkpoint of stage {run['stage']!r}, not {stage.name!r}: use another --output"
             )
-        if (differences := recipe.differences(run["recipe"])) and not allow_other_recipe:
+        differences = _other_judges(run, stage) + recipe.differences(run["recipe"])
+        if differences and not allow_other_recipe:
             raise ValueError(
                 f"{folder} was trained with another recipe ({'; '.join(differences[:6])}): use the same recipe, "
                 "another --output, or --allow-other-recipe to continue with the new one"
@@ -242,6 +245,7 @@ class CheckpointFolder:
             "recipe": flatten(dataclasses.asdict(recipe)),
             "model": dataclasses.asdict(recipe.model),
             "inputs": self.inputs,
+            "judges": dict(stage.judges),
             "scalars": scalars,
         }
         # Slices of safetensors have at least one dimension.
@@ -305,6 +309,12 @@ class CheckpointFolder:
                 doomed = self.root / f"{_PARTIAL}old-{name}"
                 os.replace(self.root / name, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _other_judges(run: Mapping[str, Any], stage: Stage) -> list[str]:
+    """Which of the networks that losses ask were others in the run so far."""
+    before = run.get("judges", {})
+    return [f"{name}: {before[name]} -> {now}" for name, now in stage.judges.items() if before.get(name, now) != now]
 
 
 def _tell_other_length(run: Mapping[str, Any], recipe: Recipe) -> None:

@@ -47,6 +47,7 @@ def train(
         per_rank = batch_per_rank(recipe.batch_size, process)
         inputs = {"data": dataset, "init": str(init or "")}
         folder = CheckpointFolder(output, keep_last=recipe.checkpoints.keep_last, writes=process.is_main, inputs=inputs)
+        require_same_judges(stage, process)
         state = folder.restore(stage, recipe, allow_other_recipe=allow_other_recipe)
         require_one_start(state, output, process)
         loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
@@ -116,6 +117,15 @@ def require_one_start(state: RunState, output: Path, process: Process) -> None:
             f"ranks found different checkpoints in --output {output} ({places} images): it must be one folder that all "
             "nodes see"
         )
+
+
+def require_same_judges(stage: Stage, process: Process) -> None:
+    """ValueError on all ranks where their losses ask different networks, as of nodes of which one could fetch none."""
+    found = process.gather(dict(stage.judges))
+    for name in stage.judges:
+        if len({judges[name] for judges in found}) > 1:
+            told = ", ".join(f"rank {rank} {judges[name]}" for rank, judges in enumerate(found[:8]))
+            raise ValueError(f"ranks have different networks for {name} ({told}): give all nodes the same file")
 
 
 def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: Process) -> dict[str, float]:

@@ -26,7 +26,7 @@ OF_THE_DATA = ("crop_scale", "crop_vy_ratio")
 FREE = (
     *("num_images", "reports", "checkpoints", "compute"),
     *("data.prefetch_batches", "data.worker_start", "data.on_damage", "data.index_folder"),
-    *("losses.vgg19", "losses.recogniser", "losses.weights_dir"),
+    *("losses.vgg19", "losses.recogniser", "losses.weights_dir"),  # what these files hold is compared: `Stage.judges`
     *(f"model.{name}" for name in OF_THE_DATA),
 )
 """Sections and fields that a resumed run may change: how long, how fast, how often it tells, and where files lie, but

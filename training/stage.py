@@ -8,8 +8,10 @@ the discriminators' spectral norms, and the balancer's averages.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,8 @@ class Stage:
     """Whether validation leaves stills out where there are videos: source and driving frame of a still are one."""
     best_metric: str | None = None
     """Figure of `validate` whose smallest mean marks the best checkpoint."""
+    judges: Mapping[str, str] = MappingProxyType({})
+    """Frozen networks that losses ask, by the field of the recipe that names their file: what they are, in words."""
 
     def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One step of every optimiser, by the mean gradients of the batch. Returns scalars to tell: losses, norms.

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import training.networks.recogniser
+from model.faces.weights import WeightsError
 from model.keypoints import Motion
 from training.base import BaseRecipe, BaseStage
 from training.base_losses import BaseCriterion, BaseLosses, Conventions, MotionLosses, motion_terms
@@ -115,6 +117,26 @@ def test_picture_terms_by_hand(face_landmarks: torch.Tensor) -> None:
     for name in ("perceptual", "identity"):
         (gradient,) = torch.autograd.grad(terms[name], fake["global"])
         assert gradient.any(), f"{name} teaches the picture that was made"
+
+
+def test_a_run_notes_which_networks_its_losses_ask(quick_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the recogniser can be had no more; not the precision in which they run."""
+    weights = BaseLosses(random_vgg19_width=0.1)
+    options = {"device": torch.device("cpu"), "allow_random_features": True}
+    judges = BaseCriterion(weights, autocast_features=False, **options).judges
+    assert judges["losses.vgg19"].startswith("random features ")
+    assert judges["losses.recogniser"].startswith("weights ")
+    assert BaseCriterion(weights, autocast_features=True, **options).judges == judges
+    recipe = load_recipe(BaseRecipe, "base", str(quick_recipe))
+    assert BaseStage(recipe, Process()).judges == {}
+
+    def cannot_fetch(*_: object) -> None:
+        raise WeightsError("no network")
+
+    monkeypatch.setattr(training.networks.recogniser, "resolve_weight", cannot_fetch)
+    recipe = dataclasses.replace(recipe, losses=dataclasses.replace(recipe.losses, identity=1.0))
+    judges = BaseStage(recipe, Process(), allow_random_features=True).judges
+    assert judges["losses.recogniser"].startswith("random features ")
 
 
 @pytest.mark.parametrize("gan", ["hinge", "non-saturating"])

@@ -260,6 +260,9 @@ def test_a_full_disk_loses_nothing_saved(tmp_path: Path, capsys, monkeypatch, nu
 def test_another_recipe_or_stage_is_refused(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
     save(folder, SmallStage(), 8)
+    run = folder.root / "images-0000000008" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"recipe_hash": "0badcafe"}))  # of another program
+    assert folder.restore(SmallStage(), RECIPE).images == 8, "its values tell, not its hash"
     other = dataclasses.replace(RECIPE, seed=7, losses=dataclasses.replace(RECIPE.losses, pixel=2.0))
     with pytest.raises(
         ValueError, match=r"losses.pixel: 0.0 -> 2.0; seed: 0 -> 7\): use the same recipe.*--allow-other"
@@ -274,12 +277,22 @@ def test_another_recipe_or_stage_is_refused(tmp_path: Path) -> None:
         folder.restore(SmallStage(width=5), RECIPE)
 
 
-def test_a_run_is_known_by_its_values_not_by_a_hash_of_another_program(tmp_path: Path) -> None:
+def test_other_networks_behind_the_losses_are_another_recipe(tmp_path: Path, capsys) -> None:
+    """As where the recogniser can be had on one day and not on the next."""
+    stage = SmallStage()
     folder = CheckpointFolder(tmp_path, keep_last=1, writes=True)
-    save(folder, SmallStage(), 8)
-    path = folder.root / "images-0000000008" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe_hash": "0badcafe"}))
-    assert folder.restore(SmallStage(), RECIPE).images == 8
+    save(folder, SmallStage(), 8)  # by a program that did not note them
+    stage.judges = {"losses.recogniser": "weights 1a"}
+    assert folder.restore(stage, RECIPE).images == 8
+    save(folder, stage, 16)
+    assert folder.restore(stage, RECIPE).images == 16
+    stage.judges = {"losses.recogniser": "random features 2b"}
+    told = "losses.recogniser: weights 1a -> random features 2b"
+    with pytest.raises(ValueError, match=rf"another recipe \({told}\): use the same recipe, .*--allow-other-recipe"):
+        folder.restore(stage, RECIPE)
+    capsys.readouterr()
+    assert folder.restore(stage, RECIPE, allow_other_recipe=True).images == 16
+    assert f"note: another network than until now: {told}\n" in capsys.readouterr().err
 
 
 def test_a_lower_learning_rate_keeps_the_best_checkpoint(tmp_path: Path) -> None:

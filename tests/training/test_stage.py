@@ -13,6 +13,7 @@ from torch import distributed
 from training.base import BaseRecipe, BaseStage
 from training.data import PreparedBatch
 from training.distributed import Process
+from training.loop import require_same_judges
 from training.motion import MotionRecipe, MotionStage
 from training.recipe import ComputeOptions, load_recipe
 from training.stage import Draws, Stage, take_step
@@ -107,6 +108,28 @@ def test_ranks_exchange_the_sum_of_their_parts(tmp_path: Path) -> None:
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
     means = {name: (told[name] + other[name]) / 2 for name in told}
     require_equal((means, gradients), motion_step(0, Process(), make_batch(4, 64)))
+
+
+def _rank_with_other_judges(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    stage, process = Stage(), Process(rank=rank, world_size=2)
+    stage.judges = {"losses.vgg19": "weights 1a", "losses.recogniser": ("weights 2b", "random features 3c")[rank]}
+    with pytest.raises(ValueError, match="different networks") as error:
+        require_same_judges(stage, process)
+    Path(folder, str(rank)).write_text(str(error.value))
+    stage.judges = {"losses.vgg19": "weights 1a"}
+    require_same_judges(stage, process)
+    distributed.destroy_process_group()
+
+
+def test_ranks_whose_losses_ask_different_networks_do_not_train(tmp_path: Path) -> None:
+    """As two nodes of which one cannot fetch the recogniser."""
+    torch.multiprocessing.spawn(_rank_with_other_judges, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert (tmp_path / str(rank)).read_text() == (
+            "ranks have different networks for losses.recogniser (rank 0 weights 2b, rank 1 random features 3c): give "
+            "all nodes the same file"
+        )
 
 
 def test_rows_of_parts_are_those_of_the_whole() -> None:

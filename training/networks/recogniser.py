@@ -158,6 +158,7 @@ class FaceRecogniser(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.is_random = isinstance(network, RandomEmbedder)
         self.eval()
 
     def train(self, mode: bool = True) -> FaceRecogniser:

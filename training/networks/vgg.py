@@ -32,6 +32,9 @@ class Vgg19Features(nn.Module):
     random substitute.
     """
 
+    is_random = False
+    """Whether this is the substitute."""
+
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -95,6 +98,7 @@ class Vgg19Features(nn.Module):
         makes it cheaper (cost falls with its square).
         """
         network = cls(width)
+        network.is_random = True
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in network.features:

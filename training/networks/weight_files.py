@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import torch
 from filelock import FileLock
+from torch import nn
 
 from model.faces.weights import cache_dir
 
@@ -40,3 +41,11 @@ def local_file(where: str | Path, option: str) -> Path:
             f"{option}: cannot fetch weights from {url} ({error}): check the address and the network, or give a path"
         ) from error
     return target
+
+
+def fingerprint(network: nn.Module) -> str:
+    """8 hex digits over all tensors of a network, in its order: the same from whatever file they came."""
+    digest = hashlib.sha256()
+    for tensor in (*network.parameters(), *network.buffers()):
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]

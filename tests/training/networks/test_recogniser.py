@@ -170,6 +170,7 @@ def test_random_substitute_only_when_asked_and_then_said(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         recogniser = load_recogniser(allow_random_features=True)
     assert "random features" in caplog.text
+    assert recogniser.is_random
     faces = torch.rand(2, 3, 112, 112, requires_grad=True)
     embeddings = recogniser(faces)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from training.networks import weight_files
 from training.networks.vgg import Vgg19Features, load_vgg19
-from training.networks.weight_files import local_file
+from training.networks.weight_files import fingerprint, local_file
 
 # The published table: convolutions of torchvision's vgg19.features up to relu5_1.
 SHAPES = {
@@ -54,6 +54,14 @@ def test_both_file_kinds_load_and_give_five_maps(file, state, tmp_path):
     ]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[-1], Vgg19Features.random_features()(image)[-1])
+
+
+def test_networks_are_known_by_their_weights_not_by_their_files(file, state, tmp_path):
+    save_file(state, tmp_path / "vgg19.safetensors")
+    one, other = load_vgg19(file), load_vgg19(tmp_path / "vgg19.safetensors")
+    random = load_vgg19(None, allow_random_features=True)
+    assert (one.is_random, random.is_random) == (False, True)
+    assert fingerprint(one) == fingerprint(other) != fingerprint(random) == fingerprint(Vgg19Features.random_features())
 
 
 def test_first_map_is_the_first_convolution_of_normalised_pixels(file, state):

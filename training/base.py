@@ -70,6 +70,7 @@ class BaseStage(Stage):
     name = "base"
     best_metric = "l1_face"
     validates_on_videos = True
+    takes_recompute = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class CorrectionStage(Stage):
     """Its name in `LivePortrait`."""
     num_conditions: int = 0
     """How many of its last inputs are openness."""
+    takes_recompute = True
 
     def __init__(self, portrait: LivePortrait, recipe: Recipe, process: Process, *, keep_network: bool = False) -> None:
         """keep_network: go on from the portrait's own small network; otherwise a new one by the recipe's seed takes its

@@ -91,8 +91,9 @@ class ComputeOptions:
     recompute: tuple[str, ...] = ()
     """Blocks of G (up_1, up_0, G_middle_0 ...) whose activations the backward pass computes again; up_1 saves most."""
     micro_batch_size: int = 0
-    """Most pairs that a rank takes through the networks at once; 0: all that it has of a batch. Fewer need less memory:
-    their gradients are added up until the batch is complete. Batch norm then has the statistics of fewer."""
+    """Most pairs that a rank takes through the networks at once, in equal parts; 0: all that it has of a batch. Fewer
+    need less memory: their gradients are added up until the batch is complete. Batch norm then has the statistics of
+    fewer."""
     compile: bool = False
     """torch.compile for the networks' blocks; with several ranks not for those of F and W, whose batch norm is
     synchronised, which breaks graphs. Takes a minute or two before the first step."""
@@ -107,8 +108,8 @@ class ComputeOptions:
 
         multiple_of: of what a part must be a multiple, if need be beyond `micro_batch_size`.
         """
-        sizes = [size for size in range(multiple_of, pairs, multiple_of) if pairs % size == 0]
-        if not sizes or not 0 < self.micro_batch_size < pairs:
+        sizes = part_sizes(pairs, multiple_of)
+        if not sizes or not self.micro_batch_size:
             return pairs
         return max((size for size in sizes if size <= self.micro_batch_size), default=sizes[0])
 
@@ -117,6 +118,11 @@ class ComputeOptions:
         for name in names:
             if value := getattr(self, name):
                 raise ValueError(f"compute.{name} is {value}, which the stage {stage} does not take: leave it out")
+
+
+def part_sizes(pairs: int, multiple_of: int = 1) -> list[int]:
+    """Sizes, ascending, of the equal parts into which `pairs` can fall, all multiples of `multiple_of`."""
+    return [size for size in range(multiple_of, pairs + 1, multiple_of) if pairs % size == 0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

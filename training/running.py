@@ -17,7 +17,7 @@ from training.checkpoints import CheckpointFolder
 from training.distributed import Process, start_process
 from training.loop import batch_per_rank, train
 from training.nonfinite import NonFiniteError
-from training.recipe import Recipe, recipe_toml
+from training.recipe import Recipe, part_sizes, recipe_toml
 from training.run_folder import check_output, only_command
 from training.stage import Stage, open_loader
 
@@ -100,12 +100,22 @@ def run_stage(
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             except torch.OutOfMemoryError as error:
-                at_once = amount(recipe.compute.pairs_at_once(per_rank), "pair")
-                raise OSError(
-                    f"{at_once} at once are too many for the memory of {process.device.type} "
-                    f"({str(error).split('. ')[0]}): use a smaller --compute.micro-batch-size, more GPUs, or in stage "
-                    "I --compute.recompute up_1 up_0, which takes time; the checkpoints so far are good"
-                ) from error
+                raise OSError(too_large(stage, recipe, process, str(error).split(". ")[0])) from error
+
+
+def too_large(stage: Stage, recipe: Recipe, process: Process, cause: str) -> str:
+    """What to tell where the device's memory does not hold what a step needs."""
+    pairs = recipe.batch_size // process.world_size
+    at_once = recipe.compute.pairs_at_once(pairs, stage.pairs_multiple)
+    remedies = []
+    if fewer := [size for size in part_sizes(pairs, stage.pairs_multiple) if size < at_once]:
+        remedies.append(f"--compute.micro-batch-size {fewer[-1]}")
+    if stage.takes_recompute and not {"up_1", "up_0"} <= {*recipe.compute.recompute}:
+        remedies.append("--compute.recompute up_1 up_0, which takes time")
+    return (
+        f"the memory of {process.device.type} does not hold {amount(at_once, 'pair')} at once ({cause}): use "
+        f"{', or '.join(remedies) or 'a device with more of it'}; the checkpoints so far are good"
+    )
 
 
 def check_data(data: str) -> None:
@@ -118,12 +128,31 @@ def check_data(data: str) -> None:
 
 
 def describe(stage: Stage, recipe: Recipe, process: Process) -> str:
-    """One line on what is about to be trained."""
+    """A line on what is about to be trained, and one on parts of a step that are smaller than they need be."""
     sizes = ", ".join(f"{name} {_millions(module)}" for name, module in stage.modules.items() if _count(module))
+    pairs = recipe.batch_size // process.world_size
+    at_once = recipe.compute.pairs_at_once(pairs, stage.pairs_multiple)
+    parts = f" in {pairs // at_once} parts of {at_once}" if at_once < pairs else ""
     return (
         f"{stage.name}: {sizes}; {recipe.model.image_size} px in, {recipe.model.output_size} px out; "
         f"{recipe.num_images:,} images in batches of {recipe.batch_size} on {process.world_size} x "
-        f"{process.device.type}, {recipe.compute.precision}"
+        f"{process.device.type}{parts}, {recipe.compute.precision}{_note_small_parts(stage, recipe, process)}"
+    )
+
+
+def _note_small_parts(stage: Stage, recipe: Recipe, process: Process) -> str:
+    """A line where a rank's pairs have no divisor near what it may take at once; else nothing."""
+    limit, pairs = recipe.compute.micro_batch_size, recipe.batch_size // process.world_size
+    at_once = recipe.compute.pairs_at_once(pairs, stage.pairs_multiple)
+    if at_once == pairs or 2 * at_once >= limit:
+        return ""
+    larger = min(size for size in part_sizes(pairs, stage.pairs_multiple) if size > limit)
+    step = process.world_size * (limit - limit % stage.pairs_multiple)
+    below = recipe.batch_size // step * step
+    return (
+        f"\nnote: {pairs} pairs a rank fall into parts of {at_once} where compute.micro_batch_size is {limit}: that is "
+        f"slow, and batch norm, where it learns, sees so few at once. Use --compute.micro-batch-size {larger} if the "
+        f"memory allows, or --batch-size {below} or {below + step}, which is another recipe"
     )
 
 

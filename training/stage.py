@@ -58,6 +58,8 @@ class Stage:
     """All of them, by name."""
     pairs_multiple: int = 1
     """Of what number of pairs a part of a step must be a multiple."""
+    takes_recompute: bool = False
+    """Whether gradients pass through G, some of whose activations can be computed again."""
     replicas: tuple[nn.Module, ...] = ()
     """What is trained, as `Process.replicate` gives it: `add_gradients` calls each once."""
     ema: Ema | None = None

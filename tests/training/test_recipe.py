@@ -9,7 +9,10 @@ import pytest
 
 from manifests.recipes import preset_names
 from training.base import BaseRecipe
+from training.motion import MotionRecipe
 from training.recipe import PRESETS, OptimizerOptions, flatten, load_recipe, recipe_toml
+from training.retargeting import RetargetingRecipe
+from training.stitching import StitchingRecipe
 
 
 def test_every_preset_loads_and_survives_being_written() -> None:
@@ -18,6 +21,21 @@ def test_every_preset_loads_and_survives_being_written() -> None:
         recipe = load_recipe(BaseRecipe, "base", name)
         text = recipe_toml(recipe)
         assert tomllib.loads(text)["hash"] == recipe.hash
+
+
+@pytest.mark.parametrize(
+    ("cls", "stage", "name", "at_once"),
+    [
+        (BaseRecipe, "base", "paper", 13),
+        (BaseRecipe, "base", "finetune", 16),
+        (MotionRecipe, "motion", "default", 32),
+        (StitchingRecipe, "stitching", "default", 16),
+        (RetargetingRecipe, "retargeting", "default", 16),
+    ],
+)
+def test_full_size_fits_one_device(cls: type, stage: str, name: str, at_once: int) -> None:
+    recipe = load_recipe(cls, stage, name)
+    assert recipe.compute.pairs_at_once(recipe.batch_size) == at_once
 
 
 def test_a_written_recipe_reads_back_equal(tmp_path) -> None:

@@ -111,15 +111,26 @@ def test_a_dry_run_looks_into_the_data(arguments: list[str], tmp_path: Path, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_too_large_for_the_device_is_told(arguments: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("options", "pairs", "remedy"),
+    [
+        ([], "4 pairs", "--compute.micro-batch-size 2, or --compute.recompute up_1 up_0, which takes time"),
+        (["--compute.micro-batch-size", "2"], "2 pairs", "--compute.micro-batch-size 1, or --compute.recompute"),
+        (["--compute.micro-batch-size", "1"], "1 pair", "--compute.recompute up_1 up_0, which takes time"),
+        (["--compute.micro-batch-size", "1", "--compute.recompute", "up_0", "up_1"], "1 pair", "a device with more"),
+    ],
+)
+def test_a_batch_too_large_for_the_device_is_told(
+    arguments: list[str], tmp_path: Path, monkeypatch, capsys, options: list[str], pairs: str, remedy: str
+) -> None:
     def work(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free.")
 
     monkeypatch.setattr(BaseStage, "training_step", work)
-    assert main([*arguments, str(tmp_path / "run")]) == 1
+    assert main([*arguments, str(tmp_path / "run"), *options]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: 4 pairs at once are too many")
-    assert "(CUDA out of memory): use a smaller --compute.micro-batch-size, more GPUs" in said
+    assert said.startswith(f"error: the memory of cpu does not hold {pairs} at once (CUDA out of memory): use {remedy}")
+    assert said.endswith("; the checkpoints so far are good")
 
 
 def test_a_dry_run_looks_at_what_is_to_be_continued(arguments: list[str], run: Path, capsys) -> None:

@@ -16,6 +16,7 @@ from training.distributed import Process
 from training.loop import require_same_judges
 from training.motion import MotionRecipe, MotionStage
 from training.recipe import ComputeOptions, load_recipe
+from training.running import describe
 from training.stage import Draws, Stage, take_step
 
 make_batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"]
@@ -152,3 +153,27 @@ def test_sizes_of_parts() -> None:
     assert [limited.pairs_at_once(pairs, 8) for pairs in (8, 16, 48)] == [8, 8, 8]
     with pytest.raises(ValueError, match="micro_batch_size is -1"):
         ComputeOptions(micro_batch_size=-1)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ranks", "multiple", "parts", "advice"),
+    [
+        (104, 8, 1, "", None),
+        (104, 4, 1, " in 2 parts of 13", None),
+        (34, 1, 1, " in 17 parts of 2", ("17", "32 or 48")),
+        (38, 2, 1, " in 19 parts of 1", ("19", "32 or 64")),
+        (66, 1, 3, " in 11 parts of 6", ("33", "60 or 75")),
+    ],
+)
+def test_parts_of_a_step_are_told(
+    pairs: int, ranks: int, multiple: int, parts: str, advice: tuple[str, str] | None
+) -> None:
+    stage = Stage()
+    stage.name, stage.modules, stage.pairs_multiple = "base", {}, multiple
+    recipe = in_parts(BaseRecipe(), 16, batch_size=pairs)
+    line, _, note = describe(stage, recipe, Process(world_size=ranks)).partition("\n")
+    assert line.endswith(f"in batches of {pairs} on {ranks} x cpu{parts}, float32")
+    if advice is None:
+        assert not note
+    else:
+        assert "--compute.micro-batch-size {} if the memory allows, or --batch-size {}, ".format(*advice) in note

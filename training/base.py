@@ -103,6 +103,9 @@ class BaseStage(Stage):
             autocast_features=recipe.compute.precision == "bfloat16",
         )
         self.judges = self.criterion.judges
+        if recipe.losses.has_discriminators:
+            # Their game costs some l1: without them the figure is smaller, and the picture softer.
+            self.best_from_images = recipe.losses.discriminator_warmup_images + recipe.optimizer.ema_half_life_images
         self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
         if recipe.compute.channels_last and self.criterion.perceptual is not None:
             use_channels_last(self.criterion.perceptual)  # so that its maps are laid out like G's picture

@@ -99,7 +99,8 @@ class BaseLosses(MotionLosses):
     gan: Literal["hinge", "non-saturating"] = "hinge"
     """Kind of the adversarial loss."""
     discriminator_warmup_images: int = 50_000
-    """The discriminators learn alone for so long before the networks hear of them."""
+    """The discriminators learn alone for so long before the networks hear of them. No checkpoint counts as the best
+    before `optimizer.ema_half_life_images` more: what had no adversarial loss may be nearer to the target, but soft."""
     vgg19: str = ""
     """Path or URL of torchvision's vgg19 state dict (.pth or .safetensors)."""
     random_vgg19_width: float = 1.0

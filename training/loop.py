@@ -166,7 +166,7 @@ def report_held_out(
         figures = validate(stage, recipe, dataset=dataset, process=process)
     reporter.validation(figures, images)
     value = figures.get(stage.best_metric) if stage.best_metric else None
-    if value is None or not images or value >= state.best_value:
+    if value is None or not images or images < stage.best_from_images or value >= state.best_value:
         return False
     state.best_value, state.best_images = value, images
     return True

@@ -70,6 +70,8 @@ class Stage:
     """Whether validation leaves stills out where there are videos: source and driving frame of a still are one."""
     best_metric: str | None = None
     """Figure of `validate` whose smallest mean marks the best checkpoint."""
+    best_from_images: int = 0
+    """From how many images on that figure counts: before, it may be small for what has not been learned yet."""
     judges: Mapping[str, str] = MappingProxyType({})
     """Frozen networks that losses ask, by the field of the recipe that names their file: what they are, in words."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -21,8 +22,11 @@ from safetensors import safe_open
 import training.loop
 from training import distributed
 from training.__main__ import main
+from training.base import BaseRecipe, BaseStage
 from training.checkpoints import CheckpointFolder, read_run, read_tensors
+from training.distributed import Process
 from training.loop import due
+from training.recipe import load_recipe
 from training.stage import open_loader, take_step
 from training.stopping import stop_request
 
@@ -279,6 +283,19 @@ def test_a_resumed_run_that_diverges_names_the_flag_for_what_it_advises(
     said = capsys.readouterr().err
     assert "from images-0000000040. Lower the learning rate or optimizer.max_gradient_norm (with --allow-" in said
     assert main([*arguments, "--num-images", "44", "--optimizer.learning-rate", "1e-4", "--allow-other-recipe"]) == 0
+
+
+def test_what_has_not_met_the_discriminators_is_not_the_best(dataset: Path, quick_recipe: Path, tmp_path: Path) -> None:
+    """Nor while the averaged weights have hardly: warm-up 8 and half-life 40, validated at 4 and 8 images."""
+    output, recipe = tmp_path / "run", load_recipe(BaseRecipe, "base", str(quick_recipe))
+    assert BaseStage(recipe, Process()).best_from_images == 48
+    arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)]
+    arguments += ["--reports.validate-every-images", "4"]
+    assert main([*arguments, "--num-images", "8"]) == 0
+    assert len(records(output, "validation")) == 3
+    assert CheckpointFolder(output, keep_last=1, writes=False).best_name() is None
+    without = dataclasses.replace(recipe.losses, adversarial=0.0, feature_matching=0.0)
+    assert BaseStage(dataclasses.replace(recipe, losses=without), Process()).best_from_images == 0
 
 
 def test_intervals() -> None:

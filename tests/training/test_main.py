@@ -21,6 +21,10 @@ def run(dataset: Path, quick_recipe: Path, tmp_path_factory: pytest.TempPathFact
     output = tmp_path_factory.mktemp("runs") / "base"
     arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)]
     arguments += ["--num-images", "16", "--reports.validate-every-images", "8", "--reports.pictures-every-images", "16"]
+    arguments += [
+        "--optimizer.ema-half-life-images",
+        "8",
+    ]  # with the warm-up of 8: from 16 images on there is a best one
     assert main([*arguments, "--device", "cpu"]) == 0
     return output
 
@@ -36,7 +40,7 @@ def test_a_run_leaves_what_the_readme_says(run: Path) -> None:
     text = (run / "metrics.jsonl").read_text()
     assert text.count('"kind": "validation"') == 3
     assert '"copy_l1_face"' in text
-    assert (run / "checkpoints" / "best").exists()
+    assert (run / "checkpoints" / "best").read_text() == "images-0000000016"
 
 
 def test_export_has_the_released_files_and_the_averaged_weights(run: Path, tmp_path: Path, capsys) -> None:

@@ -41,7 +41,8 @@ class Base(RunOptions):
     init: Path | None = None
     """Weights to start from: a run (also of `training motion`, for M alone), the released files, or an export;
     otherwise from scratch. The sizes of the networks come with whole models, and from a run also which key points
-    follow which landmarks, which is measured for other weights. A run that has begun does not read them again."""
+    follow which landmarks, which is measured for other weights. Discriminators and optimisers begin anew. A run that
+    has begun does not read them again."""
     allow_random_features: bool = False
     """Train with random features where weights of VGG19 or of the recogniser are missing. Results are worse.
     A run keeps to what it began with: it goes on with other features only by --allow-other-recipe."""
@@ -73,6 +74,8 @@ class Base(RunOptions):
             return stage
         if of_run := conventions_of(self.init):
             notes = stage.conventions.take(of_run, signs=recipe.losses.pose_signs == "auto")
+            if recipe.losses.has_discriminators and read_run(checkpoint_folder(self.init))["stage"] == BaseStage.name:
+                notes.append("the discriminators of that run are not taken over: they begin anew")
         else:
             notes = stage.learn_conventions(self.first_batches(stage, recipe, process))
         for note in notes:

@@ -1,8 +1,8 @@
 """L_G,cascade: three discriminators, each on its own region of real and generated pictures, and feature matching.
 
-A training step calls `discriminator_losses`, steps the discriminators' optimiser, and calls `generator_losses`, which
-leaves the discriminators as they are. Losses are float32; features are compared in the type
-that the discriminators gave them.
+A training step calls `discriminator_losses` and `generator_losses`, which leaves the discriminators as they are, before
+any optimiser steps: both judge by the discriminators of the step before. Losses are float32; features are compared in
+the type that the discriminators gave them.
 """
 
 from __future__ import annotations

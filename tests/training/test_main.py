@@ -21,10 +21,7 @@ def run(dataset: Path, quick_recipe: Path, tmp_path_factory: pytest.TempPathFact
     output = tmp_path_factory.mktemp("runs") / "base"
     arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(output)]
     arguments += ["--num-images", "16", "--reports.validate-every-images", "8", "--reports.pictures-every-images", "16"]
-    arguments += [
-        "--optimizer.ema-half-life-images",
-        "8",
-    ]  # with the warm-up of 8: from 16 images on there is a best one
+    arguments += ["--optimizer.ema-half-life-images", "8"]  # after a warm-up of 8: the best may be at 16 images
     assert main([*arguments, "--device", "cpu"]) == 0
     return output
 

@@ -7,6 +7,7 @@ are gone can be copied from the shards they are in now.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.recipe import Recipe
-from curation.samples import SampleWriter, encode_label, read_members, sample_key
+from curation.samples import BLOCK_BYTES, SampleWriter, encode_label, member_bytes, read_members, sample_key
 from curation.shard_plan import label_addition
 from curation.units import UnitResult
 from manifests.schema import CLIP_PLACES, CLIPS, make_table
@@ -25,12 +26,14 @@ from manifests.storage import (
     make_folder,
     move_all,
     place,
-    read_bytes,
     read_files,
     read_range,
     remove_files,
 )
 from manifests.store import Dataset, iterate_tables, read_table, replace_table
+from manifests.views import connect
+
+_ROWS_AT_ONCE = 4096
 
 
 def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> set[str]:
@@ -50,55 +53,58 @@ def _shards_on_disk(dataset: Dataset) -> set[str]:
     return {path.name for path in list_files(dataset.shards)}
 
 
-def pack_units(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> list[dict[str, Any]]:
-    """Units of the shards that are not on disk yet, each with the places of its clips' pictures."""
-    finished = {shard["shard"] for shard in finished_shards(dataset, plan)}
-    unwritten = [shard for shard in plan if shard["shard"] not in finished]
-    staged = {clip_id: str(path) for clip_id, path in staged_clips(crop_folder).items()}
-    unstaged = {c["clip_id"] for shard in unwritten for c in shard["clips"]} - staged.keys()
-    places = current_places(dataset, clips=sorted(unstaged))
-    units = []
-    for shard in unwritten:
-        clips = []
-        for clip in shard["clips"]:
-            source: dict[str, Any] = {"staged": staged.get(clip["clip_id"])}
-            if source["staged"] is None:
-                name, ranges = places[clip["clip_id"]]
-                source |= {"shard": str(dataset.shards / name), "ranges": ranges}
-            clips.append(clip | source)
-        units.append({"name": shard["plan_hash"], "shard": shard["shard"], "split": shard["split"], "clips": clips})
-    return units
+def pack_units(dataset: Dataset, shards: list[dict[str, Any]], crop_folder: Place) -> Iterator[dict[str, Any]]:
+    """One unit a row of the plan, with the places of its clips' samples: staged, or else in the shards of now."""
+    staged = {path.stem: (str(path), 0, size) for path, size in list_files(crop_folder, ".tar", below=True).items()}
+    unstaged = {c["clip_id"] for shard in shards for c in shard["clips"]} - staged.keys()
+    places = staged | current_places(dataset, "clip_id", unstaged)
+    return (pack_unit(shard, places) for shard in shards)
 
 
-def finished_shards(dataset: Dataset, plan: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the plan that are in place, file and rows."""
+def pack_unit(shard: dict[str, Any], places: Mapping[str, tuple[str, int, int]]) -> dict[str, Any]:
+    """The unit that writes a shard of the plan.
+
+    places: of each of its clips the file that holds its samples, a whole tar or a part of one, and where they begin and
+    end in it. They lie in one piece, so a unit holds a few numbers a clip, however many frames that has.
+    """
+    clips = []
+    for clip in shard["clips"]:
+        file, start, end = places[clip["clip_id"]]
+        clips.append(clip | {"file": file, "start": start, "end": end})
+    return {"name": shard["plan_hash"], "shard": shard["shard"], "split": shard["split"], "clips": clips}
+
+
+def unfinished_shards(dataset: Dataset, plan: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the plan that are not in place, file and rows."""
     hashes = dict(zip(*read_table(dataset, "shards", ["shard", "plan_hash"]).to_pydict().values(), strict=True))
     places = dict(zip(*read_table(dataset, "clips", ["clip_id", "shard"]).to_pydict().values(), strict=True))
     on_disk = _shards_on_disk(dataset)
     return [
         shard
         for shard in plan
-        if hashes.get(shard["shard"]) == shard["plan_hash"]
-        and all(places.get(clip["clip_id"]) == shard["shard"] for clip in shard["clips"])
-        and shard["shard"] in on_disk
+        if hashes.get(shard["shard"]) != shard["plan_hash"]
+        or any(places.get(clip["clip_id"]) != shard["shard"] for clip in shard["clips"])
+        or shard["shard"] not in on_disk
     ]
 
 
-def current_places(
-    dataset: Dataset, *, shards: list[str] | None = None, clips: list[str] | None = None
-) -> dict[str, tuple[str, list[tuple[int, int, int, int]]]]:
-    """Shard and (JPEG offset, JPEG size, label offset, label size) of each frame of some clips."""
-    column, wanted = ("clip_id", clips) if shards is None else ("shard", shards)
+def current_places(dataset: Dataset, column: str, wanted: Collection[str]) -> dict[str, tuple[str, int, int]]:
+    """Shard, and where in it the samples begin and end, of the clips that have one of the `wanted` in a column."""
     if not wanted:
         return {}
-    wanted = pa.array(wanted, pa.string())
-    found = {}
-    for table in iterate_tables(dataset, "clips", ["clip_id", *(name for name, _ in CLIP_PLACES)]):
-        is_wanted = pc.and_(pc.is_valid(table["shard"]), pc.is_in(table[column], wanted))
-        for row in table.filter(is_wanted).to_pylist():
-            ranges = list(zip(*(row[name] for name, _ in CLIP_PLACES[1:]), strict=True))
-            found[row["clip_id"]] = row["shard"], ranges
-    return found
+    files = {path.name: str(path) for path in list_files(dataset.shards, ".tar")}
+    db = connect(dataset.root)
+    db.register("wanted", pa.table({column: pa.array(sorted(wanted), pa.string())}))
+    rows = db.execute(
+        f"""SELECT clip_id, shard, frame_offsets[1], label_offsets[-1], label_sizes[-1]
+        FROM clips SEMI JOIN wanted USING ({column}) WHERE shard IS NOT NULL"""
+    )
+    places = {}
+    while some := rows.fetchmany(_ROWS_AT_ONCE):
+        for clip_id, shard, first_jpeg, last_label, label_size in some:
+            end = last_label - BLOCK_BYTES + member_bytes(label_size)
+            places[clip_id] = files[shard], first_jpeg - BLOCK_BYTES, end
+    return places
 
 
 class PackStage:
@@ -141,19 +147,12 @@ class PackStage:
         return UnitResult(rows={"shards": [row], "places": places}, num_frames=num_samples)
 
 
-def _clip_samples(clip: dict[str, Any]) -> Any:
-    """(JPEG, label) of every frame of a clip, from its staged tar or from the shard that it is in."""
-    if clip["staged"] is not None:
-        members = read_members(read_bytes(place(clip["staged"])))
-        for frame in range(len(members) // 2):
-            key = sample_key(clip["clip_id"], frame)
-            yield members[f"{key}.jpg"], members[f"{key}.json"]
-        return
-    start, end = clip["ranges"][0][0], clip["ranges"][-1][2] + clip["ranges"][-1][3]
-    data = memoryview(read_range(place(clip["shard"]), start, end))  # a clip lies in one piece
-    for jpeg_offset, jpeg_size, label_offset, label_size in clip["ranges"]:
-        jpeg, label = data[jpeg_offset - start :][:jpeg_size], data[label_offset - start :][:label_size]
-        yield bytes(jpeg), bytes(label)
+def _clip_samples(clip: dict[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    """(JPEG, label) of every frame of a clip."""
+    members = read_members(read_range(place(clip["file"]), clip["start"], clip["end"]))
+    for frame in range(len(members) // 2):
+        key = sample_key(clip["clip_id"], frame)
+        yield members[f"{key}.jpg"], members[f"{key}.json"]
 
 
 def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:

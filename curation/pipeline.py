@@ -374,8 +374,9 @@ class _Job:
         clips = read_table(self.dataset, "clips", shard_plan.PLANNED_FROM)
         plan = shard_plan.plan_shards(clips, self.recipe, read_table(self.dataset, "tombstones"))
         finished = set(ledger.staged_units())
-        unwritten = [shard for shard in plan if shard["plan_hash"] not in finished]
-        if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
+        todo = [shard for shard in plan if shard["plan_hash"] not in finished]
+        todo = pack.unfinished_shards(self.dataset, todo)
+        if missing := pack.clips_without_pixels(self.dataset, todo, crop):
             is_missing = pc.is_in(clips["clip_id"], pa.array(sorted(missing), pa.string()))
             again = set(clips.filter(is_missing)["unit"].to_pylist())
             units = (
@@ -384,15 +385,15 @@ class _Job:
             )
             self.record.enter("recrop", "", len(again), len(again))
             self.work("crop", units, len(again), len(again), crop, shown_as="recrop")
-            if missing := pack.clips_without_pixels(self.dataset, unwritten, crop):
+            if missing := pack.clips_without_pixels(self.dataset, todo, crop):
                 raise FatalError(
                     f"the pictures of {len(missing)} kept clips ({min(missing)}, ...) are neither staged nor in a"
                     " shard, and their source cannot be read any more: put the sources back and run again, or leave"
                     " these clips out, by thresholds that reject them or by `forget --source`"
                 )
-        units = pack.pack_units(self.dataset, unwritten, crop)
-        self.record.enter("pack", ledger.folder.name, len(plan), len(units), len(finished))
-        workers = self.work("pack", units, len(units), len(plan), ledger.folder)
-        if units:
-            require_results(ledger, {unit["name"] for unit in units}.difference(ledger.staged_units()), workers)
+        self.record.enter("pack", ledger.folder.name, len(plan), len(todo), len(finished))
+        units = pack.pack_units(self.dataset, todo, crop)
+        workers = self.work("pack", units, len(todo), len(plan), ledger.folder)
+        if todo:
+            require_results(ledger, {shard["plan_hash"] for shard in todo}.difference(ledger.staged_units()), workers)
         pack.publish(self.dataset, plan, ledger.folder)

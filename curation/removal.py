@@ -86,8 +86,7 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
     if ledger.folder in list_folders(dataset.staging):
         plan = shard_plan.plan_shards(read_table(dataset, "clips"), recipe, read_table(dataset, "tombstones"))
         committed = set(ledger.staged_units())
-        written = {shard["shard"] for shard in pack.finished_shards(dataset, plan)}
-        if all(shard["plan_hash"] in committed or shard["shard"] in written for shard in plan):
+        if all(shard["plan_hash"] in committed for shard in pack.unfinished_shards(dataset, plan)):
             pack.publish(dataset, plan, ledger.folder)
     for folder in list_folders(dataset.staging):
         if folder.name.startswith(("pack-", "plan-")):
@@ -194,14 +193,10 @@ def _write_shards(dataset: Dataset, removal: Removal, folder: Place) -> None:
     for path in folder.glob(".*.tmp"):
         path.unlink()
     names = [shard["shard"] for shard in removal.rewritten]
-    places = pack.current_places(dataset, shards=names)
+    places = pack.current_places(dataset, "shard", names)
     stage = pack.PackStage(recipe_of(dataset.root), folder)
     for shard in unwritten:
-        clips = []
-        for clip in shard["clips"]:
-            name, ranges = places[clip["clip_id"]]
-            clips.append(clip | {"staged": None, "shard": str(dataset.shards / name), "ranges": ranges})
-        unit = {"name": shard["plan_hash"], "shard": shard["shard"], "split": shard["split"], "clips": clips}
+        unit = pack.pack_unit(shard, places)
         commit_unit(folder, "pack", unit, stage.process(unit), 0.0, "")
 
 

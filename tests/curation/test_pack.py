@@ -7,12 +7,13 @@ import json
 import os
 import random
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from curation import pack
-from curation.pack import PackStage, clips_without_pixels, pack_units, publish
+from curation.pack import PackStage, clips_without_pixels, pack_units, publish, unfinished_shards
 from curation.recipe import PackOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key
 from curation.shard_plan import plan_shards
@@ -66,7 +67,7 @@ class World:
         folder = self.dataset.staging / name
         folder.mkdir(parents=True, exist_ok=True)
         stage = PackStage(RECIPE, folder)
-        for unit in pack_units(self.dataset, plan, self.crop):
+        for unit in pack_units(self.dataset, unfinished_shards(self.dataset, plan), self.crop):
             commit_unit(folder, "pack", unit, stage.process(unit), 0.0, "w")
         return folder
 
@@ -155,7 +156,7 @@ def test_published_shards_and_offsets(world):
     assert names == [
         f"{sample_key(c, frame)}.{kind}" for c in clips for frame in range(NUM_FRAMES) for kind in ("jpg", "json")
     ]
-    assert pack_units(world.dataset, plan, world.crop) == [], "nothing is left to write"
+    assert unfinished_shards(world.dataset, plan) == [], "nothing is left to write"
 
 
 def test_shards_are_the_same_whoever_writes_them(world, tmp_path):
@@ -190,7 +191,34 @@ def test_clips_that_are_nowhere_are_named(world):
     assert clips_without_pixels(world.dataset, plan, world.crop) == lost
     for clip_id in lost:
         world.stage(clip_id)
-    assert [u["shard"] for u in pack_units(world.dataset, plan, world.crop)] == ["val-000000.tar"]
+    assert [shard["shard"] for shard in unfinished_shards(world.dataset, plan)] == ["val-000000.tar"]
+
+
+def test_copying_from_old_shards_holds_nothing_a_frame(world):
+    """A unit says where a clip begins and ends, also of a clip with many frames."""
+
+    def peak_bytes(num_frames: int) -> int:
+        """Of making all units, when every clip has as many frames."""
+        rows = read_table(world.dataset, "clips").to_pylist()
+        for row in rows:
+            row |= {"shard": "train-000000.tar", "frame_sizes": [100] * num_frames, "label_sizes": [10] * num_frames}
+            row |= {"frame_offsets": [512 + 2048 * k for k in range(num_frames)]}
+            row |= {"label_offsets": [1536 + 2048 * k for k in range(num_frames)]}
+        replace_table(world.dataset, "clips", make_table("clips", rows))
+        tracemalloc.start()
+        units = list(pack_units(world.dataset, plan, world.crop))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        clips = [clip for unit in units for clip in unit["clips"]]
+        assert {(clip["start"], clip["end"]) for clip in clips} == {(0, 2048 * num_frames)}
+        return peak
+
+    plan = world.plan()
+    publish(world.dataset, plan, world.write(plan))
+    for path in world.crop.glob("*/*.tar"):
+        path.unlink()
+    peak_bytes(1)
+    assert peak_bytes(20_000) < 1.5 * peak_bytes(10)
 
 
 @pytest.mark.parametrize("crash_at", range(1, 12))

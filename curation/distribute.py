@@ -62,7 +62,8 @@ class ClusterOptions:
     this process."""
     deadline_s: float = 0.0
     """Longest time for one unit of work before it is ended; 0: 5 minutes and 20 times what it should take, which grows
-    with length and picture size (a scan of Full HD: 5 minutes and 5 times the length)."""
+    with length and picture size (a scan of Full HD: 5 minutes and 5 times the length), or with the bytes of a shard
+    (one of 1 GB: 22 minutes)."""
     kept_sources_gb: float = 20.0
     """Sources on an object store that a node keeps in its scratch during a run, so that a long video is fetched once a
     node and not once a span; 0: none. More only while its workers read more at the same moment."""

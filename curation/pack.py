@@ -34,6 +34,9 @@ from manifests.store import Dataset, iterate_tables, read_table, replace_table
 from manifests.views import connect
 
 _ROWS_AT_ONCE = 4096
+_BYTES_PER_S = 20e6
+"""At which a shard is written by any machine: a local disk is several times as fast, and over a link of 16 Mbit/s each
+way it takes 20 times as long, which is where the deadline of a unit is."""
 
 
 def clips_without_pixels(dataset: Dataset, plan: list[dict[str, Any]], crop_folder: Place) -> set[str]:
@@ -67,11 +70,18 @@ def pack_unit(shard: dict[str, Any], places: Mapping[str, tuple[str, int, int]])
     places: of each of its clips the file that holds its samples, a whole tar or a part of one, and where they begin and
     end in it. They lie in one piece, so a unit holds a few numbers a clip, however many frames that has.
     """
-    clips = []
+    clips, num_bytes = [], 0
     for clip in shard["clips"]:
         file, start, end = places[clip["clip_id"]]
         clips.append(clip | {"file": file, "start": start, "end": end})
-    return {"name": shard["plan_hash"], "shard": shard["shard"], "split": shard["split"], "clips": clips}
+        num_bytes += end - start
+    return {
+        "name": shard["plan_hash"],
+        "shard": shard["shard"],
+        "split": shard["split"],
+        "clips": clips,
+        "expected_s": 1 + num_bytes / _BYTES_PER_S,
+    }
 
 
 def unfinished_shards(dataset: Dataset, plan: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import pytest
 
 from curation import pack
 from curation.pack import PackStage, clips_without_pixels, pack_units, publish, unfinished_shards
+from curation.plans import bundle
 from curation.recipe import PackOptions, Recipe
 from curation.samples import SampleWriter, encode_label, sample_key
 from curation.shard_plan import plan_shards
@@ -192,6 +193,33 @@ def test_clips_that_are_nowhere_are_named(world):
     for clip_id in lost:
         world.stage(clip_id)
     assert [shard["shard"] for shard in unfinished_shards(world.dataset, plan)] == ["val-000000.tar"]
+
+
+def test_every_shard_of_ordinary_size_is_work_of_its_own(tmp_path):
+    """Forty of about 1 GB, in staged files that are all hole."""
+    dataset = Dataset(tmp_path)
+    rows = [clip_row(1) | {"clip_id": f"clip{k:03d}", "staged_bytes": 450_000_000} for k in range(80)]
+    for row in rows:
+        path = dataset.staging / "crop-0" / "unit" / f"{row['clip_id']}.tar"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, row["staged_bytes"])
+    plan = plan_shards(make_table("clips", rows), Recipe())
+    assert len(plan) == 40
+    units = list(pack_units(dataset, plan, dataset.staging / "crop-0"))
+    assert [unit["name"] for unit in units] == [shard["plan_hash"] for shard in plan]
+    for workers in (2, 8, 32):
+        assert len(bundle(units, workers)) == 40
+
+
+def test_more_bytes_are_given_more_time(world):
+    plan = plan_shards(read_table(world.dataset, "clips"), Recipe(pack=PackOptions(shard_bytes=10**9)))
+    folder = world.write(plan)
+    units = {unit["name"]: unit["expected_s"] for unit in pack_units(world.dataset, plan, world.crop)}
+    sizes = {path.stem: path.stat().st_size for path in folder.glob("*.tar")}
+    assert sorted(units, key=units.get) == sorted(sizes, key=sizes.get)
+    for name, size in sizes.items():
+        assert units[name] == pytest.approx(1 + size / 20e6, abs=1e-3)
 
 
 def test_copying_from_old_shards_holds_nothing_a_frame(world):

@@ -30,9 +30,10 @@ from manifests.storage import (
     read_range,
     remove_files,
 )
-from manifests.store import Dataset, iterate_tables, read_table, replace_table
+from manifests.store import Dataset, iterate_with, read_table, replace_table
 from manifests.views import connect
 
+_NO_PLACES = make_table("clips", []).select(["clip_id", *(name for name, _ in CLIP_PLACES)])
 _ROWS_AT_ONCE = 4096
 _BYTES_PER_S = 20e6
 """At which a shard is written by any machine: a local disk is several times as fast, and over a link of 16 Mbit/s each
@@ -170,7 +171,7 @@ def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None
 
     Shards that are not in the plan any more are removed last.
     """
-    rows, places, moves = [], [make_table("clips", [])], []
+    rows, places, moves = [], [_NO_PLACES], []
     make_folder(dataset.shards)
     _forget_replaced(dataset, plan, folder)
     old = {row["shard"]: row for row in read_table(dataset, "shards").to_pylist()}
@@ -181,26 +182,32 @@ def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None
         shard = written.pop(path.stem)
         content = orjson.loads(data)["rows"]
         rows += content["shards"]
-        places.append(make_table("clips", content["places"]))
+        places.append(make_table("clips", content["places"]).select(_NO_PLACES.column_names))
         if new := staged.get(f"{shard['plan_hash']}.tar"):
             moves.append((new, dataset.shards / shard["shard"]))
     stay = pa.array([c["clip_id"] for shard in written.values() for c in shard["clips"]], pa.string())
     rows += [old[shard["shard"]] for shard in written.values()]
     move_all(moves)
-    moved = pa.concat_tables(places).select(["clip_id", *(name for name, _ in CLIP_PLACES)])
-    replace_table(dataset, "clips", (_with_places(clips, moved, stay) for clips in iterate_tables(dataset, "clips")))
+    stays = pc.is_in(read_table(dataset, "clips", ["clip_id"])["clip_id"], stay)
+    _rewrite_places(dataset, pa.concat_tables(places), stays)
     replace_table(dataset, "shards", make_table("shards", rows).sort_by("shard"))
     names = {shard["shard"] for shard in plan}
     remove_files(file for file in list_files(dataset.shards, ".tar") if file.name not in names)
 
 
-def _with_places(clips: pa.Table, moved: pa.Table, stay: pa.Array) -> pa.Table:
-    """Rows of `clips` with the places of `moved`; what neither is there nor in `stay` is in no shard."""
-    at = pc.index_in(clips["clip_id"], moved["clip_id"].combine_chunks())
-    stays = pc.is_in(clips["clip_id"], stay)
+def _rewrite_places(dataset: Dataset, moved: pa.Table, stays: pa.ChunkedArray) -> None:
+    """Write `clips` with the places of `moved`; what is neither there nor `stays`, bool [num_clips], is in no shard."""
+    moved = moved.combine_chunks()  # or every `take` would put them together again
+    ids = read_table(dataset, "clips", ["clip_id"])["clip_id"]
+    beside = pa.table({"at": pc.index_in(ids, moved["clip_id"].combine_chunks()), "stays": stays})
+    tables = (_with_places(clips, moved, mine) for clips, mine in iterate_with(dataset, "clips", beside))
+    replace_table(dataset, "clips", tables)
+
+
+def _with_places(clips: pa.Table, moved: pa.Table, beside: pa.Table) -> pa.Table:
     for name, kind in CLIP_PLACES:
-        old = pc.if_else(stays, clips[name], pa.scalar(None, kind))
-        new = pc.if_else(pc.is_valid(at), moved[name].take(at), old)
+        old = pc.if_else(beside["stays"], clips[name], pa.scalar(None, kind))
+        new = pc.if_else(pc.is_valid(beside["at"]), moved[name].take(beside["at"]), old)
         clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), new)
     return clips
 
@@ -215,13 +222,6 @@ def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Place
     replaced = pa.array([s["shard"] for s in plan if s["plan_hash"] in staged], pa.string())
     shards = read_table(dataset, "shards")
     replace_table(dataset, "shards", shards.filter(pc.invert(pc.is_in(shards["shard"], replaced))))
-    if pc.any(pc.is_in(read_table(dataset, "clips", ["shard"])["shard"], replaced)).as_py():
-        replace_table(dataset, "clips", (_without_shards(t, replaced) for t in iterate_tables(dataset, "clips")))
-
-
-def _without_shards(clips: pa.Table, shards: pa.Array) -> pa.Table:
-    stale = pc.is_in(clips["shard"], shards)
-    for name, kind in CLIP_PLACES:
-        values = pc.if_else(stale, pa.scalar(None, kind), clips[name])
-        clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), values)
-    return clips
+    is_replaced = pc.is_in(read_table(dataset, "clips", ["shard"])["shard"], replaced)
+    if pc.any(is_replaced).as_py():
+        _rewrite_places(dataset, _NO_PLACES, pc.invert(is_replaced))

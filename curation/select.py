@@ -25,7 +25,7 @@ from curation.rules import active_rules, failed_rules_sql
 from curation.splits import Shares, group_clips, groups_of_splits
 from curation.tombstones import same_stretch
 from manifests.schema import CLIP_DECISIONS, CLIP_PLACES, CLIPS
-from manifests.store import Dataset, iterate_tables, read_table, replace_table
+from manifests.store import Dataset, iterate_with, read_table, replace_table
 
 _OF_SOURCES = ("licence", "attribution", "consent", "provenance")
 _DECIDED = (*(name for name, _ in CLIP_DECISIONS), *_OF_SOURCES)
@@ -234,18 +234,20 @@ def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
 
 def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> int:
     """Decide and write the decisions to the manifests. Returns the number of kept clips."""
-    decided = decide(dataset, recipe, same_person_similarity)
+    decided = decide(dataset, recipe, same_person_similarity).combine_chunks()
     by_hand = {*recipe.select.keep_clips, *recipe.select.reject_clips}
     if missing := sorted(by_hand.difference(decided["clip_id"].to_pylist())):
         print(f"note: no clip is called {', '.join(missing)} (select.keep_clips, reject_clips)", file=sys.stderr)
+    ids = read_table(dataset, "clips", ["clip_id"])["clip_id"]
+    places = pa.table({"at": pc.index_in(ids, decided["clip_id"].combine_chunks())})
     num_unknown = 0
 
     def rows() -> Iterator[pa.Table]:
         nonlocal num_unknown
-        for clips in iterate_tables(dataset, "clips"):
-            at = pc.index_in(clips["clip_id"], decided["clip_id"].combine_chunks())
+        for clips, place in iterate_with(dataset, "clips", places):
             for name in _DECIDED:
-                clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), decided[name].take(at))
+                values = decided[name].take(place["at"])
+                clips = clips.set_column(CLIPS.get_field_index(name), CLIPS.field(name), values)
             num_unknown += clips["face_hashes"].null_count
             yield clips
 

@@ -26,6 +26,7 @@ from manifests.storage import Place, list_files, list_folders, read_files, remov
 from manifests.store import (
     Dataset,
     iterate_tables,
+    iterate_with,
     read_parquet,
     read_table,
     replace_table,
@@ -261,15 +262,17 @@ class Ledger:
 
     def _others(self, table: str, units: list[str]) -> Iterator[pa.Table]:
         """What is in a table but the rows of these units."""
-        names = pa.array(units, pa.string())
-        for old in iterate_tables(self.dataset, table):
-            if "unit" in old.column_names:
-                mine = pc.is_in(old["unit"], names)
-                if "stage" in old.column_names:
-                    stage = self._ledger_stage if table == "units" else self.stage
-                    mine = pc.and_(mine, pc.equal(old["stage"], stage))
-                old = old.filter(pc.invert(mine))
-            yield old
+        columns = [name for name in ("unit", "stage") if name in TABLES[table].names]
+        if not columns:
+            yield from iterate_tables(self.dataset, table)
+            return
+        old = read_table(self.dataset, table, columns)
+        mine = pc.is_in(old["unit"], pa.array(units, pa.string()))
+        if "stage" in columns:
+            stage = self._ledger_stage if table == "units" else self.stage
+            mine = pc.and_(mine, pc.equal(old["stage"], stage))
+        for rows, beside in iterate_with(self.dataset, table, pa.table({"is_mine": mine})):
+            yield rows.filter(pc.invert(beside["is_mine"]))
 
 
 def _merge_sorted(one: Iterator[pa.Table], other: Iterator[pa.Table], key: str) -> Iterator[pa.Table]:

@@ -222,6 +222,18 @@ def iterate_tables(dataset: Dataset, name: str, columns: list[str] | None = None
                 yield schema.empty_table()
 
 
+def iterate_with(dataset: Dataset, name: str, beside: pa.Table) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The tables of `iterate_tables`, each with its rows of `beside`, which has one for each row of the whole table.
+
+    For what was looked up for all rows at once: Arrow hashes all that it looks among anew at every call.
+    """
+    beside = beside.combine_chunks()
+    start = 0
+    for rows in iterate_tables(dataset, name):
+        yield rows, beside.slice(start, len(rows))
+        start += len(rows)
+
+
 def iterate_rows(
     dataset: Dataset, name: str, columns: list[str] | None = None, is_wanted: Callable[[dict], bool] | None = None
 ) -> Iterator[dict[str, Any]]:

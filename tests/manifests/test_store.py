@@ -13,6 +13,7 @@ from manifests import storage, store
 from manifests.schema import SCHEMA_VERSION, TABLES, make_table
 from manifests.store import (
     Dataset,
+    iterate_with,
     read_table,
     remove_temporary_files,
     replace_table,
@@ -59,6 +60,18 @@ def test_all_files_of_a_table_are_read(dataset):
         {"clip_id": "one", "frame": 0},
         {"clip_id": "two", "frame": 1},
     ]
+
+
+def test_rows_and_what_stands_beside_them_stay_together(tmp_path):
+    """However the table and what was looked up for it are cut into pieces."""
+    dataset = Dataset(tmp_path)
+    ids = [f"clip{k:04d}" for k in range(1200)]
+    replace_table(dataset, "clips", make_table("clips", [{"clip_id": i} for i in ids]))
+    beside = pa.table({"id": pa.chunked_array([ids[:100], ids[100:700], ids[700:]])})
+    pieces = list(iterate_with(dataset, "clips", beside))
+    assert len(pieces) == 3
+    assert [rows["clip_id"].to_pylist() for rows, _ in pieces] == [mine["id"].to_pylist() for _, mine in pieces]
+    assert sum(len(mine) for _, mine in pieces) == 1200
 
 
 def test_columns_that_an_older_file_lacks_are_null(dataset):

@@ -37,7 +37,7 @@ _CLOSE_S = RENEW_S  # looks that are further apart say nothing of the time betwe
 def only_run(dataset: Dataset) -> Iterator[bool]:
     """Hold the data set's lock; two runs would undo each other's work.
 
-    A removal that was interrupted is finished first; yields whether there was one.
+    What was interrupted while it changed shards is finished first; yields whether there was a removal.
 
     Raises:
         DatasetBusy: another command holds the lock.
@@ -45,11 +45,13 @@ def only_run(dataset: Dataset) -> Iterator[bool]:
         OSError: a file system takes nothing from this user.
         FatalError: this process was out of touch for so long that another command has taken the lock.
     """
-    from curation.removal import finish_removal  # which reads shards and tables as the stages do
+    from curation.pack import finish_publishing  # which read shards and tables as the stages do
+    from curation.removal import finish_removal
 
     path = dataset.root / ".lock"
     with _hold_file(path) if is_local(path) else _hold_object(path):
         remove_temporary_files(dataset)
+        finish_publishing(dataset)
         yield finish_removal(dataset)
 
 

@@ -7,6 +7,7 @@ are gone can be copied from the shards they are in now.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -23,18 +24,23 @@ from manifests.storage import (
     NewFile,
     Place,
     list_files,
+    list_folders,
     make_folder,
     move_all,
     place,
+    read_bytes,
     read_files,
     read_range,
+    remove_file,
     remove_files,
 )
-from manifests.store import Dataset, iterate_with, read_table, replace_table
+from manifests.store import Dataset, iterate_with, read_table, replace_table, write_bytes_atomically
 from manifests.views import connect
 
 _NO_PLACES = make_table("clips", []).select(["clip_id", *(name for name, _ in CLIP_PLACES)])
 _ROWS_AT_ONCE = 4096
+_JOURNAL = "publishing"
+"""In the folder of the stage while its shards are moved: the plan, with the clips' ids alone."""
 _BYTES_PER_S = 20e6
 """At which a shard is written by any machine: a local disk is several times as fast, and over a link of 16 Mbit/s each
 way it takes 20 times as long, which is where the deadline of a unit is."""
@@ -167,10 +173,32 @@ def _clip_samples(clip: dict[str, Any]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:
-    """Move finished shards into place, then write `shards` and the places in `clips`. May be repeated after a crash.
+    """Move finished shards into place, then write `shards` and the places in `clips`.
 
-    Shards that are not in the plan any more are removed last.
+    Shards that are not in the plan any more are removed last. While shards replace others, only the commits in `folder`
+    say where some clips are; so what is begun here is finished by any command that takes the data set's lock.
     """
+    names = [
+        {key: shard[key] for key in ("shard", "plan_hash")}
+        | {"clips": [{"clip_id": c["clip_id"]} for c in shard["clips"]]}
+        for shard in plan
+    ]
+    write_bytes_atomically(folder / _JOURNAL, orjson.dumps(names))
+    _publish(dataset, plan, folder)
+    remove_file(folder / _JOURNAL)
+
+
+def finish_publishing(dataset: Dataset) -> None:
+    """Finish what an interrupted run was putting in place, whatever the recipe is now. The caller holds the lock."""
+    for folder in list_folders(dataset.staging):
+        if folder.name.startswith("pack-") and (folder / _JOURNAL).exists():
+            print(f"putting the shards in place that an interrupted run has left in {folder}", file=sys.stderr)
+            _publish(dataset, orjson.loads(read_bytes(folder / _JOURNAL)), folder)
+            remove_file(folder / _JOURNAL)
+
+
+def _publish(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:
+    """Every step may have been done before, in part or in full."""
     rows, places, moves = [], [_NO_PLACES], []
     make_folder(dataset.shards)
     _forget_replaced(dataset, plan, folder)
@@ -215,8 +243,7 @@ def _with_places(clips: pa.Table, moved: pa.Table, beside: pa.Table) -> pa.Table
 def _forget_replaced(dataset: Dataset, plan: list[dict[str, Any]], folder: Place) -> None:
     """Drop what the manifests say of shards that are about to be overwritten.
 
-    Otherwise a run that dies in between, and is followed by one with other thresholds, would take the new file for the
-    old one.
+    Whoever reads the data set in between, or after a run that died there, would take the new file for the old one.
     """
     staged = {path.stem for path in list_files(folder, ".tar")}
     replaced = pa.array([s["shard"] for s in plan if s["plan_hash"] in staged], pa.string())

@@ -21,6 +21,7 @@ from curation import pipeline
 from curation.forget import Request, forget
 from curation.recipe import PackOptions, Recipe, SelectOptions
 from curation.removal import journal_file
+from curation.verify import verify
 from manifests.schema import TABLES
 from manifests.store import Dataset, read_table
 
@@ -118,6 +119,30 @@ def test_other_thresholds_may_die_anywhere(sources, tmp_path, then, step):
         run_until(sources, output, STRICT, change)
         run_until(sources, output, recipe, None)
         assert content_of(output) == wanted, f"died before change {change}"
+        assert files_left(output) == [], f"died before change {change}"
+        shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_kept_clip_is_lost_with_its_source(sources, tmp_path, step):
+    """A run that writes other shards dies, and one with other thresholds comes next: the old shards are the only place
+    of the pictures, and both runs keep them."""
+    run_until(sources, tmp_path / "first", RECIPE, None)
+    for number in range(5):
+        (Path(sources[0]) / f"{number}.png").unlink()
+    other_shards = replace(RECIPE, seed=3)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    num_changes = run_until(sources, tmp_path / "second", other_shards, None)
+    assert content_of(tmp_path / "first")["shard files"] != content_of(tmp_path / "second")["shard files"]
+    wanted = {clip["clip_id"] for clip in content_of(tmp_path / "first")["clips"] if clip["exposure"] <= 0.5}
+    assert len(wanted) == 3
+    for change in range(0, num_changes, step):
+        output = tmp_path / f"died{change}"
+        shutil.copytree(tmp_path / "first", output)
+        run_until(sources, output, other_shards, change)
+        run_until(sources, output, STRICT, None)
+        assert clips_in_shards(output) == wanted, f"died before change {change}"
+        assert list(verify(Dataset(output))) == [], f"died before change {change}"
         assert files_left(output) == [], f"died before change {change}"
         shutil.rmtree(output)
 

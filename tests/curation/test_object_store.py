@@ -22,6 +22,7 @@ from curation import lock, pack, pipeline, units
 from curation.recipe import PackOptions, Recipe, SelectOptions
 from curation.sandbox import FatalError
 from curation.verify import verify
+from manifests import storage
 from manifests.schema import TABLES
 from manifests.storage import list_files, place, read_bytes, write_bytes_atomically
 from manifests.store import Dataset, read_table
@@ -267,6 +268,27 @@ def test_a_killed_run_is_continued(s3, sources, remote_stills, tmp_path, monkeyp
     assert "waiting up to 2 s: another run is writing to s3://data/sets/portraits" in capsys.readouterr().err
     assert content_of(ROOT) == content_of(tmp_path / "local")
     assert not [key for key in keys(s3) if "/staging/" in key or key.endswith(".lock")]
+
+
+def test_other_thresholds_after_a_run_that_was_killed_among_its_shards(s3, remote_stills, monkeypatch, capsys):
+    """No kept clip is lost, though all sources are gone."""
+    pipeline.run([remote_stills], ROOT, RECIPE)
+    for number in range(5):
+        s3.delete_object(Bucket="data", Key=f"{remote_stills.removeprefix('s3://data/')}/{number}.png")
+
+    def kill(moves: list) -> None:
+        storage.move_all(moves[:1])
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "move_all", kill)
+        with pytest.raises(Killed):
+            pipeline.run([remote_stills], ROOT, replace(RECIPE, seed=3))
+    pipeline.run([remote_stills], ROOT, replace(RECIPE, select=replace(RECIPE.select, max_exposure=0.5)))
+    assert "putting the shards in place that an interrupted run has left in s3://data/sets" in capsys.readouterr().err
+    assert len(read_table(Dataset(ROOT), "clips")["shard"].drop_null()) == 3
+    assert differences_of(ROOT) == []
+    assert not [key for key in keys(s3) if "/staging/" in key]
 
 
 def test_a_lock_that_another_run_holds(s3, sources, remote_stills, monkeypatch):

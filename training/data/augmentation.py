@@ -38,7 +38,7 @@ class AugmentationConfig:
     flip: float = 0.5
     """Probability to mirror a pair, with its labels."""
     brightness: float = 0.1
-    """Factor 1 ± this; colours change alike in both pictures of a pair: no network can tell a source what it changes to."""
+    """Factor 1 ± this; colours change alike in both pictures of a pair, or one could not be told from the other."""
     contrast: float = 0.1
     """Factor 1 ± this about mid-grey."""
     saturation: float = 0.1

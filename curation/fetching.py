@@ -12,14 +12,13 @@ import errno
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from curation.units import UnitResult
-from manifests.scratch import scratch_folder
+from manifests.scratch import scratch_folder, temporary_folder
 from manifests.storage import filesystem_of
 
 _MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
@@ -77,7 +76,7 @@ def _ending_of(uri: str) -> str:
 
 def kept_folder() -> Path:
     """Where the copies of this user's runs are."""
-    return Path(tempfile.gettempdir()) / f"portrait-sources-{os.getuid()}"
+    return temporary_folder() / f"portrait-sources-{os.getuid()}"
 
 
 def remove_kept() -> None:
@@ -168,10 +167,10 @@ def _make_room(most_bytes: int) -> None:
 
 
 def _locks() -> list[Path]:
-    """One for each copy; none where another process has just removed the folder."""
+    """One for each copy; none where another process has just removed the folder, or there is no temporary one."""
     try:
         return sorted(kept_folder().glob("*.lock"))
-    except FileNotFoundError:
+    except OSError:
         return []
 
 

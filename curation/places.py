@@ -15,6 +15,7 @@ from typing import Any
 from curation.fetching import local_copy
 from curation.units import UnitResult
 from manifests.errors import NoBucket, StoreUnreachable
+from manifests.scratch import tells_of_no_room
 from manifests.storage import filesystem_of, map_places
 
 STATED = ("licence", "attribution", "consent")
@@ -61,8 +62,10 @@ def find_source(source: dict[str, Any]) -> str:
     Raises:
         SourceGone: there is none; the message says what is in each.
         StoreUnreachable: an object store that may hold it answers nothing.
+        OSError: this machine has no room for a copy of one that may hold it.
     """
     problems = []
+    no_room: OSError | None = None
     for place in source["places"]:
         try:
             problem = _problem_of(place, source["content_sha256"])
@@ -71,10 +74,13 @@ def find_source(source: dict[str, Any]) -> str:
         except (FileNotFoundError, NoBucket):
             problem = "is not there any more"
         except OSError as error:
+            no_room = error if tells_of_no_room(error) else no_room
             problem = f"cannot be read ({error})"
         if problem is None:
             return place["uri"]
         problems.append(f"{place['uri']} {problem}")
+    if no_room is not None:
+        raise no_room
     raise SourceGone("; ".join(problems) or "it has no place any more")
 
 

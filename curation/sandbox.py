@@ -6,7 +6,6 @@ gets a `SandboxError` instead of a result. The child ends itself when its parent
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -18,8 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from manifests.errors import ObjectUnreachable, StoreUnreachable
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+from manifests.scratch import tells_of_no_room
 
 
 class SandboxError(Exception):
@@ -144,7 +142,7 @@ def serve(pipe_end: int, life_end: int) -> None:
 
 
 def _weigh(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+    if tells_of_no_room(error):
         return "no_space"
     # A foreign web server that breaks off costs the file that it serves.
     if isinstance(error, StoreUnreachable):

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from curation.recipe import Recipe
 from curation.sandbox import FatalError, NoSpaceError, Sandbox, SandboxError
 from curation.units import UnitResult, commit_unit
 from manifests.errors import NoBucket, StoreUnreachable
+from manifests.scratch import temporary_folder
 from manifests.storage import Place, is_local, place, read_bytes
 
 ATTEMPTS = 2
@@ -103,6 +103,13 @@ def _read_shared(bundle: str) -> list[dict[str, Any]]:
         raise
 
 
+def _scratch_name() -> str:
+    try:
+        return f" {temporary_folder()}"
+    except OSError:
+        return ""  # the error that is told names what was tried
+
+
 class NoScratchError(OSError):
     """The disk of this node is full or read-only, and the results go elsewhere: another node may do the unit."""
 
@@ -144,8 +151,9 @@ class UnitWorker:
             except NoSpaceError as error:
                 if is_local(self._folder):
                     raise
-                where = f"node {socket.gethostname()} cannot write to its scratch {tempfile.gettempdir()}"
-                raise NoScratchError(f"{where}: {error}") from error
+                raise NoScratchError(
+                    f"node {socket.gethostname()} cannot write to its scratch{_scratch_name()}: {error}"
+                ) from error
             except SandboxError as error:
                 reason, message = error.reason, str(error)
             except RuntimeError as error:

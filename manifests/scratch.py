@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import tempfile
@@ -11,16 +12,34 @@ from functools import cache
 from pathlib import Path
 
 _SCRATCH, _OWNER = "portrait-scratch-", ".owner"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def tells_of_no_room(error: Exception) -> bool:
+    """Whether a disk is full or read-only."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def temporary_folder() -> Path:
+    """This machine's folder of temporary files.
+
+    Raises:
+        OSError: ENOSPC: none can be written to. Python says the same with FileNotFoundError, as of any missing file.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOSPC, error.strerror) from error
 
 
 class Scratch:
     """A folder on this machine for one piece of work. What killed processes left is removed by the next ones.
 
-    Folders of one kind share a prefix, in the temporary folder or in `parent`.
+    Folders of one kind share a prefix, in the temporary folder (see `temporary_folder`) or in `parent`.
     """
 
     def __init__(self, prefix: str = _SCRATCH, parent: Path | None = None) -> None:
-        parent = parent or Path(tempfile.gettempdir())
+        parent = parent or temporary_folder()
         _remove_dead(parent, prefix)
         while True:
             self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

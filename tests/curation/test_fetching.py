@@ -191,3 +191,20 @@ def test_full_disk_gives_up_what_is_kept(store, put, tmp_path: Path, monkeypatch
         assert copies() == []
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("num_bytes", [1000, SIZE])
+def test_without_a_temporary_folder_a_source_is_not_missing_but_has_no_room(store, put, monkeypatch, num_bytes):
+    """All of them are full or read-only: Python says so with the error of a missing file."""
+    (unit,) = list_inputs([put("a.mp4", num_bytes)], IndexOptions())
+    (row,) = IndexStage(Recipe(), Path()).process(unit).rows["sources"]
+    remove_kept()
+    touched = {"places": [of_unit(row)[0] | {"changed": "earlier"}], "content_sha256": row["content_sha256"]}
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nowhere"])
+    said = r"\[Errno 28\] No usable temporary directory found in \['/nowhere'\]"
+    with pytest.raises(OSError, match=said):
+        IndexStage(Recipe(), Path()).process(unit)
+    with pytest.raises(OSError, match=said), opened_source(touched):
+        pass
+    remove_kept()

@@ -18,6 +18,7 @@ from typing import Any
 
 from curation import leftovers
 from curation.fetching import remove_kept
+from curation.metrics import count_unit
 from curation.plans import Plan
 from curation.ray_start import (
     import_ray,
@@ -282,11 +283,10 @@ class Cluster:
             for unit, answer in leftovers.do_again(units, lambda: actor.remote(**options), max(1, self.workers)):
                 answer_came()
                 if isinstance(answer, leftovers.Loss):
-                    yield _give_up_lost(options["folder"], options["stage"], unit, answer)
-                elif "fatal" in answer:
+                    answer = _give_up_lost(options["folder"], options["stage"], unit, answer)
+                if "fatal" in answer:
                     raise FatalError(answer["fatal"])
-                else:
-                    yield answer
+                yield answer if "was_committed" in answer else count_unit(options["stage"], unit, answer)
 
 
 def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftovers.Loss) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _FAILURES = "curation_failures_total"
 
 
 def count_unit(stage: str, unit: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """Count a finished unit of an actor; returns its summary as it is."""
+    """Count a finished unit, in its actor or in the driver; returns its summary as it is."""
     for name, value in _amounts(stage, unit, summary).items():
         if value > 0:
             _counter(name).inc(value, {"stage": stage})

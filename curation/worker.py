@@ -128,16 +128,19 @@ class UnitWorker:
             summaries = []
             for unit in _read_shared(row["bundle"]):
                 with suppress(NoScratchError):  # what has no summary is done again: see `leftovers`
-                    summaries.append(self._do(unit))
+                    summaries.append(count_unit(self._stage, unit, self._do(unit)))
         except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]
 
     def finish(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """The summary of a unit that another actor may have committed before it died."""
+        """The summary of a unit that another actor may have committed, and counted, before it died: `was_committed`.
+        Others are not counted yet: this actor may die before it has exported its counters."""
         try:
             _require_folder(self._folder)
-            return committed_summary(self._folder, unit) or self._do(unit)
+            if summary := committed_summary(self._folder, unit):
+                return summary | {"was_committed": True}
+            return self._do(unit)
         except (FatalError, StoreUnreachable) as error:
             return {"fatal": str(error)}
 
@@ -147,7 +150,7 @@ class UnitWorker:
         while attempts < ATTEMPTS:
             attempts += 1
             try:
-                return count_unit(self._stage, unit, self._sandbox(unit, deadline_s))
+                return self._sandbox(unit, deadline_s)
             except NoSpaceError as error:
                 if is_local(self._folder):
                     raise
@@ -159,7 +162,7 @@ class UnitWorker:
             except RuntimeError as error:
                 reason, message = "error", str(error)
                 break  # an exception is no accident: the same again would give the same
-        return count_unit(self._stage, unit, give_up(self._folder, self._stage, unit, reason, message, attempts))
+        return give_up(self._folder, self._stage, unit, reason, message, attempts)
 
 
 def give_up(

@@ -19,6 +19,7 @@ import pytest
 from curation import metrics
 from curation.demo import make_videos
 from curation.metrics import count_unit
+from tests.curation.poison import DETECTOR, write_poison
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,3 +151,24 @@ def test_a_cluster_exposes_what_the_tables_say(head, curate, tmp_path, rows_of):
             break
         time.sleep(1)
     assert {key: found.get(key) for key in wanted} == wanted
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_its_workers_down_is_counted_once(head, curate, tmp_path, rows_of):
+    """By the driver, and what shared a worker with it, too: no worker is left that could."""
+    sources, dataset = tmp_path / "sources", tmp_path / "dataset"
+    sources.mkdir()
+    write_poison(sources)
+    command = ("run", sources, "--output", dataset, "--workers", 1, "--faces.detector", DETECTOR)
+    curate(*command, "--address", head[0], status=1)  # of two bad files there is no clip
+    reasons = Counter(row["reason"] for row in rows_of(dataset, "failures"))
+    assert reasons == {"crashed": 1, "worker_died": 1}
+    wanted = {("failures_total", "scan", reason): 1.0 for reason in reasons}
+    deadline = time.monotonic() + 60
+    while (found := _failures(head[1])) != wanted and time.monotonic() < deadline:
+        time.sleep(1)
+    assert found == wanted
+
+
+def _failures(address: str) -> dict[tuple[str, str, str], float]:
+    return {key: value for key, value in _read_counters(address).items() if key[0] == "failures_total"}

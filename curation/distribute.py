@@ -274,13 +274,11 @@ class Cluster:
     def _run_leftovers(
         self, units: list[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
     ) -> Iterator[dict[str, Any]]:
-        import ray
-
         why = "their worker died or had no room"
         print(f"{options['stage']}: {len(units)} units came back undone ({why}): doing them again", file=sys.stderr)
-        actor = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(worker)
+        actors = leftovers.Actors(worker, options, num_gpus)
         with telling_of_the_wait(options["stage"]) as answer_came:
-            for unit, answer in leftovers.do_again(units, lambda: actor.remote(**options), max(1, self.workers)):
+            for unit, answer in leftovers.do_again(units, actors, max(1, self.workers)):
                 answer_came()
                 if isinstance(answer, leftovers.Loss):
                     answer = _give_up_lost(options["folder"], options["stage"], unit, answer)
@@ -292,7 +290,8 @@ class Cluster:
 def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftovers.Loss) -> dict[str, Any]:
     reason, message = "worker_died", f"every worker that it was given to died, the last one: {loss.message}"
     if isinstance(loss.error, NoScratchError):
-        reason, message = "unreadable", f"{loss.message}; the next run tries again"
+        reason = "unreadable"
+        message = f"no node has room for it, the last one that was asked: {loss.message}; the next run tries again"
     return give_up(folder, stage, unit, reason, message, loss.attempts)
 
 

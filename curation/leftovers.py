@@ -1,21 +1,24 @@
 """Units that were lost with their worker or its node: done again until they are done or are themselves to blame.
 
 Ray Data starts an actor that died anew and gives it the same task again, for ever. Here that is off: what a dead actor
-had in hand is missing at the end of a stage, and comes here. First the units run side by side, each alone in its actor;
-one that takes two actors down runs once more with nothing beside it (the machine may have been short of memory).
+had in hand is missing at the end of a stage, and comes here; so does what a node had no room for. First the units run
+side by side, each alone in its actor; one that takes two actors down, or that no node has room for, runs once more with
+nothing beside it (the machine may have been short of memory, or the disk full of what others were reading).
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from curation.sandbox import FatalError
+from curation.worker import NoScratchError
 
-ATTEMPTS = 3  # at a unit that comes here
+ATTEMPTS = 3  # at a unit that comes here and takes its actors down
+_LOOK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,68 +35,138 @@ class Loss:
         return describe_loss(self.error)
 
 
+class Actors:
+    """Starts actors that do units, each in one CPU."""
+
+    def __init__(self, kind: Any, arguments: dict[str, Any], num_gpus: float = 0.0) -> None:
+        """kind: a class with a method `finish(unit)`, made of `arguments`. num_gpus: what each takes of a GPU."""
+        import ray
+
+        self._class = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(kind)
+        self._arguments, self._num_gpus = arguments, num_gpus
+
+    def nodes(self) -> set[str]:
+        """The nodes on which one may be: alive and large enough."""
+        import ray
+
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        return {
+            name for name, there in alive.items() if there.get("CPU", 0) >= 1 and there.get("GPU", 0) >= self._num_gpus
+        }
+
+    def start(self, avoid: frozenset[str]) -> Any:
+        """One on none of these nodes; it waits for a CPU on another."""
+        from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
+
+        elsewhere = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*avoid)}) if avoid else "DEFAULT"
+        return self._class.options(scheduling_strategy=elsewhere).remote(**self._arguments)
+
+
 @dataclass(slots=True)
 class _Case:
     unit: dict[str, Any]
-    attempts: int = 0
+    deaths: int = 0
+    refused_on: set[str] = field(default_factory=set)
+    """Nodes that had no room for it."""
     error: BaseException = field(default_factory=BaseException)
 
 
-def do_again(
-    units: list[dict[str, Any]], start: Callable[[], Any], workers: int
-) -> Iterator[tuple[dict[str, Any], Any | Loss]]:
-    """Each unit once, with the answer of an actor or with its `Loss`, in any order.
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    actor: Any
+    avoid: frozenset[str]
+    node: Any
+    """The answer of `_node_id`, once the actor has started."""
 
-    `start` makes an actor with a method `finish(unit)`; up to `workers` of them work side by side. What was lost with
-    the node of its actor counts against no unit.
+    @property
+    def node_id(self) -> str:
+        import ray
+
+        return ray.get(self.node)
+
+
+def do_again(units: list[dict[str, Any]], actors: Actors, workers: int) -> Iterator[tuple[dict[str, Any], Any | Loss]]:
+    """Each unit once, with the answer of an actor or with its `Loss`, in any order; up to `workers` side by side.
+
+    What was lost with the node of its actor counts against no unit. One for which a node has no room goes to the other
+    nodes; where all have refused it, it is tried once more on each with nothing beside it.
 
     Raises:
         FatalError: a node lacks a Python package.
     """
-    suspects = yield from _do([_Case(unit) for unit in units], start, workers, ATTEMPTS - 1)
+    suspects = yield from _do([_Case(unit) for unit in units], actors, workers, ATTEMPTS - 1)
     for suspect in suspects:
-        for case in (yield from _do([suspect], start, 1, ATTEMPTS)):
-            yield case.unit, Loss(case.attempts, case.error)
+        suspect.refused_on.clear()
+        for case in (yield from _do([suspect], actors, 1, ATTEMPTS)):
+            yield case.unit, Loss(case.deaths + len(case.refused_on), case.error)
 
 
 def _do(
-    cases: list[_Case], start: Callable[[], Any], workers: int, attempts: int
+    cases: list[_Case], actors: Actors, workers: int, deaths: int
 ) -> Generator[tuple[dict[str, Any], Any], None, list[_Case]]:
-    """Yields units with their answers; returns those that have been tried `attempts` times."""
+    """Yields units with their answers; returns those that took so many actors down or that all nodes refused."""
     import ray
 
     waiting, given_up = deque(cases), []
-    busy: dict[Any, tuple[Any, _Case]] = {}
-    idle: list[Any] = []
-    nodes: dict[Any, Any] = {}
+    busy: dict[Any, tuple[_Worker, _Case]] = {}
+    idle: _Worker | None = None
+    full: set[str] = set()
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                actor, case = idle.pop() if idle else start(), waiting.popleft()
-                if actor not in nodes:
-                    nodes[actor] = actor.__ray_call__.remote(_node_id)
-                busy[actor.finish.remote(case.unit)] = actor, case
-            answer = ray.wait(list(busy), num_returns=1)[0][0]
-            actor, case = busy.pop(answer)
+                case = waiting.popleft()
+                left = actors.nodes() - case.refused_on
+                if case.refused_on and not left:
+                    given_up.append(case)
+                    continue
+                if idle is not None and idle.node_id not in case.refused_on:
+                    worker, idle = idle, None
+                else:
+                    worker = _start(actors, case.refused_on | (full if left - full else set()))
+                busy[worker.actor.finish.remote(case.unit)] = worker, case
+            if idle is not None:  # after the loss of a node there may be no room for the others until it is gone
+                ray.kill(idle.actor)
+                idle = None
+            answer = next(iter(ray.wait(list(busy), num_returns=1, timeout=_LOOK_S)[0]), None) if busy else None
+            if answer is None:
+                waiting += _recall(busy, actors.nodes())
+                continue
+            worker, case = busy.pop(answer)
             try:
                 summary = ray.get(answer)
             except ray.exceptions.RayError as error:
-                ray.kill(actor)
+                ray.kill(worker.actor)
                 if missing := missing_package(error):  # no unit is to blame, and the next one may meet it, too
                     raise FatalError(missing) from error
-                case.attempts += not _is_lost(nodes.pop(actor))
                 case.error = _cause_of(error)
-                (waiting if case.attempts < attempts else given_up).append(case)
-            else:
-                if waiting:
-                    idle.append(actor)
+                if isinstance(case.error, NoScratchError):
+                    full.add(worker.node_id)
+                    case.refused_on.add(worker.node_id)
                 else:
-                    ray.kill(actor)  # after the loss of a node there may be no room for the others until it is gone
+                    case.deaths += not _is_lost(worker.node)
+                (waiting if case.deaths < deaths else given_up).append(case)
+            else:
+                idle = worker
                 yield case.unit, summary
     finally:
-        for actor in [*idle, *(actor for actor, _ in busy.values())]:
-            ray.kill(actor)
+        for worker in [*([idle] if idle else []), *(worker for worker, _ in busy.values())]:
+            ray.kill(worker.actor)
     return given_up
+
+
+def _start(actors: Actors, avoid: set[str]) -> _Worker:
+    actor = actors.start(frozenset(avoid))
+    return _Worker(actor, frozenset(avoid), actor.__ray_call__.remote(_node_id))
+
+
+def _recall(busy: dict[Any, tuple[_Worker, _Case]], nodes: set[str]) -> list[_Case]:
+    """Take back what waits for a worker that cannot start any more: the nodes where it might have are gone."""
+    import ray
+
+    stuck = [answer for answer, (worker, _) in busy.items() if nodes <= worker.avoid]
+    for answer in stuck:
+        ray.kill(busy[answer][0].actor)
+    return [busy.pop(answer)[1] for answer in stuck]
 
 
 def _node_id(actor: Any) -> str:
@@ -104,13 +177,14 @@ def _node_id(actor: Any) -> str:
 
 
 def _is_lost(node: Any) -> bool:
-    """Whether the node that an actor has told with `_node_id` is gone; False where it had died before it could."""
+    """Whether the node that an actor has told with `_node_id` is gone, or the one on which it waited for its start;
+    False where it had died before it could tell."""
     import ray
 
     try:
         node_id = ray.get(node, timeout=0)
-    except ray.exceptions.RayError:
-        return False
+    except ray.exceptions.RayError as error:
+        return "its node has died" in str(error)
     return not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node_id)
 
 

@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from curation.fetching import keep_up_to
@@ -117,21 +116,38 @@ class NoScratchError(OSError):
 class UnitWorker:
     """The actor: does bundles of units in its sandbox and accounts for those that fail."""
 
+    room_pauses_s = (10.0, 50.0)
+    """Before it looks again whether there is room for what is left of a bundle. A node that refused at once would be
+    given all bundles while the others work."""
+
     def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float, kept_bytes: int) -> None:
         self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
         self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder, kept_bytes), deadline_s=3600)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """`row["bundle"]`: where a bundle of units lies; returns one row with a summary, as JSON, for each unit."""
+        """`row["bundle"]`: where a bundle of units lies; returns one row with a summary, as JSON, for each unit for
+        which there is room: the others are left to `leftovers`."""
+        summaries: list[dict[str, Any]] = []
         try:
             _require_folder(self._folder)
-            summaries = []
-            for unit in _read_shared(row["bundle"]):
-                with suppress(NoScratchError):  # what has no summary is done again: see `leftovers`
-                    summaries.append(count_unit(self._stage, unit, self._do(unit)))
+            left = self._do_what_has_room(_read_shared(row["bundle"]), summaries)
+            for pause_s in self.room_pauses_s:
+                if left:
+                    time.sleep(pause_s)
+                    left = self._do_what_has_room(left, summaries)
         except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]
+
+    def _do_what_has_room(self, units: list[dict[str, Any]], summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the summaries of those for which there is room; returns the others."""
+        left = []
+        for unit in units:
+            try:
+                summaries.append(count_unit(self._stage, unit, self._do(unit)))
+            except NoScratchError:
+                left.append(unit)
+        return left
 
     def finish(self, unit: dict[str, Any]) -> dict[str, Any]:
         """The summary of a unit that another actor may have committed, and counted, before it died: `was_committed`.

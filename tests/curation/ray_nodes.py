@@ -31,6 +31,7 @@ class RayNodes:
         self.folder = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp"))  # short: sockets have long names below it
         self._nodes: dict[str, subprocess.Popen] = {}
         self._started: dict[str, tuple[Any, ...]] = {}
+        self._scratch: dict[str, Path] = {}
         self._env = dict(env or os.environ) | {
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -59,9 +60,11 @@ class RayNodes:
         """What a client of this cluster needs in its environment."""
         return self._env
 
-    def add(self, name: str, cpus: int) -> None:
-        """Start a worker node; returns when the cluster knows it."""
+    def add(self, name: str, cpus: int, *, scratch: Path | None = None) -> None:
+        """Start a worker node; returns when the cluster knows it. scratch: its temporary folder, if not one of ours."""
         known = self.count()
+        if scratch is not None:
+            self._scratch[name] = scratch
         self._start(name, cpus, "--address", self.address)
         self.wait_for(known + 1)
 
@@ -164,7 +167,7 @@ class RayNodes:
         log = open(self.folder / f"{name}.log", "w")  # noqa: SIM115  (the node's for all its life)
         self._nodes[name] = subprocess.Popen(
             [str(word) for word in command],
-            env=self._env | {"TMPDIR": str(temporary)},
+            env=self._env | {"TMPDIR": str(self._scratch.get(name, temporary))},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from curation.leftovers import ATTEMPTS, Loss, describe_loss, do_again, missing_package
+from curation.leftovers import ATTEMPTS, Actors, Loss, describe_loss, do_again, missing_package
 from curation.sandbox import FatalError
 from curation.waiting import _has_workers
+from curation.worker import NoScratchError
 
 
 class _Worker:
@@ -33,6 +34,8 @@ class _Worker:
         (self._marks / f"{name}.try{tries}").write_text(" ".join(others))
         if tries <= unit.get("deaths", 0):
             os.kill(os.getpid(), signal.SIGKILL)
+        if unit.get("has_no_room"):
+            raise NoScratchError(f"no scratch for {name}")
         if unit.get("raises"):
             raise OSError(f"no room for {name}")
         busy = self._marks / f"{name}.busy"
@@ -62,8 +65,7 @@ def test_each_unit_ends_once_and_only_the_culprit_is_lost(ray, tmp_path: Path):
         {"name": "raises", "raises": True},
         {"name": "hungry", "deaths": ATTEMPTS - 1},
     ]
-    actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
-    results = list(do_again(units, lambda: actor.remote(tmp_path), 2))
+    results = list(do_again(units, Actors(_Worker, {"marks": tmp_path}), 2))
     assert sorted(unit["name"] for unit, _ in results) == sorted(unit["name"] for unit in units), "each exactly once"
     answers = {unit["name"]: answer for unit, answer in results}
     assert {name for name, answer in answers.items() if isinstance(answer, Loss)} == {"poison", "raises"}
@@ -84,9 +86,31 @@ def test_each_unit_ends_once_and_only_the_culprit_is_lost(ray, tmp_path: Path):
 
 def test_actors_that_find_no_room_wait_for_those_that_are_done(ray, tmp_path: Path):
     units = [{"name": f"u{k}"} for k in range(6)]
-    actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
-    results = list(do_again(units, lambda: actor.remote(tmp_path), 5))  # of which three have a CPU
+    results = list(do_again(units, Actors(_Worker, {"marks": tmp_path}), 5))  # of which three have a CPU
     assert sorted(answer for _, answer in results) == [f"u{k} done" for k in range(6)]
+
+
+class _ShrinkingCluster(Actors):
+    """Has another node, until an actor waits for it."""
+
+    is_lost = False
+
+    def nodes(self) -> set[str]:
+        return super().nodes() | (set() if self.is_lost else {"f" * 56})
+
+    def start(self, avoid: frozenset[str]) -> Any:
+        self.is_lost = self.is_lost or bool(avoid)
+        return super().start(avoid)
+
+
+def test_a_unit_without_room_waits_for_no_node_that_is_lost(ray, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("curation.leftovers._LOOK_S", 2.0)
+    actors = _ShrinkingCluster(_Worker, {"marks": tmp_path})
+    units = [{"name": "large", "has_no_room": True}, {"name": "small"}]
+    answers = {unit["name"]: answer for unit, answer in do_again(units, actors, 2)}
+    assert answers["small"] == "small done"
+    assert isinstance(answers["large"].error, NoScratchError)
+    assert len(list(tmp_path.glob("large.try*"))) == 2, "once beside others, once alone"
 
 
 class _ActorOf:
@@ -114,7 +138,8 @@ def test_a_lost_node_counts_against_none_of_the_units_that_it_had(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": k, "Alive": k != "a"} for k in "ab"])
     nodes = iter(9 * "a" + 20 * "b")
     units = [{"name": "u1"}, {"name": "u2"}, {"name": "poison", "kills": True}]
-    answers = {unit["name"]: answer for unit, answer in do_again(units, lambda: _ActorOf(next(nodes), {"a"}), 3)}
+    actors = SimpleNamespace(start=lambda avoid: _ActorOf(next(nodes), {"a"}), nodes=lambda: {"a", "b"})
+    answers = {unit["name"]: answer for unit, answer in do_again(units, actors, 3)}
     assert answers["u1"] == "u1 done", "it was lost three times with its node"
     assert answers["u2"] == "u2 done"
     assert answers["poison"].attempts == ATTEMPTS, "on the node that is there"
@@ -126,9 +151,9 @@ def test_a_node_without_a_package_is_told_and_no_unit_is_blamed(ray, monkeypatch
     monkeypatch.setitem(sys.modules, package.__name__, package)
     base = type("Base", (), {"__module__": package.__name__, "finish": lambda self, unit: unit})
     package.Base = base
-    actor = ray.remote(num_cpus=1)(type("Scan", (base,), {}))
+    actors = Actors(type("Scan", (base,), {}), {})
     with pytest.raises(FatalError, match=r"node [\d.]+ lacks the Python package only_here: install") as told:
-        list(do_again([{"name": "u1"}], actor.remote, 1))
+        list(do_again([{"name": "u1"}], actors, 1))
     assert missing_package(told.value.__cause__) == str(told.value)
     assert missing_package(Exception("The actor is dead because its node has died.")) == ""
 

@@ -1,0 +1,39 @@
+"""A worker where it cannot write."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_a_node_without_a_temporary_folder_blames_no_source(s3, tmp_path: Path):
+    """All of them are read-only there; the worker and its child are real."""
+    s3.put_object(Bucket="data", Key="raw/a.mp4", Body=b"a")
+    script = """
+from curation.recipe import Recipe
+from curation.worker import NoScratchError, UnitWorker
+from manifests.storage import place
+
+options = {"stage": "index", "recipe": Recipe(), "deadline_s": 0.0, "kept_bytes": 0}
+unit = {"name": "u", "uri": "s3://data/raw/a.mp4", "size_bytes": 1, "changed": "", "columns": {}}
+try:
+    UnitWorker(folder=place("s3://data/out/staging/index-1"), **options).finish(unit)
+except NoScratchError as error:
+    print(error)
+"""
+    read_only = (
+        "for d in /tmp /var/tmp; do mount --bind $d $d && mount -o remount,bind,ro $d || exit 77; done; cd /proc"
+    )
+    command = ["unshare", "--mount", "sh", "-c", f'{read_only}; exec "$@"', "sh", sys.executable, "-c", script]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "TMPDIR": "/proc"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    if os.geteuid() != 0 or done.returncode == 77:
+        pytest.skip("needs the right to mount")
+    said = f"node {socket.gethostname()} cannot write to its scratch: OSError: [Errno 28] No usable temporary directory"
+    assert done.stdout.startswith(said), done.stderr
+    assert "Contents" not in s3.list_objects_v2(Bucket="data", Prefix="out/"), "nothing was committed"

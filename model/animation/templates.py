@@ -90,7 +90,9 @@ def _from_released(content: Any, path: Path) -> MotionTemplate:
     try:
         frames = content["motion"]
         rotation = np.stack([_matrix(frame.get("R", frame.get("R_d"))) for frame in frames])
-        fields = {name: np.concatenate([frame[name] for frame in frames]) for name in ("scale", "t", "exp", "kp")}
+        fields = {name: np.concatenate([frame[name] for frame in frames]) for name in ("scale", "t", "exp")}
+        # Earlier templates hold no canonical key points; animation takes those of the source.
+        fields["kp"] = np.concatenate([frame.get("kp", np.zeros_like(frame["exp"])) for frame in frames])
         pitch, yaw, roll = euler_angles_deg(rotation)
         eyes = content.get("c_eyes_lst") or content.get("c_d_eyes_lst")
         lips = content.get("c_lip_lst") or content.get("c_d_lip_lst")

@@ -87,12 +87,15 @@ def test_released_template_is_read(tmp_path: Path, protocol: int) -> None:
 def test_older_released_keys_and_old_numpy_names(tmp_path: Path) -> None:
     motion = _motion(2)
     content = _released(motion)
-    content["motion"] = [{("R_d" if key == "R" else key): value for key, value in f.items()} for f in content["motion"]]
+    names = {"scale": "scale", "R": "R_d", "exp": "exp", "t": "t"}  # all that the first templates hold of a frame
+    content["motion"] = [{name: frame[key] for key, name in names.items()} for frame in content["motion"]]
     content["c_d_eyes_lst"], content["c_d_lip_lst"] = content.pop("c_eyes_lst"), content.pop("c_lip_lst")
     path = tmp_path / "motion.pkl"
     path.write_bytes(pickle.dumps(content, 3).replace(b"numpy._core.", b"numpy.core."))
     loaded = load_template(path)
     assert torch.allclose(loaded.motion.rotation, motion.rotation, atol=1e-5)
+    assert torch.equal(loaded.motion.exp, motion.exp)
+    assert torch.equal(loaded.motion.kp, torch.zeros(2, 21, 3))
     assert torch.equal(loaded.motion.lip_open, motion.lip_open)
 
 

@@ -142,13 +142,14 @@ def animate(
         for frame in counted(frames, "rendering", num_frames, report):
             writer.write(frame)
     width, height = writer.size_px
+    sound_notes = (f"sound: {stop}; the rest is silent" for stop in [writer.sound_stopped_early] if stop)
     return AnimateResult(
         num_frames=writer.num_frames,
         num_faces=sum(face.start < num_frames for face in origin.faces),
         fps=fps,
         width=width,
         height=height,
-        notes=(*rate_notes, *_notes(origin, driven, num_frames), *_size_notes(origin, options)),
+        notes=(*rate_notes, *_notes(origin, driven, num_frames), *_size_notes(origin, options), *sound_notes),
     )
 
 

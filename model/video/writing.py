@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -72,6 +73,9 @@ class VideoWriter:
         self.num_frames = 0
         self.size_px: tuple[int, int] | None = None
         """Width and height of what is written, once there is a frame."""
+        self.sound_stopped_early: str | None = None
+        """When and why the sound ended before the pictures did, known once the file is closed; None where it did not
+        break off."""
         self._fps = Fraction(fps).limit_denominator(1_000_000)
         if self._fps <= 0:
             raise ValueError(f"frame rate must be positive, got {fps}")
@@ -108,6 +112,7 @@ class VideoWriter:
         try:
             if self._encoder is not None:
                 self._encoder.close(self.num_frames)
+                self.sound_stopped_early = self._encoder.sound_stopped_early
             os.replace(self._partial, self.path)
         except BaseException:
             self.abort()
@@ -152,6 +157,10 @@ class _Encoder:
         self._audio = audio
         self._sound: _Sound | None = None
         self._size: tuple[int, ...] = ()
+
+    @property
+    def sound_stopped_early(self) -> str | None:
+        return self._sound.stopped_early if self._sound is not None else None
 
     def _start(self, height: int, width: int) -> None:
         self._size = (height, width)
@@ -223,11 +232,13 @@ class _Sound:
         self._input = open_container(source)
         self._stream = None
         self._packets: Iterator[av.Packet] = iter(())
-        self._waiting: av.Packet | None = None
+        self._waiting: tuple[float, av.Packet] | None = None
+        self._latest_s = 0.0
+        self.stopped_early: str | None = None
         streams = [s for s in self._input.streams.audio if s.codec_context is not None]
         if not streams:
             return
-        if streams[0].codec_context.codec.canonical_name in _COPYABLE_AUDIO[container]:
+        if _can_copy(streams[0], container):
             self._stream = output.add_stream_from_template(streams[0])
             self._packets = self._copied(streams[0])
         else:
@@ -239,9 +250,13 @@ class _Sound:
 
     def _copied(self, stream: av.AudioStream) -> Iterator[tuple[float, av.Packet]]:
         offset = round(self._start_s / stream.time_base)
+        latest = None
         for packet in self._input.demux(stream):
-            if packet.size == 0 or packet.pts is None or packet.pts + (packet.duration or 0) <= offset:
+            if packet.size == 0 or packet.pts is None or packet.pts + (packet.duration or 1) <= offset:
                 continue
+            if latest is not None and packet.pts <= latest:  # of a joined file, say: there is sound for that time
+                continue
+            latest = packet.pts
             packet.pts -= offset
             packet.dts = packet.pts
             packet.stream = self._stream
@@ -287,18 +302,39 @@ class _Sound:
             if self._waiting is None:
                 try:
                     self._waiting = next(self._packets, None)
-                except av.FFmpegError:  # damaged sound ends early; the pictures go on
-                    self._packets, self._waiting = iter(()), None
+                except av.FFmpegError as error:
+                    self._stop(error)
                 if self._waiting is None:
                     return
             time_s, packet = self._waiting
             if time_s >= end_s:
                 return
-            self._output.mux(packet)
-            self._waiting = None
+            self._latest_s, self._waiting = time_s, None
+            try:
+                self._output.mux(packet)
+            except av.FFmpegError as error:
+                if isinstance(error, OSError):  # of the disk
+                    raise
+                self._stop(error)
+
+    def _stop(self, error: av.FFmpegError) -> None:
+        """Damaged sound ends early; the pictures go on."""
+        self._packets = iter(())
+        self.stopped_early = f"stopped at {self._latest_s:.1f} s ({error.strerror})"
 
     def close(self) -> None:
         self._input.close()
+
+
+def _can_copy(stream: av.AudioStream, container: str) -> bool:
+    """Whether a container takes a sound track as it is; of some codecs not every rate."""
+    if stream.codec_context.codec.canonical_name not in _COPYABLE_AUDIO[container]:
+        return False
+    with suppress(av.FFmpegError), av.open(io.BytesIO(), "w", format=container) as trial:
+        trial.add_stream_from_template(stream)
+        trial.start_encoding()
+        return True
+    return False
 
 
 def _encoder_rate(encoder: str, rate: int) -> int:

@@ -61,7 +61,9 @@ def _tone(
                 continue
             block = samples[None, start : start + size]
             kind = audio.codec_context.format.name
-            block = (block * 32767).astype(np.int16) if kind.startswith("s16") else block
+            if kind.startswith("s"):
+                kind_of_number = np.int16 if kind.startswith("s16") else np.int32
+                block = (block * np.iinfo(kind_of_number).max).astype(kind_of_number)
             frame = av.AudioFrame.from_ndarray(block, format=kind, layout="mono")
             frame.rate, frame.pts = rate, start
             output.mux(audio.encode(frame))
@@ -185,6 +187,62 @@ def test_sound_of_a_rate_that_the_encoder_does_not_take(tmp_path: Path, rate: in
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.audio[0].rate == expected
     assert _sound(tmp_path / "out.mp4")[1] == pytest.approx(0.4, abs=0.05)
+
+
+def _with_sound_of(source: Path, target: Path, num_frames: int) -> str | None:
+    """Writes pictures with the sound of another file; why that ended early."""
+    with VideoWriter(target, 25, audio_from=source) as writer:
+        for frame in _frames(num_frames):
+            writer.write(frame)
+    assert len(list(open_video(target))) == num_frames
+    return writer.sound_stopped_early
+
+
+@pytest.mark.parametrize("codec", ["aac", "ac3"])
+def test_sound_of_joined_files_is_that_of_the_first(tmp_path: Path, codec: str) -> None:
+    _tone(tmp_path / "tone.ts", 1.0, codec, rate=48000)
+    (tmp_path / "joined.ts").write_bytes((tmp_path / "tone.ts").read_bytes() * 2)
+    assert _with_sound_of(tmp_path / "joined.ts", tmp_path / "out.mp4", 50) is None
+    assert _sound(tmp_path / "out.mp4")[:2] == (codec, pytest.approx(1.0, abs=0.05))
+
+
+@pytest.mark.parametrize(
+    ("rate", "target", "expected"), [(8000, "mp4", "aac"), (8000, "mov", "mp3"), (16000, "mp4", "mp3")]
+)
+def test_sound_that_the_container_refuses_is_transcoded(tmp_path: Path, rate: int, target: str, expected: str) -> None:
+    _tone(tmp_path / "tone.mkv", 1.0, "libmp3lame", rate=rate)
+    _with_sound_of(tmp_path / "tone.mkv", tmp_path / f"out.{target}", 25)
+    assert _sound(tmp_path / f"out.{target}")[:2] == (expected, pytest.approx(1.0, abs=0.1))
+
+
+def test_damaged_sound_ends_and_the_pictures_go_on(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "tone.aac"), "w") as output:
+        stream = output.add_stream("aac", rate=48000, layout="mono")
+        for start in range(0, 96000, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.rate, frame.pts = 48000, start
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    content = bytearray((tmp_path / "tone.aac").read_bytes())
+    position = 0
+    for _ in range(50):  # 1.07 s: each header tells the length of its block
+        position += int.from_bytes(content[position + 3 : position + 6]) >> 5 & 0x1FFF
+    content[position + 1] &= 0xFE
+    content[position + 6] |= 1  # a kind of block that FFmpeg does not write
+    (tmp_path / "tone.aac").write_bytes(content)
+    said = _with_sound_of(tmp_path / "tone.aac", tmp_path / "out.mp4", 50)
+    assert said.startswith("stopped at 1.1 s (")
+    assert _sound(tmp_path / "out.mp4")[1] == pytest.approx(50 * 1024 / 48000, abs=0.03)
+
+
+def test_first_sound_is_kept_where_its_length_is_unknown(tmp_path: Path) -> None:
+    _tone(tmp_path / "tone.mkv", 1.0, "alac", rate=48000)
+    with av.open(str(tmp_path / "tone.mkv")) as container:
+        assert not next(container.demux(audio=0)).duration
+    _with_sound_of(tmp_path / "tone.mkv", tmp_path / "out.mp4", 25)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        first = next(container.decode(audio=0))
+    assert (first.time, first.to_ndarray()[0, 0]) == (0.0, 0)  # the next block would begin at 0.085 s, loud
 
 
 def test_source_without_sound_gives_a_silent_file(tmp_path: Path) -> None:

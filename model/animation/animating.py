@@ -286,8 +286,7 @@ def _own_rate(source: str | Path) -> Fraction:
 
 
 def _notes(source: Source, driving: Driving, num_frames: int) -> Iterator[str]:
-    if driving.note:
-        yield driving.note
+    yield from (*source.notes, *driving.notes)
     if source.is_video and not any(face.start == 0 and face.stop >= num_frames for face in source.faces):
         faces = [face for face in source.faces if face.start < num_frames]
         shown = ", ".join(f"{face.start} to {min(face.stop, num_frames)}" for face in faces)

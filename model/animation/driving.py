@@ -38,7 +38,7 @@ class Driving:
     pictures: Callable[[], Iterator[np.ndarray]] | None = None
     """Cropped driving frames, uint8 [S, S, 3], read again from the start; None for a template."""
 
-    note: str | None = None
+    notes: tuple[str, ...] = ()
     """What users should know, such as that only a part of the video shows the face."""
 
     def template(self) -> MotionTemplate:
@@ -129,7 +129,7 @@ def _video_driving(clip: Clip, engine: InferenceEngine, analyser: FaceAnalyser, 
         fps=clip.fps,
         sound=(clip.path, start_s) if clip.info.has_audio else None,
         pictures=pictures,
-        note=_coverage_note("driving", track, frames.num_frames),
+        notes=(*damage_notes(clip, "driving"), *_coverage_notes("driving", track, frames.num_frames)),
     )
 
 
@@ -158,13 +158,17 @@ class CountedFrames:
             yield frame
 
 
-def _coverage_note(side: str, track: FaceTrack, num_frames: int) -> str | None:
+def damage_notes(clip: Clip, side: str) -> Iterator[str]:
+    """A line for users where a clip that was read could not be read to its end."""
+    if clip.stopped_early:
+        yield f"{side} video: {clip.stopped_early}; the rest is not used"
+
+
+def _coverage_notes(side: str, track: FaceTrack, num_frames: int) -> Iterator[str]:
     """A line for users where a face was followed through a part of its video only."""
-    if (track.start, track.stop) == (0, num_frames):
-        return None
-    return (
-        f"the {side} face was followed from frame {track.start} to {track.stop} of {num_frames}; the rest is not used"
-    )
+    if (track.start, track.stop) != (0, num_frames):
+        frames = f"from frame {track.start} to {track.stop} of {num_frames}"
+        yield f"the {side} face was followed {frames}; the rest is not used"
 
 
 def expected_frames(clip: Clip) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ def load_still(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} is neither a picture nor a video that can be read ({error})") from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Clip:
     """A video read at a constant rate: output frame i shows what the video shows in the middle of [i, i + 1) / fps."""
 
@@ -38,6 +38,8 @@ class Clip:
     info: VideoInfo
     fps: Fraction
     max_frames: int | None = None
+    stopped_early: str | None = field(default=None, init=False)
+    """Why `frames()` ended before the file did, and when; None where it did not, or was not read to the end."""
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3], RGB, one after the other; the video is never held in memory."""
@@ -59,6 +61,8 @@ class Clip:
             if shown is None:
                 raise ValueError(f"{self.path}: no frame can be decoded")
             last_s = shown.pts_s + float(1 / (self.info.fps_fraction or self.fps))
+            if video.stopped_early:
+                self.stopped_early = f"{video.stopped_early}, after {last_s - start_s:.1f} s"
             while self._is_wanted(index) and (index == 0 or start_s + (index + 0.5) * period_s < last_s):
                 yield shown.rgb()
                 index += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.animation.driving import BATCH_SIZE, CountedFrames, with_openness
+from model.animation.driving import BATCH_SIZE, CountedFrames, damage_notes, with_openness
 from model.animation.pictures import in_batches, load_still, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.tracking import FaceTrack, find_faces, track_faces
@@ -61,6 +61,8 @@ class Source:
     frames: Callable[[], Iterator[np.ndarray]]
     """Whole pictures, uint8 [H, W, 3], read again from the start."""
     sound: tuple[Path, float] | None = None
+    notes: tuple[str, ...] = ()
+    """What users should know, such as that only a part of the video can be read."""
 
 
 def load_source(
@@ -92,7 +94,14 @@ def load_source(
         for track, of_face, motion, points in zip(chosen, matrices, motions, landmarks, strict=True)
     ]
     sound = (clip.path, clip.info.start_s) if clip.info.has_audio else None
-    return Source(faces=faces, is_video=True, num_frames=frames.num_frames, frames=clip.frames, sound=sound)
+    return Source(
+        faces=faces,
+        is_video=True,
+        num_frames=frames.num_frames,
+        frames=clip.frames,
+        sound=sound,
+        notes=tuple(damage_notes(clip, "source")),
+    )
 
 
 def still_source(

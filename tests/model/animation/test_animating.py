@@ -214,6 +214,26 @@ def test_face_that_is_not_always_there_is_noted(media: Path, tmp_path: Path, eng
     assert "the others are as they were" in result.notes[0]
 
 
+def test_a_video_that_cannot_be_read_to_its_end_is_noted(media: Path, tmp_path: Path, engine, analyser) -> None:
+    joined = tmp_path / "joined.ts"
+    with av.open(str(media / TALK)) as talk, av.open(str(joined), "w") as output:
+        stream = output.add_stream_from_template(talk.streams.video[0])
+        for packet in talk.demux(video=0):
+            if packet.dts is not None and packet.dts * packet.time_base < 1:
+                packet.stream = stream
+                output.mux(packet)
+    joined.write_bytes(2 * joined.read_bytes())
+    for source, side in ((media / STILL, "driving"), (joined, "source")):
+        result = animate(source, joined, tmp_path / side, engine=engine, analyser=analyser)
+        notes = [note for note in result.notes if note.startswith(f"{side} video: time stamps go back from")]
+        assert len(notes) == 1
+        assert notes[0].endswith(" s; the rest is not used")
+        assert result.num_frames == sum(1 for _ in open_clip(joined).frames()) < 40
+    options = AnimateOptions(max_s=0.2)
+    result = animate(media / STILL, joined, tmp_path / "start", engine=engine, analyser=analyser, options=options)
+    assert result.notes == ()
+
+
 def test_memory_does_not_grow_with_length(media: Path, engine, analyser) -> None:
     source = load_source(media / STILL, engine, analyser)
     peaks = []
@@ -301,7 +321,7 @@ def test_a_face_after_the_end_of_the_motion_is_told() -> None:
     source = Source(faces=[face], is_video=True, num_frames=50, frames=None)
     with pytest.raises(ValueError, match="face appears at frame 20, the driving motion ends at 10"):
         _num_frames(source, SimpleNamespace(is_video=True, motion=range(10)))
-    notes = list(_notes(source, SimpleNamespace(note=None), 30))
+    notes = list(_notes(source, SimpleNamespace(notes=()), 30))
     assert notes == ["source faces were followed over the frames 20 to 30 of 30; the others are as they were"]
 
 

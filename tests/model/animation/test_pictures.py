@@ -33,6 +33,15 @@ def test_constant_rate_shows_variable_rate_videos_at_the_right_times(media: Path
     assert sum(1 for _ in constant.frames()) == 354  # each frame once
 
 
+def test_damage_is_told_by_who_reads_on_to_it(media: Path) -> None:
+    clip = open_clip(media / "malformed/m06_damaged_28_of_50_frames.mp4")
+    assert sum(1 for _ in clip.frames()) == 28
+    assert clip.stopped_early == "decoding stopped: Invalid data found when processing input, after 2.8 s"
+    start = open_clip(media / "malformed/m06_damaged_28_of_50_frames.mp4", max_s=2.0)
+    assert sum(1 for _ in start.frames()) == 20
+    assert start.stopped_early is None
+
+
 def test_heic_of_a_telephone_in_tiles(media: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiles.HEIC"
     expected = np.asarray(Image.open(media / STILL).convert("RGB"))[:300, 50:250]

@@ -13,7 +13,7 @@ import numpy as np
 from model.animation.pictures import Clip, in_batches, load_still, open_clip
 from model.animation.progress import Report, counted, ignore
 from model.animation.templates import TEMPLATE_SUFFIXES, MotionTemplate, load_template
-from model.animation.tracking import FaceTrack, find_faces, track_faces
+from model.animation.tracking import FaceTrack, find_faces_in_still, track_faces
 from model.faces import FaceAnalyser
 from model.framing import box_transform, driving_box, driving_framing, mean_box, warp
 from model.keypoints import Motion, open_ratios_68
@@ -90,7 +90,7 @@ def driving_rate(path: str | Path) -> Fraction | None:
 
 def _still_driving(path: Path, engine: InferenceEngine, analyser: FaceAnalyser, crop: bool) -> Driving:
     picture = load_still(path)
-    points68 = find_faces(picture, analyser, min_face_px=MIN_FACE_PX)
+    points68 = find_faces_in_still(picture, analyser, min_face_px=MIN_FACE_PX)
     if len(points68) == 0:
         raise ValueError(f"{path}: no face found in the driving picture")
     cut = warp(picture, _crop_matrix(points68[:1], engine), 512) if crop else _center_square(picture)

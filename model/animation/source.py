@@ -13,7 +13,7 @@ import numpy as np
 from model.animation.driving import BATCH_SIZE, CountedFrames, damage_notes, with_openness
 from model.animation.pictures import in_batches, load_still, open_clip
 from model.animation.progress import Report, counted, ignore
-from model.animation.tracking import FaceTrack, find_faces, track_faces
+from model.animation.tracking import FaceTrack, find_faces_in_still, track_faces
 from model.config import ModelConfig
 from model.faces import FaceAnalyser
 from model.framing import crop_transform, warp
@@ -84,6 +84,9 @@ def load_source(
         return still_source(load_still(path), engine, analyser, which=which, name=str(path))
     frames = CountedFrames(clip, "source faces", report)
     tracks = track_faces(frames, analyser, min_face_px=MIN_FACE_PX)
+    if not tracks:
+        remedy = "a larger `--faces.detection-size-px` shows smaller ones of large pictures"
+        raise ValueError(f"{path}: no face found in the source video; {remedy}")
     chosen = [tracks[i] for i in choose_faces(len(tracks), which, str(path))]
     num_face_frames = max(track.stop for track in chosen)
     landmarks = [track.filled() for track in chosen]
@@ -113,7 +116,7 @@ def still_source(
     name: str = "picture",
 ) -> Source:
     """The faces of a picture, uint8 [H, W, 3]."""
-    points68 = find_faces(picture, analyser, min_face_px=MIN_FACE_PX)
+    points68 = find_faces_in_still(picture, analyser, min_face_px=MIN_FACE_PX)
     faces = []
     for i in choose_faces(len(points68), which, name):
         matrix = _crop_matrix(points68[i], engine.config)

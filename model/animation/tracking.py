@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 
 from model.faces import Detections, FaceAnalyser
+from model.faces.nms import keep_best
 
 DETECT_EVERY = 5
 """Frames between detections; landmarks follow the faces in between."""
@@ -20,6 +22,8 @@ CUT_DIFFERENCE = 20.0
 """Mean change of a thumbnail's pixels, 0 to 255, that is a cut: tracks end. People's motion stays below 15, cuts lie
 above 27."""
 _THUMBNAIL_PX = 48
+PART_PX = 1333
+"""Side of the parts in which small faces of large stills are looked for; faces of 40 pixels are found in it."""
 MAX_UNCONFIRMED_FRAMES = 15
 """Frames that landmarks alone may carry a track; what they say after the last detection is then dropped."""
 
@@ -91,7 +95,45 @@ def track_faces(frames: Iterable[np.ndarray], analyser: FaceAnalyser, *, min_fac
 
 def find_faces(frame: np.ndarray, analyser: FaceAnalyser, *, min_face_px: float) -> np.ndarray:
     """Landmarks of the faces of one picture, the biggest first: float32 [n, 68, 2]."""
-    detections = analyser.detect([frame])[0]
+    return _measured(frame, analyser.detect([frame])[0], analyser, min_face_px)
+
+
+def find_faces_in_still(picture: np.ndarray, analyser: FaceAnalyser, *, min_face_px: float) -> np.ndarray:
+    """`find_faces` that does not overlook the small ones of a large picture: those are looked for in its parts."""
+    found = analyser.detect([picture])[0]
+    if max(picture.shape[:2]) > PART_PX:
+        more = _detect_in_parts(picture, analyser)
+        centers = more.points.mean(1)[:, None]
+        is_known = ((centers >= found.boxes[:, :2]) & (centers <= found.boxes[:, 2:])).all(2).any(1)
+        found = _joined([found, more[~is_known]])
+    return _measured(picture, found, analyser, min_face_px)
+
+
+def _detect_in_parts(picture: np.ndarray, analyser: FaceAnalyser) -> Detections:
+    """Faces of the overlapping parts of a picture, each once."""
+    parts = [Detections.empty()]
+    for top in _part_starts(picture.shape[0]):
+        for left in _part_starts(picture.shape[1]):
+            part = np.ascontiguousarray(picture[top : top + PART_PX, left : left + PART_PX])
+            faces, shift = analyser.detect([part])[0], np.array([left, top], np.float32)
+            parts.append(Detections(faces.boxes + np.tile(shift, 2), faces.scores, faces.points + shift))
+    faces = _joined(parts)
+    return faces[keep_best(faces.boxes, faces.scores, 0.3)]
+
+
+def _part_starts(size_px: int) -> list[int]:
+    """Where parts begin along a side: even steps, each part sharing a third or more with the next."""
+    rest = max(0, size_px - PART_PX)
+    num_parts = 1 + math.ceil(rest / (PART_PX * 2 // 3))
+    return [rest * i // max(1, num_parts - 1) for i in range(num_parts)]
+
+
+def _joined(parts: list[Detections]) -> Detections:
+    names = ("boxes", "scores", "points")
+    return Detections(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _measured(frame: np.ndarray, detections: Detections, analyser: FaceAnalyser, min_face_px: float) -> np.ndarray:
     if len(detections) == 0:
         return np.zeros((0, 68, 2), np.float32)
     landmarks = analyser.landmarks(frame, detections)

@@ -21,7 +21,7 @@ from model.animation.loading import UNTRAINED_NOTICE
 from model.animation.pictures import load_still, open_clip
 from model.animation.retouching import EditableStill
 from model.animation.source import MIN_FACE_PX
-from model.animation.tracking import find_faces
+from model.animation.tracking import find_faces_in_still
 from model.faces import FaceAnalyser
 from model.inference import InferenceEngine
 from model.keypoints import AnimationOptions, FaceEdit
@@ -97,7 +97,7 @@ class Studio:
         picture = load_still(path)
         portrait = Portrait(path)
         with self._turn():
-            num_faces = len(find_faces(picture, self._analyser, min_face_px=MIN_FACE_PX))
+            num_faces = len(find_faces_in_still(picture, self._analyser, min_face_px=MIN_FACE_PX))
             portrait.editable["largest"] = EditableStill(picture, self._engine, self._analyser, name="this picture")
         key = self._keep(self._portraits, portrait)
         height, width = picture.shape[:2]

@@ -270,7 +270,7 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
         ((media / "images/i31_cup_of_coffee.png", media / STILL), "no face"),
         ((media / STILL, media / "images/i31_cup_of_coffee.png"), "no face found in the driving picture"),
         ((media / STILL, media / "videos/v18_black_vp9_no_duration.webm"), "no face found in the driving video"),
-        ((media / "videos/v18_black_vp9_no_duration.webm", media / STILL), "no face"),
+        ((media / "videos/v18_black_vp9_no_duration.webm", media / STILL), "a larger `--faces.detection-size-px`"),
         ((media / "images/i31_cup_of_coffee.png", tmp_path / "absent.mp4"), "no face of at least"),  # told first
         ((media / STILL, text), "neither a picture nor a video"),
         ((text, media / STILL), "neither a picture nor a video"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from model.animation.pictures import load_still
-from model.animation.tracking import FaceTrack, find_faces, track_faces
+from model.animation.tracking import FaceTrack, find_faces, find_faces_in_still, track_faces
 from model.faces import FaceAnalyser
 from model.video import open_video
+
+STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
 
 
 def _frames(path: Path, start: int, stop: int):
@@ -68,3 +71,21 @@ def test_tracks_end_at_cuts(media: Path, analyser: FaceAnalyser) -> None:
     tracks = track_faces(_frames(path, 150, 260), analyser, min_face_px=40)
     assert tracks[0].start == 0
     assert tracks[0].stop == 211 - 150
+
+
+def test_small_faces_of_a_large_still_are_found(media: Path, analyser: FaceAnalyser) -> None:
+    face = load_still(media / STILL)  # 165 pixels high
+    picture = np.full((2500, 4000, 3), (90, 110, 100), np.uint8)
+    corners = [(x, y) for y in (20, 1100, 2300) for x in (30, 1270, 3700)]
+    for (x, y), height_px in zip(corners, (42, 50, 60, 70, 80, 90, 100, 110, 120), strict=True):
+        small = cv2.resize(face, None, fx=height_px / 165, fy=height_px / 165, interpolation=cv2.INTER_AREA)
+        picture[y : y + len(small), x : x + len(small)] = small[: 2500 - y, : 4000 - x]
+    assert len(find_faces(picture, analyser, min_face_px=40)) < 6
+    found = find_faces_in_still(picture, analyser, min_face_px=40)
+    assert np.ptp(found, axis=1).max(1) == pytest.approx([120, 110, 100, 90, 80, 70, 60, 50, 42], rel=0.1)
+    for name in (STILL, "images/i23_five_young_people_on_beach.jpg"):  # pictures that are not large: as before
+        picture = load_still(media / name)
+        found = find_faces_in_still(picture, analyser, min_face_px=40)
+        assert np.array_equal(found, find_faces(picture, analyser, min_face_px=40))
+    close = cv2.resize(load_still(media / STILL), (2400, 2400), interpolation=cv2.INTER_CUBIC)
+    assert len(find_faces_in_still(close, analyser, min_face_px=40)) == 1  # the large face, and none within it

@@ -11,6 +11,7 @@ import tyro
 
 from model.animation.animating import AnimateOptions
 from model.animation.loading import UNTRAINED_NOTICE, NetworkOptions, load_engine
+from model.animation.pictures import names_a_still
 from model.faces import FacesConfig, load_analyser
 from model.keypoints import FaceEdit
 
@@ -26,7 +27,8 @@ class Animate:
     driving: Path
     """Video, still, or motion template (.safetensors, released .pkl) whose motion they take."""
     output: Path
-    """.mp4, .mov, .webm or .gif; a name without suffix becomes a folder of PNG files."""
+    """.mp4, .mov, .webm or .gif; a name without suffix becomes a folder of PNG files. Where a still drives a still,
+    also .png, .jpg or .webp."""
     template_output: Path | None = None
     """Also save the driving motion as a template (.safetensors), to use it again without the video."""
     options: Flat[AnimateOptions] = field(default_factory=AnimateOptions)
@@ -58,7 +60,8 @@ class Animate:
         faces = f"{result.num_faces} face" + ("s" if result.num_faces != 1 else "")
         size = f"{result.width}x{result.height}"
         frames = f"{result.num_frames} frame" + ("s" if result.num_frames != 1 else "")
-        print(f"{self.output}: {frames}, {size}, {float(result.fps):.6g} frames/s, {faces}")
+        rate = "" if names_a_still(self.output) else f"{float(result.fps):.6g} frames/s, "
+        print(f"{self.output}: {frames}, {size}, {rate}{faces}")
 
 
 @dataclass(frozen=True, kw_only=True)

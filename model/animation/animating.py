@@ -11,15 +11,24 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
-from model.animation.driving import Driving, driving_rate, load_driving
+from model.animation.driving import Driving, driving_rate, expected_frames, load_driving
 from model.animation.pasting import paste_crop
-from model.animation.pictures import DEFAULT_FPS, check_output, in_batches, open_clip, resize_transform, scaled_within
+from model.animation.pictures import (
+    DEFAULT_FPS,
+    check_output,
+    in_batches,
+    names_a_still,
+    open_clip,
+    resize_transform,
+    save_still,
+    scaled_within,
+)
 from model.animation.progress import Report, counted, ignore
 from model.animation.source import Source, SourceFace, load_source
 from model.animation.templates import check_template_destination, save_template
 from model.faces import FaceAnalyser
 from model.keypoints import AnimationOptions, KeypointAnimator
-from model.video import VideoWriter, check_destination
+from model.video import VideoWriter, check_destination, check_writable
 
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
@@ -28,7 +37,7 @@ MAX_GIF_FPS = Fraction(50)
 """GIFs count hundredths of a second, and viewers slow down pictures of less than two."""
 
 MAX_STILL_PX = 1280
-"""Longer side of what a still becomes: few players show videos of the size of photographs."""
+"""Longer side of the video that a still becomes: few players show videos of the size of photographs."""
 MAX_S = 1_000_000
 """Eleven days: more is a slip of the keyboard."""
 
@@ -54,8 +63,8 @@ class AnimateOptions:
     max_s: float | None = None
     """Stop after this many seconds."""
     max_size_px: int | None = None
-    """Longer side of the result; larger sources are scaled down. Without it 1280 for stills, as published, while videos
-    keep their size; 0 keeps any size."""
+    """Longer side of the result; larger sources are scaled down. Without it 1280 for stills that become a video, as
+    published, while videos, and stills that become a still, keep their size; 0 keeps any size."""
     batch_size: int = 4
     """Frames that go through the networks at once."""
 
@@ -99,18 +108,27 @@ def animate(
 ) -> AnimateResult:
     """Animate the faces of `source` (still or video) with the motion of `driving` (video, still or template).
 
-    output: .mp4, .mov, .webm, .gif, or a name without suffix for a folder of PNG files; written when complete.
+    output: .mp4, .mov, .webm, .gif, or a name without suffix for a folder of PNG files; where the result has one frame,
+    as that of a still with the motion of a still, also .png, .jpg or .webp. Written when complete.
     template_output: where to save the driving motion.
     Memory stays bounded whatever the length: only motion is kept, pictures stream. ValueError with one line.
     """
     options = options or AnimateOptions()
     options.check()
     check_output(output, source, driving)
-    check_destination(output)
+    becomes_still = names_a_still(output)
+    (check_writable if becomes_still else check_destination)(output)
     if template_output is not None:
         check_output(template_output, source, driving, output)
         check_template_destination(template_output)
     asked, rate_notes = _asked_rate(options.fps, source, driving, output)
+    if becomes_still:
+        clips = [open_clip(path, fps=asked, max_s=options.max_s) for path in (source, driving)]
+        lengths = [expected_frames(clip) for clip in clips if clip is not None]
+        if lengths and all(lengths):  # told before minutes go into a video
+            _check_single(min(lengths), output)
+        if options.max_size_px is None:
+            options = replace(options, max_size_px=0)
     origin = None
     is_still = open_clip(source) is None
     options.motion.check_keypoints(engine.config.num_keypoints, source_is_video=not is_still)
@@ -134,17 +152,23 @@ def animate(
     if not options.paste_back:
         origin = replace(origin, faces=origin.faces[:1])
     num_frames = _num_frames(origin, driven)
-    sound = _sound(options.audio, origin, driven)
-    with VideoWriter(
-        output, fps, audio_from=sound[0] if sound else None, audio_start_s=sound[1] if sound else 0.0
-    ) as writer:
-        frames = animated_frames(origin, driven, engine, options)
-        for frame in counted(frames, "rendering", num_frames, report):
-            writer.write(frame)
-    width, height = writer.size_px
-    sound_notes = (f"sound: {stop}; the rest is silent" for stop in [writer.sound_stopped_early] if stop)
+    frames = counted(animated_frames(origin, driven, engine, options), "rendering", num_frames, report)
+    sound_notes: tuple[str, ...] = ()
+    if becomes_still:
+        _check_single(num_frames, output)
+        (frame,) = frames
+        save_still(frame, output)
+        height, width = frame.shape[:2]
+    else:
+        sound_from, sound_start_s = _sound(options.audio, origin, driven) or (None, 0.0)
+        with VideoWriter(output, fps, audio_from=sound_from, audio_start_s=sound_start_s) as writer:
+            for frame in frames:
+                writer.write(frame)
+        num_frames, (width, height) = writer.num_frames, writer.size_px
+        if writer.sound_stopped_early:
+            sound_notes = (f"sound: {writer.sound_stopped_early}; the rest is silent",)
     return AnimateResult(
-        num_frames=writer.num_frames,
+        num_frames=num_frames,
         num_faces=sum(face.start < num_frames for face in origin.faces),
         fps=fps,
         width=width,
@@ -265,6 +289,15 @@ def _num_frames(source: Source, driving: Driving) -> int:
     if first >= num_frames:
         raise ValueError(f"the source's face appears at frame {first}, the driving motion ends at {num_frames}")
     return num_frames
+
+
+def _check_single(num_frames: int, output: str | Path) -> None:
+    """ValueError where a still cannot hold the result."""
+    if num_frames != 1:
+        raise ValueError(
+            f"cannot write {output}: a still holds one frame, the result has {num_frames}; give a name in .mp4, .mov, "
+            ".webm or .gif, or without suffix for a folder of PNG files"
+        )
 
 
 def _asked_rate(

@@ -1,4 +1,4 @@
-"""Pictures that go in: stills of any format, and videos as frames at a constant rate."""
+"""Pictures that go in, stills of any format and videos as frames at a constant rate; and stills that come out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from model.stills import read_still
-from model.video import VideoError, VideoInfo, open_video, probe_video
+from model.video import VideoError, VideoInfo, complete_or_absent, open_video, probe_video
 
 DEFAULT_FPS = Fraction(25)
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Stills that are written."""
 Item = TypeVar("Item")
 
 
@@ -28,6 +30,17 @@ def load_still(path: str | Path) -> np.ndarray:
         return read_still(path)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is neither a picture nor a video that can be read ({error})") from error
+
+
+def names_a_still(path: str | Path) -> bool:
+    """Whether a result of this name is a still."""
+    return Path(path).suffix.lower() in STILL_SUFFIXES
+
+
+def save_still(picture: np.ndarray, path: str | Path) -> None:
+    """Write uint8 [H, W, 3] in the format of the name; it appears when complete."""
+    with complete_or_absent(Path(path)) as partial:
+        Image.fromarray(picture).save(partial, quality=95)
 
 
 @dataclass(kw_only=True)

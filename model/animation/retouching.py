@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.animation.pasting import paste_crop
-from model.animation.pictures import check_output, load_still, open_clip
+from model.animation.pictures import check_output, load_still, names_a_still, open_clip, save_still
 from model.animation.source import Source, still_source
 from model.faces import FaceAnalyser
 from model.keypoints import FaceEdit, edit_keypoints
-from model.video import check_writable, complete_or_absent
+from model.video import check_writable
 
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
@@ -61,8 +61,7 @@ def retarget(
     paste_back: bool = True,
 ) -> None:
     """Edit the faces of a still and write it as .png, .jpg or .webp. ValueError with one line."""
-    output = Path(output)
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if not names_a_still(output):
         raise ValueError(f"cannot write {output}: expected a name in .png, .jpg, .webp")
     edit.check()
     check_output(output, source)
@@ -71,11 +70,3 @@ def retarget(
         raise ValueError(f"{source} is a video, and a still is edited here; `animate` takes videos")
     still = EditableStill(load_still(source), engine, analyser, which=which, name=str(source))
     save_still(still.edited(edit, stitching=stitching, paste_back=paste_back), output)
-
-
-def save_still(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] in the format of the name; it appears when complete."""
-    from PIL import Image
-
-    with complete_or_absent(path) as partial:
-        Image.fromarray(picture).save(partial, quality=95)

@@ -49,6 +49,10 @@ def test_animate(media: Path, tmp_path: Path, common: list[str], capsys: pytest.
     options = ["--region", "lip", "--no-relative", "--no-stitching"]
     assert main([*arguments, "--driving", str(template), "--output", str(tmp_path / "frames"), *options]) == 0
     assert len(os.listdir(tmp_path / "frames")) == 15
+    capsys.readouterr()
+    output = tmp_path / "out.png"
+    assert main([*arguments, "--driving", str(media / STILL), "--output", str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}: 1 frame, 400x400, 1 face\n"
 
 
 def test_retarget(media: Path, tmp_path: Path, common: list[str]) -> None:

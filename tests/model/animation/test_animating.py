@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.animation import AnimateOptions, animate, load_template
+from model.animation import AnimateOptions, MotionTemplate, animate, load_template, save_template
 from model.animation.animating import _AnimatedFace, _max_size_px, _notes, _num_frames, animated_frames, side_by_side
 from model.animation.driving import Driving, load_driving
 from model.animation.pictures import load_still, open_clip
@@ -338,6 +338,38 @@ def test_faces_that_never_appear_are_not_counted(tmp_path: Path, engine, monkeyp
         output = tmp_path / f"{paste_back}.mp4"
         result = animate("source.mp4", "talk.mp4", output, engine=engine, analyser=None, options=options)
         assert (result.num_frames, result.num_faces) == (3, num_faces)
+
+
+def test_a_still_with_the_motion_of_a_still_is_a_still(media: Path, tmp_path: Path, engine, analyser) -> None:
+    common = {"engine": engine, "analyser": analyser}
+    large = tmp_path / "large.png"
+    Image.open(media / STILL).resize((1350, 1350)).save(large)
+    driving = media / "images/i30_woman_in_orange_astronaut_suit_nasa_public_dom.png"
+    animate(large, driving, tmp_path / "frames", options=AnimateOptions(max_size_px=0), **common)
+    for name, kind in (("out.png", "PNG"), ("out.JPG", "JPEG"), ("out.webp", "WEBP")):
+        result = animate(large, driving, tmp_path / name, **common)
+        assert (result.num_frames, result.width, result.height, result.notes) == (1, 1350, 1350, ())
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.size) == (kind, (1350, 1350))
+    assert np.array_equal(load_still(tmp_path / "out.png"), load_still(tmp_path / "frames/000000.png"))
+    one = AnimateOptions(max_s=0.01)
+    assert animate(large, media / TALK, tmp_path / "one.png", options=one, **common).num_frames == 1
+    small = AnimateOptions(max_size_px=600)
+    assert animate(large, driving, tmp_path / "small.png", options=small, **common).width == 600
+
+
+def test_a_still_is_refused_for_more_frames(media: Path, tmp_path: Path, engine, analyser) -> None:
+    stages = []
+    common = {"engine": engine, "analyser": analyser, "report": lambda *report: stages.append(report)}
+    for source, driving, count in ((STILL, TALK, 354), (CLIP, STILL, 175), (TALK, CLIP, 175)):
+        with pytest.raises(ValueError, match=f"a still holds one frame, the result has {count}; give a name in .mp4"):
+            animate(media / source, media / driving, tmp_path / "out.png", **common)
+    assert not stages  # before the work
+    template = tmp_path / "motion.safetensors"
+    save_template(MotionTemplate(motion=_still_motion(3), fps=Fraction(25)), template)
+    with pytest.raises(ValueError, match="a still holds one frame, the result has 3"):
+        animate(media / STILL, template, tmp_path / "out.png", **common)
+    assert [path.name for path in tmp_path.iterdir()] == [template.name]
 
 
 def test_rate_of_a_gif_is_limited(media: Path, tmp_path: Path, engine, analyser) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pi_heif
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 pi_heif.register_heif_opener()
 
+_COLOURS = np.stack(np.meshgrid(*3 * [np.arange(0, 256, 15, np.uint8)]), axis=-1).reshape(18, -1, 3)
+"""Colours from all over RGB, to see what a profile changes."""
+
 
 def read_still(path: str | Path) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], RGB; EXIF orientation applied, transparency over white, deep greys scaled.
+    """A picture as uint8 [H, W, 3], sRGB; EXIF orientation applied, transparency over white, deep greys scaled.
+
+    Colour profiles of RGB are followed, as that of telephones (Display P3). Values stay as they are where there is none
+    or one of sRGB, and where it is damaged or of grey or CMYK.
 
     Raises:
         OSError, SyntaxError, ValueError: the file is no picture, damaged, or of a kind whose brightness is unknown.
@@ -20,12 +27,33 @@ def read_still(path: str | Path) -> np.ndarray:
     """
     with Image.open(path) as image:
         picture = ImageOps.exif_transpose(image)
+        profile = picture.info.get("icc_profile")
         if picture.mode.startswith(("I", "F")):
             picture = _eight_bits(picture, path)
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
+            alpha = picture.convert("RGBA")
+            picture = _to_srgb(alpha.convert("RGB"), profile)
+            picture.putalpha(alpha.getchannel("A"))
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.ascontiguousarray(picture.convert("RGB"))
+            return np.ascontiguousarray(picture.convert("RGB"))
+        return np.ascontiguousarray(_to_srgb(picture.convert("RGB"), profile))
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """A picture of mode RGB whose numbers mean what its ICC profile says, in sRGB."""
+    if not profile:
+        return picture
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if own.profile.xcolor_space.strip() != "RGB":
+            return picture
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+        colours = np.asarray(ImageCms.applyTransform(Image.fromarray(_COLOURS), transform))
+        if np.abs(colours.astype(int) - _COLOURS).max() <= 1:  # sRGB by whatever name, up to rounding
+            return picture
+        return ImageCms.applyTransform(picture, transform)
+    except (OSError, ValueError, ImageCms.PyCMSError):  # damaged
+        return picture
 
 
 def _eight_bits(picture: Image.Image, path: str | Path) -> Image.Image:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from curation.index import IndexStage, _describe_still, list_inputs
 from curation.recipe import IndexOptions, Recipe
@@ -49,6 +50,54 @@ def test_exif_orientation(tmp_path, two_colours, orientation, size, top_left, bo
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     assert colours(picture) == (top_left, bottom_right)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def display_p3() -> bytes:
+    """The profile of telephones: sRGB's with other primaries."""
+    profile = bytearray(SRGB)
+    primaries = {
+        b"rXYZ": (0.51512, 0.2412, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.1571, 0.06657, 0.78407),
+    }
+    for entry in range(132, 132 + 12 * int.from_bytes(profile[128:132]), 12):
+        name, offset, _ = struct.unpack_from(">4s2I", profile, entry)
+        if name in primaries:
+            struct.pack_into(">3i", profile, offset + 8, *(round(value * 65536) for value in primaries[name]))
+    return bytes(profile)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("p.png", "RGB"), ("p.tiff", "RGB"), ("p.webp", "RGB"), ("p.png", "P"), ("p.png", "RGBA")]
+)
+def test_colour_profiles_are_followed(tmp_path, name, mode):
+    red = (234, 51, 35)  # of Display P3: the red of sRGB
+    picture = Image.new("RGB", (4, 4), red)
+    picture.paste((128, 128, 128), (2, 2, 4, 4))
+    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
+    if mode == "RGBA":
+        picture.putpixel((1, 0), (*red, 0))
+    picture.save(tmp_path / name, icc_profile=display_p3(), lossless=True)
+    found = read_still(tmp_path / name)
+    assert np.abs(found[0, 0].astype(int) - RED).max() <= 2
+    assert tuple(found[3, 3]) == (128, 128, 128)
+    if mode == "RGBA":
+        assert tuple(found[0, 1]) == (255, 255, 255)
+
+
+def test_profiles_that_say_nothing_new_change_no_bit(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    p3 = display_p3()
+    of_other_kinds = [p3[:16] + kind + p3[20:] for kind in (b"GRAY", b"CMYK", b"\x89GRA")]
+    for number, profile in enumerate((SRGB, b"no profile", p3[:200], *of_other_kinds)):
+        Image.fromarray(values).save(tmp_path / f"{number}.png", icc_profile=profile)
+        assert np.array_equal(read_still(tmp_path / f"{number}.png"), values), number
+    deep = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png", icc_profile=p3)
+    assert np.array_equal(read_still(tmp_path / "deep.png")[..., 1], deep // 257)
 
 
 def test_transparency_is_over_white(tmp_path):

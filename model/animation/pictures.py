@@ -59,7 +59,7 @@ class Clip:
         period_s = float(1 / self.fps)
         index = 0
         start_s = 0.0
-        with open_video(self.path) as video:
+        with open_video(self.path, guess_matrix=True) as video:
             shown = None
             for upcoming in video:
                 if shown is not None:

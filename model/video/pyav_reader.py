@@ -24,6 +24,7 @@ _HALVED_FORMATS = ("yuv420p", "yuvj420p")
 """One colour for 2 x 2 pixels, 8 bits: converted pixel by pixel, whatever is around them."""
 _JOINABLE_CONTAINERS = ("mpegts", "mpeg")
 """Two files one after the other are a file; seeking in it is by time stamps, which may occur twice."""
+_UNKNOWN_MATRIX, _BT709 = 2, 1  # FFmpeg's AVCOL_SPC_UNSPECIFIED and AVCOL_SPC_BT709
 _LARGE_PX = 600_000
 """Smaller pictures are converted to RGB in no more time than it takes to pick some pixels out first."""
 
@@ -33,6 +34,9 @@ class PyavReader:
 
     decoder = "pyav"
     fallback: str | None = None
+    guesses_matrix = False
+    """Whether HD pictures that do not say by which matrix their colours are stored are taken for BT.709, as by players.
+    Otherwise they are BT.601, as all others that do not say."""
 
     def __init__(self, source: VideoSource, info: VideoInfo) -> None:
         self.info = info
@@ -56,6 +60,8 @@ class PyavReader:
             if end_pts is not None and pts >= end_pts:
                 return
             self.num_corrupt += picture.is_corrupt
+            if self.guesses_matrix and picture.colorspace == _UNKNOWN_MATRIX and _is_hd(picture):
+                picture.colorspace = _BT709
             yield Frame(
                 index=index,
                 pts=pts,
@@ -163,6 +169,10 @@ def _to_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
         return rgb
     wide, high = (info.sar, 1) if info.rotation_deg in (0, 180) else (1, info.sar)
     return fit_picture(rgb, float(wide / high), info.width, info.height)
+
+
+def _is_hd(picture: av.VideoFrame) -> bool:
+    return picture.width >= 1280 or picture.height > 576
 
 
 def _convert(picture: av.VideoFrame, form: str) -> np.ndarray:

@@ -26,10 +26,13 @@ def require_decoder(decoder: str) -> None:
 class Video:
     """An open video: iterate it for all frames, or ask `frames()` for a range. One iteration at a time."""
 
-    def __init__(self, source: VideoSource, decoder: str) -> None:
+    def __init__(self, source: VideoSource, decoder: str, *, guess_matrix: bool = False) -> None:
         require_decoder(decoder)
+        assert not (guess_matrix and decoder == "decord"), "decord does not tell the matrix"
         self.info: VideoInfo = probe_video(source)
         self._reader = DECODERS[decoder](source, self.info)
+        if guess_matrix:
+            self._reader.guesses_matrix = True
 
     @property
     def stopped_early(self) -> str | None:
@@ -89,7 +92,7 @@ class Video:
         self.close()
 
 
-def open_video(source: VideoSource, decoder: str = "pyav") -> Video:
+def open_video(source: VideoSource, decoder: str = "pyav", *, guess_matrix: bool = False) -> Video:
     """Open a video file (path; PyAV also takes a binary file object) for reading; raises VideoError.
 
         with open_video("talk.mp4") as video:
@@ -98,5 +101,8 @@ def open_video(source: VideoSource, decoder: str = "pyav") -> Video:
 
     Damaged files give the frames that decode, files whose time stamps begin anew (joined MPEG streams) those before
     that; then `video.stopped_early` says why there are no more.
+
+    guess_matrix: colours as players show them. Where a file does not say how its colours are stored, players take
+    BT.709 for HD (wider than 1279 or higher than 576); without this, all such files are BT.601, as data sets have them.
     """
-    return Video(source, decoder)
+    return Video(source, decoder, guess_matrix=guess_matrix)

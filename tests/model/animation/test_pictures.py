@@ -5,14 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from PIL import Image
 
 from model.animation.pictures import load_still, open_clip, resize_transform, scaled_within
 from model.framing import transform_points
-from model.video import open_video
+from model.video import VideoWriter, open_video
 from tests.heic import write_heic
 
 STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
@@ -31,6 +33,30 @@ def test_constant_rate_shows_variable_rate_videos_at_the_right_times(media: Path
         assert np.abs(shown[index].astype(int) - expected).mean() < 12
     constant = open_clip(media / TALK)
     assert sum(1 for _ in constant.frames()) == 354  # each frame once
+
+
+@pytest.mark.parametrize(("size", "is_hd"), [((1280, 720), True), ((720, 576), False)])
+def test_videos_that_do_not_tell_their_matrix_have_the_colours_of_players(tmp_path: Path, size, is_hd) -> None:
+    path, colour = tmp_path / "untagged.mp4", (200, 60, 40)
+    matrix = Colorspace.ITU709 if is_hd else Colorspace.ITU601
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), colour, np.uint8), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace=matrix)
+        picture.colorspace = 2  # not told
+        output.mux(stream.encode(picture))
+        output.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).colorspace == 2
+    shown = next(open_clip(path).frames())
+    assert np.abs(shown.astype(int) - colour).max() <= 3
+    with open_video(path) as video:  # as data sets have it
+        assert (np.abs(next(iter(video)).rgb().astype(int) - colour).max() > 8) == is_hd
+    with VideoWriter(tmp_path / "out.mp4", 25) as writer:
+        writer.write(shown)
+    kept = next(open_clip(tmp_path / "out.mp4").frames())
+    assert np.abs(kept.astype(int) - colour).max() <= 4
 
 
 def test_damage_is_told_by_who_reads_on_to_it(media: Path) -> None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,6 +106,18 @@ def _free_port() -> int:
         return taken.getsockname()[1]
 
 
+def run_on(address: str, curate: Callable, *arguments: object) -> None:
+    """Run on a head with one worker, as soon as the head answers."""
+    for attempt in range(30):
+        try:
+            curate("run", *arguments, "--workers", 1, "--address", address)
+            return
+        except AssertionError:
+            if attempt == 29:
+                raise
+            time.sleep(2)
+
+
 def _read_counters(address: str) -> dict[tuple[str, str, str], float]:
     """(name, stage, reason) -> sum over the workers."""
     try:
@@ -128,14 +140,7 @@ def test_a_cluster_exposes_what_the_tables_say(head, curate, tmp_path, rows_of):
     make_videos(tmp_path / "videos")
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video at all")
     dataset = tmp_path / "dataset"
-    for attempt in range(30):  # until the head answers
-        try:
-            curate("run", tmp_path / "videos", "--output", dataset, "--workers", 1, "--address", head[0])
-            break
-        except AssertionError:
-            if attempt == 29:
-                raise
-            time.sleep(2)
+    run_on(head[0], curate, tmp_path / "videos", "--output", dataset)
     (run,) = [row for row in rows_of(dataset, "runs") if row["status"] == "succeeded"]
     stages = {stage["stage"]: stage for stage in run["stages"]}
     wanted = {("units_total", name, ""): stages[name]["num_done"] for name in ("index", "scan", "crop", "pack")}
@@ -157,18 +162,15 @@ def test_a_cluster_exposes_what_the_tables_say(head, curate, tmp_path, rows_of):
 def test_a_file_that_takes_its_workers_down_is_counted_once(head, curate, tmp_path, rows_of):
     """By the driver, and what shared a worker with it, too: no worker is left that could."""
     sources, dataset = tmp_path / "sources", tmp_path / "dataset"
-    sources.mkdir()
+    make_videos(sources)
     write_poison(sources)
-    command = ("run", sources, "--output", dataset, "--workers", 1, "--faces.detector", DETECTOR)
-    curate(*command, "--address", head[0], status=1)  # of two bad files there is no clip
+    run_on(head[0], curate, sources, "--output", dataset, "--faces.detector", DETECTOR)
     reasons = Counter(row["reason"] for row in rows_of(dataset, "failures"))
-    assert reasons == {"crashed": 1, "worker_died": 1}
-    wanted = {("failures_total", "scan", reason): 1.0 for reason in reasons}
+    assert reasons["crashed"] == reasons["worker_died"] == 1
+    wanted = {("failures_total", "scan", reason): 1.0 for reason in ("crashed", "worker_died")}
     deadline = time.monotonic() + 60
-    while (found := _failures(head[1])) != wanted and time.monotonic() < deadline:
+    found: dict[tuple[str, str, str], float] = {}
+    while {key: found.get(key) for key in wanted} != wanted and time.monotonic() < deadline:
+        found = _read_counters(head[1])
         time.sleep(1)
-    assert found == wanted
-
-
-def _failures(address: str) -> dict[tuple[str, str, str], float]:
-    return {key: value for key, value in _read_counters(address).items() if key[0] == "failures_total"}
+    assert {key: found.get(key) for key in wanted} == wanted

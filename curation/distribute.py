@@ -211,6 +211,7 @@ class Cluster:
             "folder": folder,
             "deadline_s": self._options.deadline_s,
             "kept_bytes": int(self._options.kept_sources_gb * 1e9),
+            "sources": plan.source_folder if os.path.isdir(plan.source_folder) else "",
         }
         self._has_remote_sources |= plan.has_remote_sources
         num_gpus = self._options.gpus_per_worker if stage in ("scan", "crop") else 0

@@ -5,6 +5,7 @@ A candidate clip alone is some ten kilobytes as Python objects. What goes throug
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -52,11 +53,17 @@ class Plan:
         self._costs: list[float] = []
         self._bundle_of: dict[str, int] = {}
         self.has_remote_sources = False
+        self.source_folder = ""
+        """The folder below which all local sources of the units lie; none where there are no such sources."""
         remove_tree(folder)
         make_folder(folder)
         units = iter(units)
         while some := list(islice(units, _UNITS_AT_ONCE)):
-            self.has_remote_sources |= any("://" in (unit.get("uri") or "") for unit in some)
+            uris = [uri for unit in some if (uri := unit.get("uri"))]
+            self.has_remote_sources |= any("://" in uri for uri in uris)
+            folders = {os.path.dirname(uri) for uri in uris if os.path.isabs(uri)}
+            if folders:
+                self.source_folder = os.path.commonpath([self.source_folder or min(folders), *folders])
             groups = list(enumerate(bundle(some, workers), len(self._costs)))
             for number, group in groups:
                 self._costs.append(sum(unit.get("expected_s", 0.0) for unit in group))

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from curation.fetching import keep_up_to
@@ -85,12 +86,13 @@ def _worker_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
-def _require_folder(folder: Place) -> None:
-    """FatalError on a node that does not see where the results go, and would write them to its own disk."""
+def _require_folder(folder: Place, what: str = "a local output") -> None:
+    """FatalError on a node that does not see where the results go, and would write them to its own disk, or where the
+    sources are, and would report all of them as missing."""
     if is_local(folder) and not folder.is_dir():
         raise FatalError(
-            f"node {socket.gethostname()} does not see {folder}: a local output must be on a file system that all"
-            " nodes see; mount it there, or leave the node out, and run again"
+            f"node {socket.gethostname()} does not see {folder}: {what} must be on a file system that all nodes see;"
+            " mount it there, or leave the node out, and run again"
         )
 
 
@@ -120,8 +122,11 @@ class UnitWorker:
     """Before it looks again whether there is room for what is left of a bundle. A node that refused at once would be
     given all bundles while the others work."""
 
-    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float, kept_bytes: int) -> None:
-        self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
+    def __init__(
+        self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float, kept_bytes: int, sources: str = ""
+    ) -> None:
+        """sources: the folder of local sources, which the driver sees; none where there are no such."""
+        self._stage, self._folder, self._sources, self._deadline_s = stage, folder, sources, deadline_s
         self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder, kept_bytes), deadline_s=3600)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
@@ -129,7 +134,7 @@ class UnitWorker:
         which there is room: the others are left to `leftovers`."""
         summaries: list[dict[str, Any]] = []
         try:
-            _require_folder(self._folder)
+            self._require_folders()
             left = self._do_what_has_room(_read_shared(row["bundle"]), summaries)
             for pause_s in self.room_pauses_s:
                 if left:
@@ -138,6 +143,11 @@ class UnitWorker:
         except (FatalError, StoreUnreachable) as error:
             summaries = [{"fatal": str(error)}]
         return [{"summary": json.dumps(summary)} for summary in summaries]
+
+    def _require_folders(self) -> None:
+        _require_folder(self._folder)
+        if self._sources:
+            _require_folder(Path(self._sources), "a folder of sources")
 
     def _do_what_has_room(self, units: list[dict[str, Any]], summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Add the summaries of those for which there is room; returns the others."""
@@ -153,7 +163,7 @@ class UnitWorker:
         """The summary of a unit that another actor may have committed, and counted, before it died: `was_committed`.
         Others are not counted yet: this actor may die before it has exported its counters."""
         try:
-            _require_folder(self._folder)
+            self._require_folders()
             if summary := committed_summary(self._folder, unit):
                 return summary | {"was_committed": True}
             return self._do(unit)

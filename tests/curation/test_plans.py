@@ -88,6 +88,15 @@ def test_a_plan_knows_of_remote_sources(tmp_path: Path):
     assert Plan(tmp_path, [{"name": "u", "uri": "s3://raw/a.mp4"}], 2).has_remote_sources
 
 
+def test_a_plan_knows_the_folder_of_local_sources(tmp_path: Path):
+    def folder_of(*uris: str) -> str:
+        return Plan(tmp_path, [{"name": f"u{k}", "uri": uri} for k, uri in enumerate(uris)], 2).source_folder
+
+    assert folder_of("/mnt/raw/a.mp4") == "/mnt/raw"
+    assert folder_of("/mnt/raw/b/a.mp4", "s3://raw/a.mp4", "/mnt/raw/c/a.mp4") == "/mnt/raw"
+    assert folder_of("s3://raw/a.mp4") == Plan(tmp_path, units([1.0]), 2).source_folder == ""
+
+
 def test_bundles_on_an_object_store_are_written_side_by_side(flaky_s3):
     """There may be ten thousand; more go at once than the ten connections that a client has by itself."""
     flaky_s3.failed_share, flaky_s3.delay_s = 0.0, 0.3

@@ -1,7 +1,8 @@
-"""A worker where it cannot write."""
+"""A worker on a node that lacks what the others have."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from curation.recipe import Recipe
+from curation.worker import UnitWorker
+
+
+def test_a_node_that_does_not_see_the_sources_ends_the_run_and_blames_none(tmp_path: Path):
+    """Its mount was forgotten, and the results go to a bucket."""
+    raw, staging = tmp_path / "raw", tmp_path / "staging"
+    staging.mkdir()
+    options = {"stage": "index", "recipe": Recipe(), "folder": staging, "deadline_s": 0.0, "kept_bytes": 0}
+    worker = UnitWorker(**options, sources=str(raw))
+    said = f"node {socket.gethostname()} does not see {raw}: a folder of sources must be on a file system that all"
+    (row,) = worker({"bundle": str(staging / "000000.json")})
+    assert json.loads(row["summary"])["fatal"].startswith(said)
+    assert worker.finish({"name": "u", "uri": str(raw / "a.mp4")})["fatal"].startswith(said)
+    assert list(staging.iterdir()) == [], "nothing was committed"
 
 
 def test_a_node_without_a_temporary_folder_blames_no_source(s3, tmp_path: Path):

@@ -43,7 +43,8 @@ RETARGETING_KEYS = {
     "retarget_lip": "retarget_mouth",
     "retarget_eye": "retarget_eye",
 }
-SUBFOLDERS = ("", "base_models", "retargeting_models")
+SUBFOLDERS = ("", "base_models", "retargeting_models", "liveportrait/base_models", "liveportrait/retargeting_models")
+"""Where released files may lie in a folder of weights: `liveportrait/` is how their repository has them."""
 NETWORKS = (*BASE_FILES, *RETARGETING_KEYS)
 CONFIG_FILE = "model_config.json"
 MAX_LISTED_KEYS = 4
@@ -177,7 +178,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if not files:
             raise FileNotFoundError(
                 f"{path}: no LivePortrait weights here; expected {', '.join(RELEASED_FILES)} (also in base_models/ and "
-                "retargeting_models/), or one .safetensors file"
+                "retargeting_models/, as in the liveportrait/ of a download), or one .safetensors file"
             )
         if len(files) > 1 and files[0].suffix == ".safetensors":
             raise CheckpointError(f"{path}: holds {len(files)} .safetensors files; name the one to load")
@@ -214,6 +215,11 @@ def _released_files(folder: Path) -> list[Path]:
         name: folder / sub / name for name in RELEASED_FILES for sub in SUBFOLDERS if (folder / sub / name).is_file()
     }
     return list(found.values())
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether `load_checkpoint` would find weights in a folder."""
+    return bool(_released_files(folder)) or any(folder.glob("*.safetensors"))
 
 
 def _told_config(path: Path) -> tuple[str, Path] | None:

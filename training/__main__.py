@@ -2,7 +2,7 @@
 
 torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --losses.vgg19 vgg19.pth --output runs/base
 torchrun --standalone --nproc-per-node 8 -m training base --data DATASET --losses.vgg19 vgg19.pth \\
-    --init released_weights/ --recipe finetune
+    --init released_weights/ --recipe finetune --output runs/finetune
 python -m training base --recipe tiny --data demo_dataset --output runs/tiny
 python -m training export runs/base --output my_weights/
 """

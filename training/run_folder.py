@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from model.checkpoint import holds_weights
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,6 +21,10 @@ def check_output(output: Path) -> None:
         raise ValueError(f"--output {output} is a file; expected the folder of a run, or a new name")
     if (output / "manifests").is_dir() and ((output / "recipe.toml").exists() or (output / "shards").is_dir()):
         raise ValueError(f"--output {output} is a data set, whose recipe and metrics a run would replace: use another")
+    if holds_weights(output) and not (output / "checkpoints").is_dir():
+        raise ValueError(
+            f"--output {output} holds weights, beside which a run would be another model: use another folder"
+        )
 
 
 @contextmanager

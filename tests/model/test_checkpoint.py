@@ -12,7 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint import BASE_FILES, CONFIG_FILE, RETARGETING_FILE, CheckpointError, load_checkpoint, read_config
+from model.checkpoint import (
+    BASE_FILES,
+    CONFIG_FILE,
+    RELEASED_FILES,
+    RETARGETING_FILE,
+    CheckpointError,
+    load_checkpoint,
+    read_config,
+)
 from model.config import ModelConfig
 from model.inference import InferenceEngine
 from model.inspect import format_report, inspect_weights
@@ -142,6 +150,21 @@ def test_other_sizes_are_read_with_the_weights(folder: Path, portrait, tmp_path)
         (folder / CONFIG_FILE).write_text(text)
         with pytest.raises(CheckpointError, match=rf"model_config\.json: cannot be read as sizes .*{words}"):
             LivePortrait.from_pretrained(folder)
+
+
+def test_a_download_of_the_released_repository_is_a_folder_of_weights(folder: Path, tmp_path: Path) -> None:
+    """Which has the files two folders down, and another model beside them."""
+    download = tmp_path / "download"
+    for name in RELEASED_FILES:
+        for place in ("liveportrait", "liveportrait_animals"):
+            part = "retargeting_models" if name == RETARGETING_FILE else "base_models"
+            (download / place / part).mkdir(parents=True, exist_ok=True)
+            if place == "liveportrait":
+                os.rename(folder / name, download / place / part / name)
+            else:
+                (download / place / part / name).write_bytes(b"of animals")
+    os.rename(folder / CONFIG_FILE, download / CONFIG_FILE)
+    assert all(network.status == "complete" for network in inspect_weights(download).networks)
 
 
 def test_one_file_is_read_with_the_sizes_that_lie_with_it(folder: Path, portrait, monkeypatch) -> None:

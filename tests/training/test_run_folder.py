@@ -34,14 +34,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_a_data_set_or_a_file_is_no_folder_for_a_run(arguments: list[str], dry, tmp_path: Path, capsys) -> None:
+def test_a_data_set_weights_or_a_file_are_no_folder_for_a_run(
+    arguments: list[str], dry, tmp_path: Path, capsys
+) -> None:
     for name in ("manifests", "shards"):
         (tmp_path / "set" / name).mkdir(parents=True)
-    (tmp_path / "file").write_text("mine")
-    for name, words in (("set", "is a data set"), ("file", "is a file")):
+    for name in ("released/liveportrait/base_models/motion_extractor.pth", "one/mine.safetensors", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    refusals = {"set": "is a data set", "released": "holds weights", "one": "holds weights", "file": "is a file"}
+    for name, words in refusals.items():
         assert main([*arguments, str(tmp_path / name), *dry]) == 2
         assert words in capsys.readouterr().err
-    assert contents(tmp_path) == {"file": b"mine"}
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -166,15 +166,27 @@ def _write_index(path: Path, table: pa.Table) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _no_clips(root: str, split: str, kept: pa.ChunkedArray, packed: pa.ChunkedArray) -> str:
+    """Why a split is empty and what to do, from the splits of the clips that are kept and of those in shards."""
+    splits = pc.value_counts(packed.drop_null()).to_pylist()
+    have = ", ".join(f"{s['values']} ({amount(s['counts'], 'clip')})" for s in splits) or "no packed clips at all"
+    text = f"{root} has no packed clips in split {split!r}; it has {have}"
+    if split in kept.to_pylist():
+        return f"{text}. Kept clips of {split!r} are in no shard yet: `python -m curation run` packs them"
+    if split != "train":
+        share = f"--select.{split}-share"
+        return f"{text}. `python -m curation select` with a larger {share} makes one, and --split held_out needs none"
+    return text
+
+
 def _make_table(storage: DatasetStorage, split: str, with_motion: bool) -> pa.Table:
     with storage.table_files("clips") as files:
         clips = read_parquet(files, "clips", [*_COLUMNS, "split", "decision"])
-    splits = pc.value_counts(clips["split"].drop_null()).to_pylist()
-    wanted = pc.and_(pc.equal(clips["split"], split), pc.equal(clips["decision"], "keep"))
-    clips = clips.filter(pc.and_(wanted, pc.is_valid(clips["shard"]))).select(_COLUMNS)
+    kept = clips.filter(pc.equal(clips["decision"], "keep"))
+    packed = kept.filter(pc.is_valid(kept["shard"]))
+    clips = packed.filter(pc.equal(packed["split"], split)).select(_COLUMNS)
     if not len(clips):
-        have = ", ".join(f"{s['values']} ({amount(s['counts'], 'clip')})" for s in splits) or "no packed clips at all"
-        raise ValueError(f"{storage.root} has no packed clips in split {split!r}; it has {have}")
+        raise ValueError(_no_clips(storage.root, split, kept["split"], packed["split"]))
     with storage.table_files("shards") as files:
         sizes = read_parquet(files, "shards", ["shard", "size_bytes"]).to_pydict()
     # In the order of the shards: neighbours in the index are neighbours on disk.

@@ -11,6 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import training.data.storage
@@ -176,8 +178,23 @@ def test_pictures_of_another_size_are_damage(damaged, write_dataset, config, ind
 def test_what_is_no_data_set_is_told(coded_dataset, tmp_path, config):
     with pytest.raises(ValueError, match=r"no data set at .*nowhere.*python -m curation run"):
         take(tmp_path / "nowhere", config, 1)
-    with pytest.raises(ValueError, match=r"no packed clips in split 'val'; it has train \(18 clips\)"):
+    words = r"no packed clips in split 'val'; it has train \(18 clips\)\. .*--select\.val-share .*--split held_out"
+    with pytest.raises(ValueError, match=words):
         make_loader(str(coded_dataset), config=config(), batch_size=2, seed=1, split="val")
+
+
+def test_kept_clips_that_are_in_no_shard_yet_are_told(coded_dataset, tmp_path, config):
+    """As after `curation select`, before `curation run`."""
+    copy = tmp_path / "selected"
+    shutil.copytree(coded_dataset, copy)
+    (file,) = (copy / "manifests" / "clips").glob("*.parquet")
+    clips = pq.read_table(file)
+    pq.write_table(
+        clips.set_column(clips.schema.get_field_index("shard"), "shard", pa.nulls(len(clips), pa.string())), file
+    )
+    words = r"split 'train'; it has no packed clips at all\. Kept clips of 'train' are in no shard yet: .*curation run"
+    with pytest.raises(ValueError, match=words):
+        make_loader(str(copy), config=config(), batch_size=2, seed=1)
 
 
 def test_changed_manifests_are_read_again(damaged, write_dataset, config, tmp_path):

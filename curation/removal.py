@@ -119,15 +119,17 @@ def plan_shards_without(dataset: Dataset, recipe: Recipe, clip_ids: set[str]) ->
     whole = {n for n, row in shards.items() if n in on_disk and held.get(n) == row["num_clips"]}
     touched = db.execute("SELECT DISTINCT shard FROM clips SEMI JOIN gone USING (clip_id)").fetchall()
     affected = sorted({name for (name,) in touched} & whole)
-    rewritten, removed = [], []
-    columns = ", ".join(shard_plan.OF_CLIPS)
-    for name in affected:
-        query = f"SELECT {columns} FROM clips ANTI JOIN gone USING (clip_id) WHERE shard = $shard"
-        members = db.sql(f"{query} ORDER BY frame_offsets[1]", params={"shard": name}).to_arrow_table().to_pylist()
-        if members:
-            rewritten.append(shard_plan.plan_row(name, shards[name]["split"], members, recipe))
-        else:
-            removed.append(name)
+    columns = ", ".join(("shard", *shard_plan.OF_CLIPS))
+    left = db.execute(  # of all of them at once: each look reads the offsets of every frame of every clip
+        f"SELECT {columns} FROM clips ANTI JOIN gone USING (clip_id) WHERE shard IN (FROM unnest($1))"
+        " ORDER BY shard, frame_offsets[1]",
+        [affected],
+    ).fetchall()
+    members: dict[str, list[dict[str, Any]]] = {}
+    for name, *values in left:
+        members.setdefault(name, []).append(dict(zip(shard_plan.OF_CLIPS, values, strict=True)))
+    rewritten = [shard_plan.plan_row(name, shards[name]["split"], clips, recipe) for name, clips in members.items()]
+    removed = [name for name in affected if name not in members]
     discarded = sorted((set(shards) | on_disk | set(held)) - whole)
     return {"rewritten": rewritten, "removed": removed, "discarded": discarded}
 
@@ -263,7 +265,8 @@ def _strip_tracks(table: pa.Table, source_ids: list[str], removal: Removal) -> p
     is_touched = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
     if not pc.any(is_touched).as_py():
         return table
-    rows = tombstones.strip_tracks(table.filter(is_touched).to_pylist(), lambda c: c["clip_id"] in set(removal.clips))
+    gone = set(removal.clips)
+    rows = tombstones.strip_tracks(table.filter(is_touched).to_pylist(), lambda c: c["clip_id"] in gone)
     others = table.filter(pc.invert(is_touched))
     return pa.concat_tables([others, make_table("tracks", rows)]).sort_by("track_id")
 
@@ -314,7 +317,7 @@ def _strip_recipes(table: pa.Table, is_forgotten: Callable[[str], bool]) -> pa.T
 def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal: Removal) -> pa.Table:
     """With the places in the new shards, none in discarded ones, no clip said to be a copy of one that is gone, and the
     groups of clips that inherit one."""
-    moved = [shard["shard"] for shard in removal.rewritten]
+    moved, gone = [shard["shard"] for shard in removal.rewritten], set(removal.clips)
     is_changed = pc.is_in(table["shard"], pa.array(moved + removal.discarded, pa.string()))
     is_changed = pc.or_(is_changed, pc.is_in(table["clip_id"], pa.array(list(removal.split_groups), pa.string())))
     if "duplicate_of" in table.column_names:
@@ -328,7 +331,7 @@ def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal:
             row |= places[row["clip_id"]]
         elif row["shard"] in removal.discarded:
             row |= dict.fromkeys(_PLACES)
-        if row.get("duplicate_of") in set(removal.clips):
+        if row.get("duplicate_of") in gone:
             row["duplicate_of"] = None
         if row["clip_id"] in removal.split_groups:
             row["split_group"] = removal.split_groups[row["clip_id"]]

@@ -13,7 +13,9 @@ from curation.forget import Request, forget
 from curation.lock import only_run
 from curation.recipe import Recipe, SelectOptions, recipe_of, recipe_toml
 from curation.verify import verify
-from manifests.store import Dataset, read_table
+from manifests.schema import make_table
+from manifests.store import Dataset, read_table, replace_table
+from manifests.views import connect
 
 LAX = SelectOptions(min_sharpness=None, max_upscale=None)
 
@@ -139,3 +141,60 @@ def test_folders_that_were_put_on_another_disk(chosen, sources, tmp_path):
     pipeline.run(sources, dataset.root, replace(recipe_of(dataset.root), seed=1))
     assert list(dataset.staging.iterdir()) == [], "nothing is left on the other disk"
     assert list(verify(dataset)) == []
+
+
+def test_one_look_at_the_clips_finds_what_stays_in_all_shards(tmp_path, monkeypatch):
+    """In the order in which it lies there; a look at the clips reads the offsets of all their frames."""
+    dataset, names = Dataset(tmp_path), [f"train-00000{k}.tar" for k in range(4)]
+    clips = [{"clip_id": f"c{k:02d}", "shard": names[k % 4], "frame_offsets": [(99 - k) * 512]} for k in range(10)]
+    replace_table(dataset, "clips", make_table("clips", clips))
+    counts = [{"shard": name, "split": "train", "num_clips": 3 if k < 2 else 2} for k, name in enumerate(names)]
+    replace_table(dataset, "shards", make_table("shards", counts))
+    dataset.shards.mkdir()
+    for name in names:
+        (dataset.shards / name).touch()
+    asked = []
+
+    class Database:
+        def __init__(self, root):
+            self._db = connect(root)
+            self.register = self._db.register
+
+        def execute(self, query, *parameters):
+            asked.append(query)
+            return self._db.execute(query, *parameters)
+
+    monkeypatch.setattr(removal, "connect", Database)
+    num_asked = set()
+    for gone, left, empty in (
+        ({"c00"}, {names[0]: ["c08", "c04"]}, []),
+        ({"c00", "c01", "c02", "c06", "c03"}, {names[0]: ["c08", "c04"], names[1]: ["c09", "c05"], names[3]: ["c07"]},
+         [names[2]]),
+        ({"another"}, {}, []),
+    ):  # fmt: skip
+        plan = removal.plan_shards_without(dataset, Recipe(), gone)
+        assert {row["shard"]: [clip["clip_id"] for clip in row["clips"]] for row in plan["rewritten"]} == left
+        assert (plan["removed"], plan["discarded"]) == (empty, [])
+        num_asked.add(len(asked))
+        asked.clear()
+    assert len(num_asked) == 1
+
+
+@pytest.mark.parametrize("num_rows", [3, 30])
+def test_names_of_what_goes_are_gathered_once_for_all_rows(num_rows):
+    class Names(list):
+        num_looks = 0
+
+        def __iter__(self):
+            Names.num_looks += 1
+            return super().__iter__()
+
+    rows = [{"clip_id": f"c{k:02d}", "source_id": "s", "shard": "a.tar", "duplicate_of": "x"} for k in range(num_rows)]
+    removed = removal.Removal(request="r", clips=Names(["x", "t0"]), rewritten=[{"shard": "a.tar"}])
+    table = removal._replace_places(make_table("clips", rows), {}, removed)
+    assert table["duplicate_of"].null_count == num_rows
+    candidates = [{"clip_id": f"t{k}"} for k in range(num_rows)]
+    tracks = make_table("tracks", [{"track_id": "t", "source_id": "s", "candidates": candidates}])
+    (row,) = removal._strip_tracks(tracks, ["s"], removed).to_pylist()
+    assert row["num_clips"] == num_rows - 1
+    assert Names.num_looks <= 6

@@ -63,7 +63,7 @@ def make_card(dataset: Dataset) -> str:
         _people(db),
         _distributions(db),
         _rejections(db),
-        _making(dataset, recipe),
+        _making(db, recipe),
         _reading(dataset, name, recipe),
         _removal(db, shlex.quote(name)),
         _limits(recipe),
@@ -220,13 +220,14 @@ def _rejections(db: duckdb.DuckDBPyConnection) -> list[str]:
     return ["## What was left out, and why", "", *(table if rows else ["Nothing."]), "", text]
 
 
-def _making(dataset: Dataset, recipe: Recipe) -> list[str]:
-    tracks = read_table(dataset, "tracks", ["analyser", "analyser_licence", "analyser_weights"]).to_pylist()
-    analysers = {(t["analyser"], t["analyser_licence"], *sorted(t["analyser_weights"] or [])) for t in tracks}
+def _making(db: duckdb.DuckDBPyConnection, recipe: Recipe) -> list[str]:
+    analysers = db.execute(
+        "SELECT analyser, analyser_licence, analyser_weights FROM tracks GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
     lines = ["## How it was made", "", "Faces were found, measured and compared by:", ""]
-    for name, licence, *weights in sorted(analysers, key=str):
+    for name, licence, weights in analysers:
         lines.append(f"- analyser `{name}`, licence: {licence or 'unknown'}")
-        lines += [f"  - {part}: `{weight}`" for part, weight in weights]
+        lines += [f"  - {part}: `{weight}`" for part, weight in sorted((weights or {}).items())]
     if recipe.crop.quality_model:
         lines.append(f"- quality network `{Path(recipe.crop.quality_model).name}`")
     values = [line for line in recipe_toml(recipe).splitlines() if line.split(" = ")[0] not in _PLACES]

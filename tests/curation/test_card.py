@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from curation import card
 from curation.card import make_card, write_card
 from curation.forget import Request, forget
 from curation.recipe import recipe_of
@@ -99,3 +100,17 @@ def test_a_data_set_without_a_clip(demo_copy):
     forget(dataset, Request(where="TRUE"))
     text = make_card(dataset)
     assert rows_of_card(text, "Size") == [["all", "0", "0.00", "0", "0", "0", "0", "0.00"]]
+
+
+def test_each_analyser_is_named_once_however_many_tracks_it_followed(demo_copy, monkeypatch):
+    """The tracks are grouped where they lie, not turned into rows here."""
+    dataset = Dataset(demo_copy)
+    rows = read_table(dataset, "tracks").to_pylist()
+    other = {"track_id": "z", "analyser": "older", "analyser_weights": None, "analyser_licence": None}
+    replace_table(dataset, "tracks", make_table("tracks", [*rows, rows[0] | {"track_id": "y"}, rows[0] | other]))
+    read = []
+    monkeypatch.setattr(card, "read_table", lambda *which: read.append(which[1]) or read_table(*which))
+    text = make_card(dataset)
+    assert text.count(f"- analyser `{rows[0]['analyser']}`") == 1
+    assert "- analyser `older`, licence: unknown\n" in text
+    assert "tracks" not in read

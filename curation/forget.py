@@ -12,10 +12,20 @@ from curation import tombstones
 from curation.finding import Found, Request, analyser_name, find, min_similarity
 from curation.lock import only_run, only_run_where_allowed
 from curation.recipe import Recipe, recipe_of
-from curation.removal import Removal, inherited_groups, plan_shards_without, remove, settle, without_names
+from curation.removal import (
+    Removal,
+    has_unfinished_work,
+    inherited_groups,
+    plan_shards_without,
+    remove,
+    settle,
+    without_names,
+)
 from curation.runs import record_command
 from curation.summary import print_removal
 from manifests.store import Dataset, read_table
+
+_UNFINISHED = "what an interrupted run left in staging/ is not shown here; without --dry-run it is looked through, too"
 
 
 def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask: Any = None) -> bool:
@@ -27,9 +37,11 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
     """
     recipe = recipe_of(dataset.root)
     with (only_run_where_allowed if is_dry_run else only_run)(dataset) as was_finished:
-        if was_finished is not None:
+        if not is_dry_run:
             settle(dataset, recipe)
         found = find(dataset, recipe, request)
+        if is_dry_run and has_unfinished_work(dataset):
+            found.notes.append(_UNFINISHED)
         if not found.sources and not found.clips and not found.faces:
             for note in found.notes:
                 print(note)
@@ -38,9 +50,9 @@ def forget(dataset: Dataset, request: Request, *, is_dry_run: bool = False, ask:
         removal = plan_removal(dataset, recipe, request, found)
         print_removal(dataset, removal, found)
         if is_dry_run:
-            print("dry run: nothing was changed")
+            print("dry run: nothing else was changed" if was_finished else "dry run: nothing was changed")
         elif ask is not None and not ask():
-            print("nothing was changed")
+            print("nothing was removed")
         else:
             stones = read_table(dataset, "tombstones").to_pylist() + removal.tombstones
             with record_command(dataset, without_names(recipe, tombstones.forgets(stones)), "forget"):

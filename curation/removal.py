@@ -39,6 +39,8 @@ from manifests.store import Dataset, as_of_today, open_parquet, read_table, writ
 from manifests.views import connect
 
 _PLACES = tuple(name for name, _ in CLIP_PLACES)
+_WITH_ROWS = ("index", "scan", "crop")
+"""Stages of which units commit rows of sources, tracks and clips."""
 BY_HAND = ("keep_clips", "reject_clips")
 """Options of select that name clips."""
 
@@ -76,7 +78,7 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
     look for anything. Recipes that name a clip which was forgotten before do so no more."""
     make_folder(dataset.root / "manifests")  # a run may have ended before its first table
     refused = tombstones.refused_contents(read_table(dataset, "tombstones").to_pylist())
-    for stage in ("index", "scan", "crop"):
+    for stage in _WITH_ROWS:
         ledger = Ledger(dataset, stage, recipe.stage_hash(stage))
         for folder in list_folders(dataset.staging):
             if folder.name.startswith(f"{stage}-") and folder != ledger.folder:
@@ -92,6 +94,12 @@ def settle(dataset: Dataset, recipe: Recipe) -> None:
         if folder.name.startswith(("pack-", "plan-")):
             remove_tree(folder)
     _drop_names(dataset)
+
+
+def has_unfinished_work(dataset: Dataset) -> bool:
+    """Whether units have committed what is not in the manifests yet, and what `settle` would bring there."""
+    stages = [folder for folder in list_folders(dataset.staging) if folder.name.split("-")[0] in _WITH_ROWS]
+    return any(list_files(folder, ".json") for folder in stages)
 
 
 def without_names(recipe: Recipe, is_forgotten: Callable[[str], bool]) -> Recipe:

@@ -12,6 +12,7 @@ from curation.card import write_card
 from curation.forget import Request, forget
 from curation.lock import only_run
 from curation.recipe import Recipe, SelectOptions, recipe_of, recipe_toml
+from curation.units import UnitResult, commit_unit
 from curation.verify import verify
 from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table
@@ -198,3 +199,31 @@ def test_names_of_what_goes_are_gathered_once_for_all_rows(num_rows):
     (row,) = removal._strip_tracks(tracks, ["s"], removed).to_pylist()
     assert row["num_clips"] == num_rows - 1
     assert Names.num_looks <= 6
+
+
+def test_a_dry_run_leaves_an_interrupted_run_as_it_is(chosen, capsys):
+    """Commits, parts of shards and what other options made; it says what it did not look through."""
+    dataset, ids = chosen
+
+    def files() -> dict[str, tuple[bytes, int]]:
+        found = [path for path in dataset.root.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+    request, recipe = Request(where=f"clip_id = '{ids[0]}'"), recipe_of(dataset.root)
+    assert forget(dataset, request, is_dry_run=True)
+    assert "an interrupted run" not in capsys.readouterr().out
+    crop = dataset.staging / f"crop-{recipe.stage_hash('crop')}"
+    unit = {"name": "0123456789abcdef-0000", "source_id": "0123456789abcdef"}
+    commit_unit(crop, "crop", unit, UnitResult(rows={"clips": []}), 1.0, "w")
+    for name in (f"pack-{recipe.stage_hash('pack')}", "crop-0ther"):
+        (dataset.staging / name).mkdir(parents=True)
+        (dataset.staging / name / "0123456789abcdef.tar").write_bytes(b"pictures")
+    before = files()
+    assert forget(dataset, request, is_dry_run=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "what an interrupted run left in staging/ is not shown here" in shown
+    assert "dry run: nothing was changed" in shown
+    assert files() == before
+    assert forget(dataset, request)
+    assert not removal.has_unfinished_work(dataset)
+    assert "an interrupted run" not in capsys.readouterr().out

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import orjson
 import pyarrow as pa
 
+from curation.decisions import kept_decisions
 from curation.lock import DatasetBusy, require_idle
 from curation.recipe import Recipe, recipe_of, recipe_toml
 from curation.removal import BY_HAND, journal_file
 from curation.shard_check import check_shard
 from curation.table_check import FORGET, check_tables
-from curation.tombstones import forgets
+from curation.tombstones import LateRows, forgets
 from manifests.schema import CLIP_PLACES, FRAMES, TABLES
-from manifests.storage import list_files, list_folders, read_bytes
+from manifests.storage import list_files, list_folders, read_bytes, read_files
 from manifests.store import Dataset, open_parquet, read_table
 from manifests.views import connect, num_cores
 
@@ -31,6 +33,8 @@ _OF_SHARD_CLIPS = ("clip_id", "identity_id", "licence", "attribution", "consent"
 _KNOWN = {"recipe.toml", "metrics.jsonl", "manifests", "shards", "staging", "report", ".lock", "README.md", "LICENSE"}
 _SIDE_BY_SIDE_BYTES = 2_000_000_000
 _BATCH = 64
+_STAGES = ("index-", "scan-", "crop-", "pack-")
+"""Beginnings of the names of folders in staging/ with what units have committed."""
 BUSY = 3
 _REWRITE = "remove this file and run the `run` command again: it is written anew, from the sources where necessary"
 
@@ -64,6 +68,7 @@ def verify(dataset: Dataset, report: Callable[[str], None] = lambda line: None) 
     if names := sorted(filter(is_forgotten, {i for name in BY_HAND for i in getattr(recipe.select, name)})):
         yield Difference("recipe.toml", f"names forgotten clips: {', '.join(names)}", FORGET)
     yield from _check_files(dataset)
+    yield from _check_staged(dataset)
     damaged = list(_check_parquet(dataset, report))
     yield from damaged
     if damaged:
@@ -86,7 +91,6 @@ def _check_files(dataset: Dataset) -> Iterator[Difference]:
         remedy = "`forget` again, or any command that changes the data set, finishes it"
         yield Difference(journal_file(dataset).name, "a removal was interrupted", remedy)
     known = {dataset.shards / name for name in _known_shards(dataset)}
-    forgotten = {row["clip_id"] for row in _read(dataset, "tombstones", ["clip_id"])} - {None}
     for path in list_files(dataset.root, below=True):
         place = path.relative_to(dataset.root)
         top = place.parts[0]
@@ -97,8 +101,42 @@ def _check_files(dataset: Dataset) -> Iterator[Difference]:
             expected = len(place.parts) == 3 and place.parts[1] in TABLES and path.suffix == ".parquet"
         if not expected or path.suffix == ".tmp":
             yield Difference(str(place), "no manifest knows this file", "remove it, or move it out of the data set")
-        if top == "staging" and path.suffix == ".tar" and path.stem in forgotten:
-            yield Difference(str(place), "pictures of a forgotten clip", "remove it")
+
+
+def _check_staged(dataset: Dataset) -> Iterator[Difference]:
+    """What was forgotten is not in staging/ either: a worker that outlived its driver may put it there afterwards."""
+    stones = _read(dataset, "tombstones", TABLES["tombstones"].names)
+    if not stones:
+        return
+    is_forgotten, late = forgets(stones), LateRows(stones)
+    for path in list_files(dataset.staging, ".tar", below=True):
+        if is_forgotten(path.stem) or is_forgotten(path.parent.name.rsplit("-", 1)[0]):
+            yield Difference(str(path.relative_to(dataset.root)), "pictures of a forgotten clip", "remove it")
+    for folder in list_folders(dataset.staging):
+        commits = list_files(folder, ".json") if folder.name.startswith(_STAGES) else {}
+        for path, data in read_files(commits):
+            place = str(path.relative_to(dataset.root))
+            try:
+                is_late = _names_forgotten(orjson.loads(data), is_forgotten, late)
+            except (ValueError, TypeError, KeyError) as error:
+                yield Difference(place, f"cannot be read: {error!r}", "remove it: its unit is done again")
+                continue
+            if is_late:
+                remedy = "run again, and they are left out; or remove it, with the folder of its name"
+                yield Difference(place, "rows of what was forgotten", remedy)
+    if any(map(is_forgotten, kept_decisions(dataset)["clip_id"].to_pylist())):
+        remedy = "remove it: who is who, and who is in which split, is then found anew for the others in it, too"
+        yield Difference("staging/decisions.parquet", "names forgotten clips", remedy)
+
+
+def _names_forgotten(commit: dict[str, Any], is_forgotten: Callable[[str], bool], late: LateRows) -> bool:
+    """Whether a unit has committed rows that would not be taken over."""
+    rows = commit["rows"]
+    left = dict(rows)
+    if late.take_out(left, commit["ledger"]["source_id"]) is None or left != rows:
+        return True
+    names = [row["source_id"] for row in rows.get("sources", [])] + [row["clip_id"] for row in rows.get("places", [])]
+    return any(map(is_forgotten, filter(None, names)))
 
 
 def _known_shards(dataset: Dataset) -> set[str]:

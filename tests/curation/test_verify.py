@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.__main__ import main
+from curation.decisions import keep_decisions
 from curation.lock import only_run
 from curation.recipe import Recipe, recipe_toml
 from curation.samples import BLOCK_BYTES
-from curation.tombstones import add_tombstones, clip_tombstone, source_tombstone
+from curation.tombstones import STRETCH, add_tombstones, clip_tombstone, source_tombstone
+from curation.units import UnitResult, commit_unit
 from curation.verify import verify
 from manifests.schema import TABLES, make_table
 from manifests.store import Dataset, read_table, replace_table, write_parquet
@@ -238,3 +240,54 @@ def test_a_flipped_byte_in_a_table(demo_copy, table):
         content[start + column.total_compressed_size - 1] ^= 4
         file.write_bytes(content)
         assert any(f"{file.name}: cannot be read" in line for line in differences(demo_copy)), column.path_in_schema
+
+
+def test_what_a_late_worker_left_of_what_was_forgotten(tmp_path):
+    """Rows and pictures that it committed after `forget`, of sources, clips, the same stretch under another name and
+    shards; and decisions about such clips. Of others nothing is said."""
+    dataset = Dataset(tmp_path)
+    dataset.recipe_file.write_text(recipe_toml(Recipe()))
+    place = dict(zip(STRETCH, (0.0, 2.0, 50.0, 50.0, 80.0), strict=True))
+    clips = {
+        name: {"clip_id": f"{name}_0000000_0", "source_id": name, "analyser": "a"} | place for name in ("s0", "s1")
+    }
+    recut = clips["s1"] | {"clip_id": "s1_0000009_0", "start_s": 1.0}
+    elsewhere = clips["s1"] | {"clip_id": "s1_0000090_0", "start_s": 90.0, "end_s": 92.0}
+
+    def commit(stage: str, unit: str, source_id: str | None, **rows: list[dict]) -> None:
+        folder = dataset.staging / f"{stage}-abcd1234"
+        commit_unit(folder, stage, {"name": unit, "source_id": source_id}, UnitResult(rows=rows), 1.0, "w")
+        if stage == "crop":
+            (folder / unit).mkdir()
+            for clip in rows["clips"]:
+                (folder / unit / f"{clip['clip_id']}.tar").write_bytes(b"pictures")
+
+    source = {"source_id": "s0", "content_sha256": "00"}
+    commit("index", "a", None, sources=[source])
+    commit("crop", "s0-0000", "s0", clips=[clips["s0"]])
+    for unit, clip in (("s1-0000", clips["s1"]), ("s1-0001", recut), ("s1-0002", elsewhere)):
+        commit("crop", unit, "s1", clips=[clip | {"embedding": None}])
+    commit("pack", "b", None, shards=[], places=[{"clip_id": clip["clip_id"]} for clip in (clips["s1"], elsewhere)])
+    commit("pack", "c", None, shards=[], places=[{"clip_id": elsewhere["clip_id"]}])
+    replace_table(dataset, "clips", make_table("clips", [clips["s1"] | {"identity_id": "she"}]))
+    keep_decisions(dataset)
+    (dataset.staging / "crop-abcd1234" / "s2-0000.json").write_text('{"rows"')
+
+    def found() -> list[str]:
+        return sorted(line for line in differences(tmp_path) if line.startswith("staging/"))
+
+    assert found() == []
+    stones = (source_tombstone(source), clip_tombstone(clips["s1"], ""))
+    add_tombstones(dataset, [row | {"request": "r"} for row in stones])
+    (damaged,) = (line for line in found() if "s2-0000" in line)
+    assert damaged.startswith("staging/crop-abcd1234/s2-0000.json: cannot be read")
+    assert [line for line in found() if line != damaged] == [
+        "staging/crop-abcd1234/s0-0000.json: rows of what was forgotten",
+        "staging/crop-abcd1234/s0-0000/s0_0000000_0.tar: pictures of a forgotten clip",
+        "staging/crop-abcd1234/s1-0000.json: rows of what was forgotten",
+        "staging/crop-abcd1234/s1-0000/s1_0000000_0.tar: pictures of a forgotten clip",
+        "staging/crop-abcd1234/s1-0001.json: rows of what was forgotten",
+        "staging/decisions.parquet: names forgotten clips",
+        "staging/index-abcd1234/a.json: rows of what was forgotten",
+        "staging/pack-abcd1234/b.json: rows of what was forgotten",
+    ]

@@ -182,7 +182,8 @@ class Forget:
     """URIs, file names or source_ids, all of which must be there: the whole content is refused from now on, under any
     name."""
     identity: _Repeatable = ()
-    """identity_ids, as the table clips has them, all of which must be there: their clips are refused from now on."""
+    """identity_ids, as the table clips has them, all of which must be there: their clips are refused from now on, and
+    as with --face sources in which nobody else was found."""
     face: Path | None = None
     """A photograph of one person: every clip with a face like it."""
     where: str = ""

@@ -260,7 +260,7 @@ def _reading(dataset: Dataset, name: str, recipe: Recipe) -> list[str]:
 
 def _removal(db: duckdb.DuckDBPyConnection, name: str) -> list[str]:
     stones = dict(db.execute("SELECT kind, count(*) FROM tombstones GROUP BY kind").fetchall())
-    told = ", ".join(f"{stones[kind]:,} {kind}s" for kind in ("source", "clip", "face") if kind in stones)
+    told = ", ".join(f"{stones[kind]:,} {kind}s" for kind in ("source", "clip", "track", "face") if kind in stones)
     return [
         "## How to have a person or a source removed",
         "",

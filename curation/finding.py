@@ -69,6 +69,8 @@ class Found:
     """Rows of `sources` that go as a whole."""
     clips: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `clips`, and candidates that are not cropped yet, with their source_id."""
+    tracks: list[dict[str, Any]] = field(default_factory=list)
+    """Of `tracks` the source_id, start_s and end_s of those that may show the person and became no clip that stays."""
     similarities: dict[str, float] = field(default_factory=dict)
     """Of clips to the photograph, or to the face of an identity that is kept."""
     faces: list[np.ndarray] = field(default_factory=list)
@@ -95,8 +97,42 @@ def find(dataset: Dataset, recipe: Recipe, request: Request) -> Found:
         found = _find_identities(db, recipe, request)
     else:
         found = _find_face(db, recipe, request)
+    if request.kind in ("identity", "face"):
+        _add_what_became_no_clip(db, found)
     found.notes += _what_stays(db, found)
     return found
+
+
+def _add_what_became_no_clip(db: duckdb.DuckDBPyConnection, found: Found) -> None:
+    """Add what else may show the person in the sources of their clips, of which other options could make clips.
+
+    Tracks that became no clip have no embedding to compare. So where nobody else was found in a source it goes as a
+    whole; in the others all tracks go of which, and beside which, no clip stays.
+    """
+    db.register("gone", pa.table({"clip_id": pa.array([clip["clip_id"] for clip in found.clips], pa.string())}))
+    touched = sorted({clip["source_id"] for clip in found.clips})
+    db.register("touched", pa.table({"source_id": pa.array(touched, pa.string())}))
+    db.execute(
+        "CREATE OR REPLACE TEMP TABLE staying AS SELECT source_id, start_s, end_s"
+        " FROM (SELECT clip_id, source_id, start_s, end_s FROM clips"
+        " UNION ALL SELECT clip_id, source_id, start_s, end_s FROM uncropped)"
+        " SEMI JOIN touched USING (source_id) ANTI JOIN gone USING (clip_id)"
+    )
+    shared = [name for (name,) in db.execute("SELECT DISTINCT source_id FROM staying ORDER BY 1").fetchall()]
+    whole = sorted(set(touched) - set(shared))
+    found.sources = _rows(db, "sources", "source_id", whole)
+    found.tracks = db.sql(
+        "SELECT source_id, start_s, end_s FROM tracks WHERE source_id IN (SELECT source_id FROM staying) AND NOT EXISTS"
+        " (FROM staying AS s WHERE s.source_id = tracks.source_id AND"
+        " (s.start_s = tracks.start_s OR s.start_s < tracks.end_s AND tracks.start_s < s.end_s)) ORDER BY track_id"
+    ).to_arrow_table().to_pylist()  # fmt: skip
+    if whole:
+        found.notes.append(f"nobody else was found in {len(whole)} sources: they go, and are refused, as a whole")
+    if shared:
+        found.notes.append(
+            f"{len(shared)} sources show others too and stay; another recipe may find the person again there where no"
+            f" track was found until now, or only beside clips that stay; to rule that out: --source {' '.join(shared)}"
+        )
 
 
 def _what_stays(db: duckdb.DuckDBPyConnection, found: Found) -> list[str]:
@@ -163,11 +199,27 @@ def _require_known(what: str, names: tuple[str, ...], known: set[str]) -> None:
 def _find_identities(db: duckdb.DuckDBPyConnection, recipe: Recipe, request: Request) -> Found:
     found = Found(clips=_rows(db, "clips", "identity_id", request.identities))
     _require_known("identity", request.identities, {clip["identity_id"] for clip in found.clips})
-    if request.keep_face:
-        found.faces = [face for name in request.identities if (face := _mean_face(db, name)) is not None]
-        if found.faces:
-            _add_refused(db, found, min_similarity(recipe, request))
+    faces = [face for name in request.identities if (face := _mean_face(db, name)) is not None]
+    if request.keep_face and faces:
+        found.faces = faces
+        _add_refused(db, found, min_similarity(recipe, request))
+    elif faces:
+        _add_unnamed(db, found, faces, min_similarity(recipe, request))
     return found
+
+
+def _add_unnamed(db: duckdb.DuckDBPyConnection, found: Found, faces: list[np.ndarray], least: float) -> None:
+    """Add candidates and clips of the same sources that look like one of the faces and have no identity yet."""
+    db.register("touched", pa.table({"source_id": pa.array([c["source_id"] for c in found.clips], pa.string())}))
+    unnamed = db.execute(
+        "SELECT clip_id FROM (SELECT clip_id, source_id, embedding FROM uncropped UNION ALL"
+        " SELECT clip_id, source_id, embedding FROM clips WHERE identity_id IS NULL)"
+        " SEMI JOIN touched USING (source_id)"
+        " WHERE list_bool_or([list_inner_product(embedding, f) >= $least for f in $faces::FLOAT[][]])",
+        {"faces": [face.tolist() for face in faces], "least": least},
+    ).fetchall()
+    names = [clip_id for (clip_id,) in unnamed]
+    found.clips += _rows(db, "clips", "clip_id", names) + _rows(db, "uncropped", "clip_id", names)
 
 
 def _mean_face(db: duckdb.DuckDBPyConnection, identity: str) -> np.ndarray | None:

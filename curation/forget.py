@@ -71,9 +71,11 @@ def plan_removal(dataset: Dataset, recipe: Recipe, request: Request, found: Foun
     )
     stones = [tombstones.source_tombstone(row) for row in found.sources]
     stones += [tombstones.clip_tombstone(clip, contents.get(clip["source_id"])) for clip in found.clips]
+    stones += [tombstones.track_tombstone(track, contents.get(track["source_id"])) for track in found.tracks]
     if found.faces:
         similarity, analyser = min_similarity(recipe, request), analyser_name(dataset, recipe)
         stones += [tombstones.face_tombstone(face, analyser, similarity) for face in found.faces]
+    stones = list({row["tombstone_id"]: row for row in stones}.values())  # tracks may have the same time
     name = sha256("\n".join(sorted(row["tombstone_id"] for row in stones)).encode()).hexdigest()[:16]
     marks = {
         "request": name,

@@ -269,12 +269,21 @@ def _without(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
 
 
 def _strip_tracks(table: pa.Table, source_ids: list[str], removal: Removal) -> pa.Table:
-    """Without the candidates that became the clips; a track of which no other candidate is left goes with them."""
+    """Without the candidates that became the clips, tracks of which no other candidate is left, and those of refused
+    times that had none."""
     is_touched = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
     if not pc.any(is_touched).as_py():
         return table
-    gone = set(removal.clips)
-    rows = tombstones.strip_tracks(table.filter(is_touched).to_pylist(), lambda c: c["clip_id"] in gone)
+    gone, stones = set(removal.clips), {source_id: [] for source_id in source_ids}
+    for row in removal.tombstones:
+        if row["kind"] == "track":
+            stones[row["source_id"]].append(row)
+    refusals = {source_id: tombstones.Refusals(rows) for source_id, rows in stones.items()}
+    rows = tombstones.strip_tracks(
+        table.filter(is_touched).to_pylist(),
+        lambda candidate: candidate["clip_id"] in gone,
+        lambda track: refusals[track["source_id"]].refuses_time(track),
+    )
     others = table.filter(pc.invert(is_touched))
     return pa.concat_tables([others, make_table("tracks", rows)]).sort_by("track_id")
 

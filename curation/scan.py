@@ -66,7 +66,7 @@ class ScanStage:
         _name_candidates(rows, unit["source_id"])
         refusals = Refusals(unit.get("refused", []))
         analyser = self._analyser.info.name
-        result.rows["tracks"] = strip_tracks(rows, lambda candidate: refusals.refuses(candidate, analyser))
+        result.rows["tracks"] = strip_tracks(rows, lambda c: refusals.refuses(c, analyser), refusals.refuses_time)
         if not rows and not result.rows.get("failures"):
             result.fail("scan", unit, "no_face", follower.why_nothing())
         return result

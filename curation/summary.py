@@ -179,6 +179,8 @@ def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Con
     if people:
         table.add_row("identities", f"{len(people)}: {_few(people)}")
     table.add_row("from sources", str(len({clip["source_id"] for clip in found.clips})))
+    if found.tracks:
+        table.add_row("tracks", f"{len(found.tracks)} of which no clip stays, in sources that stay")
     shards = [shard["shard"] for shard in removal.rewritten]
     num_all = len(list_files(dataset.shards, ".tar"))
     table.add_row("shards", f"{len(shards)} of {num_all} written again{': ' * bool(shards)}{_few(shards)}")

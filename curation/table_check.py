@@ -24,6 +24,10 @@ class Check:
 _RUN = "run the `run` command again, with --recipe DATASET/recipe.toml for the thresholds in force"
 _DAMAGED = "the manifests were changed by something else: restore them from a copy, or make the data set again"
 FORGET = "forget it again: `python -m curation forget DATASET --where \"clip_id = '...'\"`"
+_IN_REFUSED_TIME = (
+    "EXISTS (FROM tombstones AS s WHERE s.kind = 'track' AND s.source_id = t.source_id AND"
+    " (s.start_s = t.start_s OR s.start_s < t.end_s AND t.start_s < s.end_s))"
+)
 
 CHECKS = (
     Check("clips", "the same clip_id more than once",
@@ -84,10 +88,12 @@ CHECKS = (
     Check("tracks", "of a forgotten source, or with a forgotten clip",
           "SELECT track_id FROM tracks WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')"
           " UNION SELECT track_id FROM (SELECT track_id, unnest(candidates).clip_id AS clip_id FROM tracks)"
-          " WHERE clip_id IN (SELECT clip_id FROM tombstones)", FORGET),
+          " WHERE clip_id IN (SELECT clip_id FROM tombstones)"
+          f" UNION SELECT track_id FROM tracks AS t WHERE coalesce(len(candidates), 0) = 0 AND {_IN_REFUSED_TIME}",
+          FORGET),
     Check("clips", "forgotten, but there",
-          "SELECT clip_id FROM clips WHERE clip_id IN (SELECT clip_id FROM tombstones)"
-          " OR source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')", FORGET),
+          "SELECT clip_id FROM clips AS t WHERE clip_id IN (SELECT clip_id FROM tombstones)"
+          f" OR source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source') OR {_IN_REFUSED_TIME}", FORGET),
     Check("frames", "of forgotten clips",
           "SELECT clip_id FROM frame_sums WHERE clip_id IN (SELECT clip_id FROM tombstones)", FORGET),
     Check("failures", "of a forgotten source or clip",
@@ -100,7 +106,7 @@ CHECKS = (
           "SELECT run_id FROM (SELECT run_id, regexp_extract_all(concat_ws(' ', recipe, array_to_string(recipe_changes,"
           " ' ')), '\\w+') AS words FROM runs) WHERE list_has_any(list_concat(words, list_transform(words, lambda word:"
           " split_part(word, '_', 1))), (SELECT coalesce(list(coalesce(clip_id, source_id)), []) FROM tombstones"
-          " WHERE kind <> 'face'))", FORGET),
+          " WHERE kind IN ('source', 'clip')))", FORGET),
     Check("units", "of a forgotten source",
           "SELECT unit FROM units WHERE source_id IN (SELECT source_id FROM tombstones WHERE kind = 'source')",
           FORGET),

@@ -1,8 +1,8 @@
 """What was forgotten and must not come back: which sources, stretches of sources and faces are refused.
 
 A tombstone names content, never a place: a source by the hash of its bytes, a clip by its source, its time and its
-square in the picture. It holds nothing biometric, unless the embedding of a face was kept on purpose so that new
-material of the same person is refused too.
+square in the picture, the track of a face by its source and its time. It holds nothing biometric, unless the embedding
+of a face was kept on purpose so that new material of the same person is refused too.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def clip_tombstone(clip: dict[str, Any], content_sha256: str | None) -> dict[str
     return _named(row)
 
 
+def track_tombstone(track: dict[str, Any], content_sha256: str | None) -> dict[str, Any]:
+    """Refuses all faces in the time of a track; its place in the picture is not known. track: its row of `tracks`."""
+    row = {name: track[name] for name in ("source_id", "start_s", "end_s")}
+    return _named({"kind": "track", "content_sha256": content_sha256} | row)
+
+
 def face_tombstone(embedding: np.ndarray, analyser: str, min_similarity: float) -> dict[str, Any]:
     """Refuses this face in whatever is scanned later. embedding: float32 [D], unit length."""
     values = [float(x) for x in embedding]
@@ -77,6 +83,7 @@ class Refusals:
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._stretches = [row for row in rows if row["kind"] == "clip"]
+        self._times = [row for row in rows if row["kind"] == "track"]
         self._faces = [row for row in rows if row["kind"] == "face"]
 
     def refuses(self, candidate: dict[str, Any], analyser: str) -> bool:
@@ -84,13 +91,17 @@ class Refusals:
 
         Its bounds may differ a little, because the recipe has changed: overlap in time and place decides.
         """
-        if any(same_stretch(candidate, row) for row in self._stretches):
+        if any(same_stretch(candidate, row) for row in self._stretches) or self.refuses_time(candidate):
             return True
         embedding = candidate["embedding"]
         return embedding is not None and any(
             row["analyser"] == analyser and float(np.dot(row["embedding"], embedding)) >= row["min_similarity"]
             for row in self._faces
         )
+
+    def refuses_time(self, stretch: dict[str, Any]) -> bool:
+        """Whether all faces of some time in a stretch, or a track, of the source are refused."""
+        return any(_same_time(stretch, row) for row in self._times)
 
 
 def refusals_of(tombstones: list[dict[str, Any]]) -> dict[str | None, list[dict[str, Any]]]:
@@ -128,7 +139,7 @@ class LateRows:
         for row in rows.get("tracks", []):
             gone |= {c["clip_id"] for c in row["candidates"] if refusals.refuses(c, row["analyser"])}
         if "tracks" in rows:
-            rows["tracks"] = strip_tracks(rows["tracks"], lambda candidate: candidate["clip_id"] in gone)
+            rows["tracks"] = strip_tracks(rows["tracks"], lambda c: c["clip_id"] in gone, refusals.refuses_time)
         for name in {"clips", "frames"} & rows.keys():
             rows[name] = [row for row in rows[name] if row["clip_id"] not in gone]
         if "failures" in rows:
@@ -141,13 +152,18 @@ def names_any(text: str | None, clip_ids: set[str]) -> bool:
     return not clip_ids.isdisjoint(re.findall(r"\w+", text or ""))
 
 
-def strip_tracks(rows: list[dict[str, Any]], is_gone: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Rows of `tracks` without the candidates for which `is_gone` holds, and without tracks that were nothing else."""
+def strip_tracks(
+    rows: list[dict[str, Any]],
+    is_gone: Callable[[dict[str, Any]], bool],
+    is_refused: Callable[[dict[str, Any]], bool] = lambda row: False,
+) -> list[dict[str, Any]]:
+    """Rows of `tracks` without the candidates for which `is_gone` holds, without tracks that were nothing else, and
+    without those that had no candidate where `is_refused` holds."""
     kept = []
     for row in rows:
         left = [candidate for candidate in row["candidates"] or [] if not is_gone(candidate)]
         if len(left) == len(row["candidates"] or []):
-            kept.append(row)
+            kept += [row] if left or not is_refused(row) else []
         elif left:
             reasons = sorted({*(row["reasons"] or []), "forgotten"})
             kept.append(row | {"candidates": left, "num_clips": len(left), "reasons": reasons})

@@ -291,7 +291,7 @@ RUNS = pa.schema(  # history: like times and workers in `units` not the same aft
 TOMBSTONES = pa.schema(
     [
         ("tombstone_id", pa.string()),  # 16 hex digits over what it refuses
-        ("kind", pa.string()),  # source: the whole content | clip: one face in a part of it | face: in any source
+        ("kind", pa.string()),  # source: all of it | clip: one face in a part | track: all in a part | face: anywhere
         ("request", pa.string()),  # which call of `forget` left it
         ("forgotten_at", pa.string()),  # UTC, ISO 8601
         ("asked_by", pa.string()),  # source | identity | face | where

@@ -12,7 +12,7 @@
 --   num_identities      persons in the kept clips
 --   num_duplicates      clips that show the same footage as a kept clip
 --   num_failures        pieces of work that found nothing or failed, in part or as a whole; `failures` may have several rows of one
---   num_forgotten       sources, clips and faces that were taken out for good
+--   num_forgotten       sources, clips, tracks and faces that were taken out for good
 SELECT *
 FROM
     (

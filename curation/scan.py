@@ -19,7 +19,7 @@ from curation.cuts import PICTURE_SIDE_PX, CutFinder
 from curation.places import SourceGone, opened_source
 from curation.recipe import Recipe
 from curation.tombstones import Refusals, strip_tracks
-from curation.tracks import Sample, Segment, Track, Tracker, divide
+from curation.tracks import Sample, Segment, Track, Tracker, divide, longest_gap_s
 from curation.units import UnitResult
 from model.faces import Detections, FaceAnalyser, load_analyser
 from model.stills import read_still
@@ -121,7 +121,7 @@ class ScanStage:
                     candidates.append(self._candidate(track, segment, piece))
         _, similarity = _mean_embedding(track.embeddings)
         start, end = follower.shots[track.shot], follower.shots[track.shot + 1]
-        first, last = follower.position(samples[0].frame), follower.position(samples[-1].frame) + 1
+        first, last = follower.frames[follower.position(samples[0].frame)], follower.end_of(samples[-1].frame)
         info = self._analyser.info
         return {
             "source_id": unit["source_id"],
@@ -129,12 +129,12 @@ class ScanStage:
             "shot": track.shot,
             "shot_start_frame": follower.frames[start][0],
             "shot_end_frame": follower.frames[end][0],
-            "start_frame": follower.frames[first][0],
-            "end_frame": follower.frames[last][0],
-            "start_pts": follower.frames[first][1],
-            "end_pts": follower.frames[last][1],
-            "start_s": follower.frames[first][2],
-            "end_s": follower.frames[last][2],
+            "start_frame": first[0],
+            "end_frame": last[0],
+            "start_pts": first[1],
+            "end_pts": last[1],
+            "start_s": first[2],
+            "end_s": last[2],
             "num_samples": len(samples),
             "face_height_px": float(np.median([s.height_px for s in samples])),
             "detection_score": float(np.median([s.score for s in samples])),
@@ -195,6 +195,7 @@ class _Follower:
         self._tracker = Tracker(recipe.scan, analyser.info.same_person_similarity)
         self._sampled: list[int] = []  # positions in `frames`
         self._largest_px = 0.0
+        self._usual_step: tuple[float, float] = (1.0, longest_gap_s(recipe.scan))  # ticks and seconds of a frame
         self.frames: list[tuple[int, int, float]] = []
         """(index, pts, seconds) of every frame, and one entry for the end."""
         self.shots: list[int] = [0]
@@ -224,9 +225,16 @@ class _Follower:
     def _close(self, finder: CutFinder, fps: float, end_pts: int | None) -> None:
         """Say where the last frame ends: at the next span, or after the usual time."""
         index, pts, seconds = self.frames[-1]
-        ticks = (pts - self.frames[0][1]) / max(len(self.frames) - 1, 1)
+        steps = np.diff([frame[1:] for frame in self.frames], axis=0)
+        if len(steps):
+            self._usual_step = tuple(np.median(steps, axis=0).tolist())
+        average = (pts - self.frames[0][1]) / max(len(steps), 1), 1.0 / fps
+        # Where frames are missing for long, the averages fit no frame.
+        ticks, step_s = (
+            mean if mean <= 2 * usual else usual for mean, usual in zip(average, self._usual_step, strict=True)
+        )
         end = pts + max(1, round(ticks)) if end_pts is None else end_pts
-        self.frames.append((index + 1, end, seconds + 1.0 / fps))
+        self.frames.append((index + 1, end, seconds + step_s))
         self.shots = [0, *finder.cuts, len(self.frames) - 1]
 
     def _look(self, position: int, frame: Frame, finder: CutFinder) -> None:
@@ -283,6 +291,16 @@ class _Follower:
         """Where a frame index stands in `frames`."""
         return frame - self.frames[0][0]
 
+    def end_of(self, frame: int) -> tuple[int, int, float]:
+        """(index, pts, seconds) of the end of a frame: where the next one starts; before a gap in time after the usual
+        time, for no clip may fill the gap with this one picture."""
+        index, pts, seconds = self.frames[self.position(frame)]
+        following = self.frames[self.position(frame) + 1]
+        if following[2] - seconds <= longest_gap_s(self._options):
+            return following
+        ticks, step_s = self._usual_step
+        return min(following, (index + 1, pts + max(1, round(ticks)), seconds + step_s))
+
     def pieces(self, track: Track, segment: Segment, reasons: list[str | None]) -> Iterator[_Piece]:
         """The frame ranges of a segment: at most max_clip_s, inside the shot; even, or full ones and a short rest where
         even ones would be shorter than min_clip_s.
@@ -302,7 +320,8 @@ class _Follower:
             following = self.position(samples[segment.last + 1].frame)
             if self._is_unsampled(last, following):
                 last = following
-        length, longest = self.frames[last][2] - self.frames[first][2], self._options.max_clip_s
+        end = self.end_of(self.frames[last - 1][0])
+        length, longest = end[2] - self.frames[first][2], self._options.max_clip_s
         count, end_of_even = max(1, int(np.ceil(length / longest - 1e-6))), last
         shortest = length * ((last - first) // count) / (last - first)
         if count > 1 and shortest < self._options.min_clip_s - 1e-6:
@@ -310,8 +329,9 @@ class _Follower:
             limit = self.frames[first][2] + count * longest + 1e-6
             end_of_even = bisect_right(self.frames, limit, first, last, key=lambda frame: frame[2]) - 1
         edges = np.round(np.linspace(first, end_of_even, count + 1)).astype(int).tolist()
-        for start, end in pairwise([*edges, last] if end_of_even < last else edges):
-            yield _Piece(self.frames[start], self.frames[end])
+        places = [self.frames[edge] if edge < last else end for edge in edges]
+        for piece in pairwise([*places, end] if end_of_even < last else places):
+            yield _Piece(*piece)
 
     def _is_unsampled(self, start: int, end: int) -> bool:
         """Whether nothing was sampled at the positions [start, end), and no sample could have been missing there."""

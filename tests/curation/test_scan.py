@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -72,14 +73,16 @@ def picture(scene: str, faces=(), k: int = 0) -> np.ndarray:
     return made
 
 
-def write_stream(frames: list[np.ndarray], fps: int) -> bytes:
-    """An MPEG transport stream."""
+def write_stream(frames: list[np.ndarray], fps: int, times: list[int] | None = None, container="mpegts") -> bytes:
+    """An MPEG transport stream. times: when each frame is shown, in frames; one after the other where not given."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mpegts") as output:
+    with av.open(file, "w", format=container) as output:
         stream = output.add_stream("libx264", rate=fps, options={"g": "25"})
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        for frame in frames:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for k, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = times[k] if times else k, Fraction(1, fps)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return file.getvalue()
 
@@ -89,16 +92,27 @@ def scanned(tmp_path, monkeypatch, make_face68):
     """Scans a video made of frames; returns the rows of its tracks and its failures.
 
     joined_at: the frames from there on are a stream of their own behind the first one.
+    gap: (position, number of frames) of frames missing in between.
     """
 
     def run(
-        frames: list[np.ndarray], *, fps=25, presence=1.0, max_span_s=300.0, joined_at: int | None = None, **options
+        frames: list[np.ndarray],
+        *,
+        fps=25,
+        presence=1.0,
+        max_span_s=300.0,
+        joined_at: int | None = None,
+        gap: tuple[int, int] | None = None,
+        **options,
     ):
         analyser = MarkedFaces()
         analyser.make_face68, analyser.presence = make_face68, presence
         monkeypatch.setattr(scan, "load_analyser", lambda config: analyser)
         path = tmp_path / ("made.mp4" if joined_at is None else "made.ts")
-        if joined_at is None:
+        if gap is not None:
+            times = [k if k < gap[0] else k + gap[1] for k in range(len(frames))]
+            path.write_bytes(write_stream(frames, fps, times, "mp4"))
+        elif joined_at is None:
             with VideoWriter(path, fps) as writer:
                 for frame in frames:
                     writer.write(frame)
@@ -220,6 +234,23 @@ def test_shot_whose_even_parts_would_be_too_short_is_divided_into_full_ones(scan
     assert tracks[0]["reasons"] == ["too_short"]
     assert ranges(scanned(frames[:76], max_clip_s=2.0, min_clip_s=1.52)[0]) == [(0, 38), (38, 76)]
     assert ranges(scanned(frames[:75], max_clip_s=2.0, min_clip_s=1.5)[0]) == [(0, 50)], "37 and 38 frames"
+
+
+def test_clip_before_a_gap_in_time_ends_with_its_last_frame(scanned):
+    """Nothing fills the gap, and a last frame does not last as long as the average one of such a file."""
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(116)]
+    for gap_s in (3, 100):
+        tracks, _ = scanned(frames, gap=(76, 25 * gap_s))
+        assert ranges(tracks) == [(0, 76), (76, 116)]
+        before, after = [track["candidates"][0] for track in tracks]
+        assert (before["start_s"], before["end_s"]) == (0.0, pytest.approx(76 / 25))
+        assert tracks[0]["end_s"] == before["end_s"]
+        assert (before["end_pts"] - before["start_pts"]) / (after["start_pts"] - before["start_pts"]) == pytest.approx(
+            76 / (76 + 25 * gap_s)
+        )
+        assert after["start_s"] == pytest.approx(76 / 25 + gap_s)
+        assert after["end_s"] - after["start_s"] == pytest.approx(40 / 25, abs=0.04)
+    assert [track["reasons"] for track in tracks] == [[], []]
 
 
 def test_short_shot_says_why_there_is_no_clip(scanned):

@@ -279,6 +279,11 @@ class _Clip:
         right, bottom = np.clip(landmarks.max(0).astype(int), (left + 2, top + 2), crop.shape[0])
         return self._quality(crop[top:bottom, left:right])
 
+    def _jitter(self) -> float:
+        is_new = [not f["is_repeat"] for f in self.frames]
+        times = np.array([f["time_s"] for f in self.frames]) * self._options.fps
+        return measures.jitter(np.stack(self._landmarks)[is_new], times[is_new])
+
     def row(self, unit: dict[str, Any]) -> dict[str, Any]:
         """The clip's row of `clips`: the candidate's place and the frames' figures put together."""
         take = self._candidate
@@ -319,7 +324,7 @@ class _Clip:
             "dark_fraction": columns["dark_fraction"].mean(),
             "bright_fraction": columns["bright_fraction"].mean(),
             "motion": columns["motion"].sum() / duration_s if duration_s else None,
-            "landmark_jitter": measures.jitter(np.stack(self._landmarks)) if duration_s else None,
+            "landmark_jitter": self._jitter() if duration_s else None,
             "quality": scores.mean() if len(scores) else None,
             "face_hashes": self._hasher.words(),
             "staged_bytes": self._staged_bytes,

@@ -7,6 +7,7 @@ import numpy as np
 
 _SHARPNESS_SIDE_PX = 256
 _DARK, _BRIGHT = 16, 250
+_MIN_STEP = 0.5
 _LEVELS = np.arange(256) / 255.0
 
 
@@ -52,13 +53,20 @@ def movement(landmarks: np.ndarray, before: np.ndarray) -> float:
     return float(np.linalg.norm(landmarks - before, axis=1).mean()) / eye_distance(landmarks)
 
 
-def jitter(landmarks: np.ndarray) -> float:
+def jitter(landmarks: np.ndarray, times: np.ndarray) -> float:
     """Median size of the landmarks' second difference in time, in distances between the eyes: float [T, 68, 2].
 
+    times: float [T], when they were seen, in frames of the clip; repeats are left out, for they make jumps of any
+    movement. Of frames that are not 1 apart it is twice the way from the line between the neighbours, over the step
+    where that is larger than 1.
     Small for any smooth movement, large for landmarks that jump; 0 below three frames.
     """
     if len(landmarks) < 3:
         return 0.0
-    second = landmarks[2:] - 2 * landmarks[1:-1] + landmarks[:-2]
+    # Rounded for weights of exactly 1 where frames are 1 apart; none are closer than about half.
+    steps = np.maximum(np.round(np.diff(times), 6), _MIN_STEP).astype(landmarks.dtype)
+    step = (steps[:-1] + steps[1:]) / 2
+    before, after = (part[:, None, None] / step[:, None, None] for part in (steps[:-1], steps[1:]))
+    second = landmarks[2:] * before - 2 * landmarks[1:-1] + landmarks[:-2] * after
     distance = np.median([eye_distance(frame) for frame in landmarks])
-    return float(np.median(np.linalg.norm(second, axis=2).mean(1)) / distance)
+    return float(np.median(np.linalg.norm(second, axis=2).mean(1) / np.maximum(step, 1)) / distance)

@@ -187,6 +187,23 @@ def test_a_still_face_does_not_move(cropped):
     assert frames[-1]["exposure"] > frames[0]["exposure"]
 
 
+@pytest.mark.parametrize("rate", ["25 fps", "30 fps", "16 fps", "12.5 fps"])
+def test_smooth_movement_is_no_jitter_at_any_rate(cropped, rate):
+    """A face that moves by one distance between its eyes a second."""
+
+    class Gliding(StillFace):
+        def landmarks(self, image, faces):
+            found = super().landmarks(image, faces)
+            found.points68 += 2.5 * (float(image.mean()) - 8) / 4 * time_ms / 40
+            return found
+
+    times = RATES[rate]
+    time_ms = times[-1] / (len(times) - 1)
+    row, _, _ = cropped(times, face=Gliding(), size_px=SIDE)
+    assert row["motion"] > 0.8
+    assert row["landmark_jitter"] < 0.01
+
+
 def test_the_face_is_looked_for_again_when_it_is_lost(cropped):
     """At once, and while it stays lost at intervals: a face that nobody finds does not cost a detection a frame."""
 

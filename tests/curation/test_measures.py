@@ -62,12 +62,30 @@ def test_movement_is_in_distances_between_the_eyes(make_face68):
 def test_jitter_sees_jumps_and_not_steady_movement(make_face68):
     face = make_face68((100, 100), 100.0)
     steady = np.stack([face + np.array([3.0, 1.0]) * k for k in range(20)])
-    assert jitter(steady) == pytest.approx(0.0, abs=1e-9)
+    assert jitter(steady, np.arange(20)) == pytest.approx(0.0, abs=1e-9)
     jumping = np.stack([face + np.array([(-1.0) ** k, 0.0]) for k in range(20)])
-    assert jitter(jumping) == pytest.approx(4 / 40)  # x[t+1] - 2 x[t] + x[t-1] = +-4
-    assert jitter(steady[:2]) == 0.0
+    assert jitter(jumping, np.arange(20)) == pytest.approx(4 / 40)  # x[t+1] - 2 x[t] + x[t-1] = +-4
+    assert jitter(steady[:2], np.arange(2)) == 0.0
     one_jumps = np.stack([face] * 20)
     one_jumps[:, 8, 0] += 17 * (-1.0) ** np.arange(20)
-    assert jitter(one_jumps) == pytest.approx(4 * 17 / 68 / 40), "the mean over the points"
+    assert jitter(one_jumps, np.arange(20)) == pytest.approx(4 * 17 / 68 / 40), "the mean over the points"
     jumping[-1] *= 3
-    assert jitter(jumping) == pytest.approx(4 / 40), "one frame with a face three times as large decides nothing"
+    assert jitter(jumping, np.arange(20)) == pytest.approx(4 / 40), "one frame three times as large decides nothing"
+
+
+def test_jitter_goes_by_the_times_of_the_frames(make_face68):
+    """Steady movement is none whatever the times; a jump counts by the time that it takes."""
+    face = make_face68((100, 100), 100.0)
+    times = np.cumsum([0.0, *(0.8, 0.8, 1.6, 0.8) * 5])
+    assert jitter(face + np.array([3.0, 1.0]) * times[:, None, None], times) == pytest.approx(0.0, abs=1e-9)
+    jumping = np.stack([face + np.array([(-1.0) ** k, 0.0]) for k in range(20)])
+    assert jitter(jumping, 2.0 * np.arange(20)) == pytest.approx(2 / 40)
+    assert jitter(jumping, np.zeros(20)) == pytest.approx(4 / 40), "times that stand still"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_jitter_of_regular_frames_is_the_plain_second_difference(dtype):
+    faces = np.random.default_rng(0).uniform(0, 100, (30, 68, 2)).astype(dtype)
+    times = (1.234 + np.arange(30) * 0.04) * 25.0
+    second = np.linalg.norm(faces[2:] - 2 * faces[1:-1] + faces[:-2], axis=2).mean(1)
+    assert jitter(faces, times) == float(np.median(second) / np.median([eye_distance(face) for face in faces]))

@@ -5,6 +5,7 @@ Pure functions and small classes over measurements; no pictures and no networks 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -30,6 +31,7 @@ class Sample:
     is_corrupt: bool = False
     may_be_other: bool = False  # not identified, and the next one that was is another person
     embedding: np.ndarray | None = None
+    identify: Callable[[], np.ndarray] | None = None  # gives the embedding float [1, D], should the track end with this
     square: np.ndarray = field(init=False)  # float [3]: centre x, centre y, side of the crop made for this sample alone
 
     @property
@@ -81,14 +83,17 @@ class Tracker:
 
     def start_shot(self, shot: int) -> None:
         """End all tracks: a cut."""
-        self.finished += self._active
+        for track in self._active:
+            self._end(track)
         self._active, self.shot = [], shot
 
     def match(self, boxes: np.ndarray, time_s: float) -> list[Track | None]:
         """The track that each box (float [n, 4]) continues, None where it starts a new one."""
         longest_s = longest_gap_s(self._options)
         fresh = [t for t in self._active if time_s - t.samples[-1].time_s <= longest_s]
-        self.finished += [t for t in self._active if t not in fresh]
+        for track in self._active:
+            if track not in fresh:
+                self._end(track)
         self._active = fresh
         matches: list[Track | None] = [None] * len(boxes)
         if not fresh or not len(boxes):
@@ -101,8 +106,8 @@ class Tracker:
         return matches
 
     def wants_embedding(self, track: Track | None, time_s: float) -> bool:
-        """Whether a face should be identified now: it is new, or its last identification is old."""
-        if track is None:
+        """Whether a face should be identified now: it is new, was away, or its last identification is old."""
+        if track is None or time_s - track.samples[-1].time_s > 1.5 / self._options.sample_fps:
             return True
         last = next((s.time_s for s in reversed(track.samples) if s.embedding is not None), -np.inf)
         return time_s - last >= self._options.embed_every_s - 1e-6
@@ -112,18 +117,36 @@ class Tracker:
 
         Where the person changed is known only to lie between two embeddings: the samples between may be either's.
         """
-        if track is not None and sample.embedding is not None and len(track.embeddings):
-            mean = track.embeddings.mean(0)
-            if float(mean @ sample.embedding) / max(float(np.linalg.norm(mean)), 1e-9) < self._same_person:
-                for doubtful in takewhile(lambda s: s.embedding is None, reversed(track.samples)):
-                    doubtful.may_be_other = True
-                self._active.remove(track)
-                self.finished.append(track)
-                track = None
+        if track is not None and sample.embedding is not None and self._is_other(track, sample.embedding):
+            _doubt_end(track)
+            self._active.remove(track)
+            self.finished.append(track)
+            track = None
         if track is None:
             self._active.append(Track(self.shot, [sample]))
         else:
+            track.samples[-1].identify = None  # and with it the picture goes
             track.samples.append(sample)
+
+    def _end(self, track: Track) -> None:
+        """Finish a track, and find out whether its last samples show another person."""
+        last = track.samples[-1]
+        if last.identify is not None and self._is_other(track, last.identify()[0]):
+            _doubt_end(track)
+        last.identify = None
+        self.finished.append(track)
+
+    def _is_other(self, track: Track, embedding: np.ndarray) -> bool:
+        if not len(track.embeddings):
+            return False
+        mean = track.embeddings.mean(0)
+        return float(mean @ embedding) / max(float(np.linalg.norm(mean)), 1e-9) < self._same_person
+
+
+def _doubt_end(track: Track) -> None:
+    """Mark what follows the last embedding."""
+    for doubtful in takewhile(lambda s: s.embedding is None, reversed(track.samples)):
+        doubtful.may_be_other, doubtful.identify = True, None
 
 
 @dataclass(slots=True)

@@ -188,6 +188,15 @@ def test_frames_between_two_persons_are_in_no_clip(scanned):
     assert [t["reasons"] for t in tracks] == [["person_changes"], []]
 
 
+def test_person_who_is_replaced_just_before_the_end_is_in_no_clip(scanned):
+    """Identified on 0, 25, 50 and on the last sample, 70."""
+    frames = [picture("coffee", [(90, 70, 60, 0 if k < 62 else 250)], k) for k in range(74)]
+    tracks, _ = scanned(frames)
+    assert ranges(tracks) == [(0, 51)]
+    assert (tracks[0]["reasons"], tracks[0]["num_identity_samples"]) == (["person_changes"], 3)
+    assert ranges(scanned(frames[:60])[0]) == [(0, 60)]
+
+
 def test_clips_do_not_reach_over_samples_of_another_person(scanned):
     """Not even to the edges of the shot close by."""
     frames = [picture("coffee", [(160, 120, 60, 250 if 3 <= k < 53 else 0)], k) for k in range(57)]

@@ -201,6 +201,38 @@ def test_what_lies_between_two_persons_is_in_no_segment(make_sample):
     assert (places, reasons[4:]) == ([(0, 3)], ["person_changes"] * 2)
 
 
+@pytest.mark.parametrize("end", ["cut", "out of sight"])
+def test_another_person_on_the_last_samples_of_a_track_is_noticed(make_sample, end):
+    """No embedding is due there: the last sample is identified when the track has ended, and no other one."""
+    asked = []
+
+    def sample(k: int, face: np.ndarray):
+        if k % 5 == 0:
+            return make_sample(k, embedding=face)
+        return make_sample(k, identify=lambda: asked.append(k) or face[None])
+
+    for face, doubtful in ((PERSON, []), (OTHER_PERSON, [11, 12, 13])):
+        asked.clear()
+        times = [[sample(k, PERSON if k < 12 else face)] for k in range(14)]
+        if end == "out of sight":
+            times.append([make_sample(30, center=(900.0, 300.0), embedding=PERSON)])
+        _, tracker = follow(times)
+        track = tracker.finished[0]
+        assert [k for k, s in enumerate(track.samples) if s.may_be_other] == doubtful
+        assert asked == [13]
+        assert all(s.identify is None for s in track.samples), "pictures are not kept"
+        assert len(track.embeddings) == 3
+
+
+def test_a_face_that_was_away_is_identified_at_once(make_sample):
+    tracker = Tracker(ScanOptions(), same_person_similarity=0.4)
+    tracker.add(make_sample(0, embedding=PERSON), None)
+    tracker.add(make_sample(1), tracker.match(make_sample(1).box[None], 0.2)[0])
+    for k, is_wanted in ((2, False), (3, True), (4, True)):
+        (track,) = tracker.match(make_sample(k).box[None], k / 5)
+        assert tracker.wants_embedding(track, k / 5) == is_wanted
+
+
 def test_a_person_is_compared_by_the_angle_to_the_mean_of_the_track(make_sample):
     angles = np.deg2rad([0, 50, -40])  # the last is 65 degrees from the mean, whose cosine is 0.42
     faces = [np.array([np.cos(angle), np.sin(angle)], np.float32) for angle in angles]

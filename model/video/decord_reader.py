@@ -119,6 +119,8 @@ def _check_pictures(info: VideoInfo) -> None:
         raise RuntimeError(f"it is not exact in {info.container} files")
     if info.is_hdr or info.is_mirrored:
         raise RuntimeError("it knows neither HDR nor mirrored pictures")
+    if info.is_interlaced:
+        raise RuntimeError("it leaves the combs of interlaced pictures")
     width, height = info.coded_width, info.coded_height
     form = av.VideoFormat(info.pix_fmt, width, height)
     is_whole = (form.chroma_width(), form.chroma_height()) == (width, height)

@@ -1,7 +1,8 @@
 """The reader on an NVIDIA GPU (NVDEC), through PyAV, to the same bits as on the CPU.
 
 Of H.264, HEVC, VP8 and VP9 every decoder must give the same bits, of a file without damage. All else is decoded on the
-CPU: other codecs, and what the GPU cannot decode of these (4:4:4, sizes that are too large), which FFmpeg notices.
+CPU: other codecs, interlaced video, and what the GPU cannot decode of these (4:4:4, sizes that are too large), which
+FFmpeg notices.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class NvdecReader(PyavReader):
         super().__init__(source, info)
 
     def _open_container(self) -> av.container.InputContainer:
-        if self.info.codec not in _EXACT_CODECS:
+        if self.info.codec not in _EXACT_CODECS or self.info.is_interlaced:
             return super()._open_container()
         try:
             return open_container(self._source, _accelerator())

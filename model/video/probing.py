@@ -32,6 +32,7 @@ LONGEST_STEP_BACK_S = 0.5
 # FFmpeg gives up on the jittery times of a file without a rate and names the ticks of its clock: 1000, 90000.
 _MAX_STATED_FPS = 250
 _NUM_TIMED_FRAMES = 250
+_INTERLACED_ORDERS = (2, 3, 4, 5)  # FFmpeg's AV_FIELD_TT, BB, TB and BT
 # Of texts in a file that are no UTF-8; from 19 on PyAV replaces such letters itself and has no such option.
 _LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
@@ -63,6 +64,9 @@ class VideoInfo:
     """FFmpeg's pixel format."""
     is_hdr: bool
     """Brightness is by PQ or HLG; frames are given as those of other videos, see `brightness`."""
+    is_interlaced: bool
+    """The file says, or its first frame, that the rows of a frame were taken at two times; frames are given without
+    the combs that this makes, see `interlacing`."""
     coded_width: int
     """Width as stored, pixels."""
     coded_height: int
@@ -216,6 +220,7 @@ def _describe(container: av.container.InputContainer, stream: av.VideoStream, fi
         codec=stream.codec_context.codec.canonical_name,
         pix_fmt=first.format.name,
         is_hdr=is_hdr(first),
+        is_interlaced=bool(first.interlaced_frame) or stream.codec_context.field_order in _INTERLACED_ORDERS,
         coded_width=first.width,
         coded_height=first.height,
         width=width,

@@ -10,6 +10,7 @@ import numpy as np
 
 from model.video.brightness import is_hdr, to_sdr
 from model.video.frame import Frame, block_positions, fit_picture, pick_blocks, rotate_upright
+from model.video.interlacing import deinterlace, is_combed
 from model.video.probing import (
     LONGEST_STEP_BACK_S,
     VideoInfo,
@@ -91,14 +92,15 @@ class PyavReader:
         while start_pts is not None and self._can_seek(start_pts - back):
             found = self._seek_keyframe(start_pts, start_pts - back)
             if found is not None:
-                yield from ((pts, picture) for pts, picture in found() if pts >= start_pts)
+                yield from ((pts, picture) for pts, picture in deinterlace(found()) if pts >= start_pts)
                 return
-            back = max(step, 2 * back)  # the key frame found lies after start_pts: try an earlier one
+            back = max(step, 2 * back)  # the key frame found is too late: try an earlier one
         if not self._is_at_start:
             self._container.close()
             self._open()
         self._is_at_start = False
-        yield from ((pts, picture) for pts, picture in self._decode() if start_pts is None or pts >= start_pts)
+        pictures = deinterlace(self._decode())
+        yield from ((pts, picture) for pts, picture in pictures if start_pts is None or pts >= start_pts)
 
     def _can_seek(self, pts: int) -> bool:
         start = self._stream.start_time or 0
@@ -116,7 +118,7 @@ class PyavReader:
         return goes_back
 
     def _seek_keyframe(self, start_pts: int, target_pts: int) -> Callable | None:
-        """Seek to the key frame before target_pts; a function that decodes from it, or None if it is after start_pts.
+        """Seek to the key frame before target_pts; a function that decodes from it, or None if it is too late.
 
         Pictures that come out before the key frame lean on frames before it (open groups of pictures), so they are
         dropped: only a decode from an earlier key frame shows them intact.
@@ -134,6 +136,8 @@ class PyavReader:
             if pts > start_pts:
                 return None
             if picture.key_frame:
+                if pts == start_pts and is_combed(picture):
+                    return None  # deinterlacing takes the one before, too
                 return lambda: _prepend((pts, picture), pictures)
         return None
 

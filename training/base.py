@@ -296,7 +296,7 @@ class BaseStage(Stage):
         finally:
             self.model.train(training)
 
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+    def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
         """Mean absolute error of the whole picture and of the face, beside that of showing the source unchanged, and of
         the angles."""
         made, target = self.reenact(batch), batch.driving.target

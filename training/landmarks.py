@@ -89,7 +89,7 @@ class LandmarkStage(Stage):
         total.backward()
         return {"loss": total, **terms}
 
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+    def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
         return errors(self._find(self._averaged, batch.driving.target), batch.driving.landmarks)
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class MotionStage(Stage):
         total.backward()
         return {"loss": total, **terms}
 
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+    def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
         seen = self._averaged(batch)
         return errors(seen.driving, seen.keypoints_driving, batch.driving, self.conventions)
 

@@ -92,11 +92,11 @@ class RetargetingStage(CorrectionStage):
         means = {name: mean_over_known(values, known) for name, values in terms.items()}
         return self._weighted(means), means
 
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        """Asked openness spread evenly over the batch of all ranks, so that figures of two moments can be compared."""
-        rank, num, frames = self.process.rank, len(batch), batch.driving
-        places = torch.arange(rank * num, (rank + 1) * num, device=frames.image.device)
-        asked = self.max_condition * (places + 0.5)[:, None] / (self.process.world_size * num)
+    def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
+        """Asked openness rises evenly over the pairs that count, so that figures of two moments can be compared."""
+        frames = batch.driving
+        numbers = torch.arange(first, first + len(batch), device=frames.image.device)
+        asked = self.max_condition * (numbers + 0.5)[:, None] / self.recipe.reports.num_validation
         terms, known, _ = self._retarget(frames, asked, self.averaged_networks)
         terms["loss"] = self._weighted(terms)
         unknown = torch.full_like(terms["loss"], torch.nan)

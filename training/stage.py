@@ -106,8 +106,12 @@ class Stage:
         """
         raise NotImplementedError
 
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        """Figures of each pair [B], by the averaged weights; NaN where a pair has none. Called without gradients."""
+    def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
+        """Figures of each pair [B], by the averaged weights; NaN where a pair has none. Called without gradients.
+
+        first: number of the batch's first pair among those of all ranks, from 0. Nothing else may depend on how pairs
+        fall into batches: figures by other batches, or on other ranks, are to be the same.
+        """
         raise NotImplementedError
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:

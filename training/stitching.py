@@ -76,7 +76,7 @@ class StitchingStage(CorrectionStage):
     def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
         return self.weights.shoulder * terms["shoulder"] + self.weights.offset * terms["offset"]
 
-    def validate(self, batch: PreparedBatch) -> dict[str, Tensor]:
+    def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
         x_s, x_d = self._key_points(batch)
         volume = self.base.appearance(batch.source)
         moved = stitch(self.averaged_networks, x_s, x_d)

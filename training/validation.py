@@ -44,9 +44,10 @@ def sum_figures(stage: Stage, recipe: Recipe, *, dataset: str, process: Process)
     with torch.no_grad():
         for number, batch in enumerate(itertools.islice(batches, num_batches)):
             # Of the last batch, the pairs that are too many do not count.
-            wanted = recipe.reports.num_validation - number * of_all_ranks - process.rank * batch_size
-            for name, values in stage.validate(batch).items():
-                values = values[: max(0, wanted)]
+            first = number * of_all_ranks + process.rank * batch_size
+            wanted = max(0, recipe.reports.num_validation - first)
+            for name, values in stage.validate(batch, first).items():
+                values = values[:wanted]
                 known = values[values.isfinite()].double()
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = (total + known.sum().item(), count + len(known))

@@ -33,7 +33,8 @@ class OneOf(Process):
 class Places:
     """A stage whose figure is the place of each pair among those of all ranks; of place 1 it knows none."""
 
-    def validate(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def validate(self, batch: torch.Tensor, first: int) -> dict[str, torch.Tensor]:
+        assert batch[0] == first, "it is told the place of the first pair"
         return {"place": torch.where(batch == 1, torch.nan, batch.double())}
 
 
@@ -87,7 +88,7 @@ def test_held_out_pairs_that_cannot_be_read_end_no_run(monkeypatch, caplog, tmp_
 
     def batches(*_: object, **__: object) -> Iterator[torch.Tensor]:
         for _ in range(num_read):
-            yield torch.arange(4)
+            yield torch.arange(2, 4)
         raise OSError("the store does not answer")
 
     class Told(Process):

@@ -126,8 +126,9 @@ METRICS: dict[str, Metric] = {
             parts=_BOTH,
             definition="Average expression distance: mean distance of brow, eyelid and mouth landmarks after nose and "
             "eye corners were brought to one frontal face (least squares, affine), in percent of the distance between "
-            "the outer eye corners. Relative cross-reenactment compares changes since the first frame. Not the "
-            "published AED, which is in units of SMIRK's coefficients.",
+            "the outer eye corners. Relative cross-reenactment compares changes since the first frame; its source's "
+            "lips are not closed first, as `animate` does by default. Not the published AED, which is in units of "
+            "SMIRK's coefficients.",
         ),
         Metric(
             key="apd",

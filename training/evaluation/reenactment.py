@@ -2,7 +2,8 @@
 
 Self (section 4 of the paper): the clip's first frame is the source, its other frames drive, x_d = s_d (x_c,s R_d +
 delta_d) + t_d as in training, and every result is compared with the driving frame. Cross: the first frame of another
-person is the source, and the motion is carried over as `model animate` does it.
+person is the source, and the motion is carried over as `model animate` does it, but for its closing of the source's
+lips, which the figures would take for an error of the model.
 """
 
 from __future__ import annotations
@@ -215,8 +216,7 @@ class Carrier:
         self.x_s = self.motion.keypoints()
         self._animator = None
         if mode is not None:
-            options = AnimationOptions(relative=mode == "relative")
-            self._animator = KeypointAnimator(self.motion, networks=engine.portrait, options=options)
+            self._animator = KeypointAnimator(self.motion, networks=engine.portrait, options=animation_options(mode))
 
     def render(self, frames: np.ndarray) -> np.ndarray:
         """uint8 [N, S, S, 3] driving frames -> the results in the model's output size."""
@@ -225,6 +225,11 @@ class Carrier:
             return self._engine.render(self.volume, self.x_s, driven_keypoints(self.motion, driving))
         x_s, x_d = self._animator.step(driving)
         return self._engine.render(self.volume, x_s, x_d)
+
+
+def animation_options(mode: CrossMode) -> AnimationOptions:
+    """How motion is carried over. The lips of a source start as they are, since their change is what is compared."""
+    return AnimationOptions(relative=mode == "relative", normalize_lip=False)
 
 
 def source_motion(engine: InferenceEngine, source: np.ndarray, points68: np.ndarray) -> Motion:

@@ -31,7 +31,8 @@ TITLES = {
 INTRODUCTIONS = {
     "self": "The first frame of each clip is the source, its other frames drive. <em>Copying the source</em> shows the "
     "same figures for a model that never moves: what is not better than that has not been learned.",
-    "cross_relative": "The first frame of another person takes over how the clip changes since its first frame.",
+    "cross_relative": "The first frame of another person takes over how the clip changes since its first frame. "
+    "Its lips are not closed first, as <code>animate</code> does unless told otherwise.",
     "cross_absolute": "The first frame of another person takes over the expression and pose of the clip.",
     "control": "Eyes and lips of still frames are asked to open step by step; the analyser says how far they did.",
     "shoulders": "Another person's frames drive the source with and without stitching. Shoulders should stay as they "

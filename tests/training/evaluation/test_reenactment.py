@@ -11,7 +11,9 @@ import simplejpeg
 import torch
 
 from model.animation.progress import ignore
+from model.config import ModelConfig
 from model.keypoints import Motion
+from model.networks import LivePortrait
 from training.evaluation.catalogue import GROUPS
 from training.evaluation.evaluate import Evaluate, evaluate
 from training.evaluation.faces import Face, asked_absolute, asked_relative, motion_figures
@@ -118,6 +120,31 @@ def test_what_a_face_is_asked_for(monkeypatch, mode: str | None) -> None:
         assert values[name][1] == pytest.approx(value), name
     assert ("lip_error" in values) == (mode is None)
     assert values["csim"][1] == pytest.approx(float(made.embedding @ (second if mode is None else source).embedding))
+
+
+@pytest.mark.parametrize("lips_gap", [0.0, 0.2])
+def test_the_first_driving_frame_moves_nothing_in_relative_mode(make_face68, lips_gap: float) -> None:
+    """Also of a source with open lips: what closed them would be an error of expression."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"pitch": (1,), "yaw": (1,), "roll": (1,), "t": (3,), "exp": (21, 3), "scale": (1,), "kp": (21, 3)}
+    source, driving = (
+        Motion(**{name: 0.1 * torch.rand(1, *shape, generator=generator) for name, shape in shapes.items()})
+        for _ in range(2)
+    )
+    portrait = LivePortrait.untrained(config=ModelConfig.tiny())
+    torch.nn.init.normal_(portrait.retarget_lip.mlp[-1].weight)
+    torch.nn.init.zeros_(portrait.stitching.mlp[-1].weight)
+    points = make_face68((0.5, 0.4), 0.5)
+    points[66] = points[62] + (0, lips_gap)
+    motions, moved = iter([source, driving]), []
+    engine = SimpleNamespace(
+        portrait=portrait,
+        extract_motion=lambda _: next(motions),
+        extract_appearance=lambda _: None,
+        render=lambda volume, x_s, x_d: moved.append((x_d - x_s).abs().max().item()),
+    )
+    Carrier(engine, None, points[None], "relative").render(None)
+    assert moved == [pytest.approx(0, abs=1e-5)]
 
 
 def test_driven_key_points_are_of_the_source_person() -> None:

@@ -312,6 +312,12 @@ def metrics_of(part: Part, groups: tuple[str, ...]) -> list[Metric]:
     return [metric for metric in METRICS.values() if part in metric.parts and metric.group in groups]
 
 
+def parts_with_figures(parts: tuple[Part, ...], groups: tuple[str, ...]) -> tuple[Part, ...]:
+    """Those of which the groups, as the user named them, ask for a figure; the others would be rendered for nothing."""
+    named = GROUPS if groups == ("all",) or not groups else groups
+    return tuple(part for part in parts if metrics_of(part, named))
+
+
 def check_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
     """The groups that a user named; `all` means every one. ValueError for unknown ones.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.faces import FacesConfig
-from training.evaluation.catalogue import FACE_GROUPS, METRICS, PARTS, Part, check_groups
+from training.evaluation.catalogue import FACE_GROUPS, METRICS, PARTS, Part, check_groups, parts_with_figures
 
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
@@ -36,7 +36,8 @@ class Evaluate:
     output: Path | None = None
     """Folder to write into; evaluation/WEIGHTS-SPLIT in the current folder by default."""
     parts: tuple[Part, ...] = PARTS
-    """self and cross (reenactment), control (eyes and lips), shoulders (stitching)."""
+    """self and cross (reenactment), control (eyes and lips), shoulders (stitching); of these, the ones that have
+    figures among --metrics."""
     metrics: tuple[str, ...] = ("all",)
     """all, or some of l1 psnr ssim lpips fid csim aed apd pose gaze openness jitter faces control shoulders."""
     cross: tuple[Literal["relative", "absolute"], ...] = ("relative",)
@@ -122,6 +123,12 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
     from training.evaluation.selection import select_clips
 
     groups = check_groups(options.metrics)
+    parts = parts_with_figures(options.parts, options.metrics)
+    if not [part for part in parts if part != "cross" or options.cross]:
+        raise ValueError(
+            f"nothing to measure: --parts {' '.join(options.parts) or '(none)'} with --metrics "
+            f"{' '.join(options.metrics)} and --cross {' '.join(options.cross) or '(none)'} leaves no figure"
+        )
     share = held_out_share(options)
     selection = select_clips(
         options.data, options.split, held_out_share=share, max_clips=options.max_clips, seed=options.seed
@@ -138,14 +145,14 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
         report=report,
     )
     sections, pictures = {}, {}
-    if "self" in options.parts:
+    if "self" in parts:
         pictures["self"], totals = reenactor.reenact_self()
         sections["self"] = results.section_of_clips("self", pictures["self"], totals, tools)
-    for mode in options.cross if "cross" in options.parts else ():
+    for mode in options.cross if "cross" in parts else ():
         name = f"cross_{mode}"
         pictures[name], totals = reenactor.reenact_cross(mode)
         sections[name] = results.section_of_clips("cross", pictures[name], totals, tools)
-    if "control" in options.parts and "control" in groups:
+    if "control" in parts:
         pictures["control"] = []
         if tools.wants("control"):
             asked = {"eye": options.eye_sweep, "lip": options.lip_sweep}
@@ -153,16 +160,11 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
                 engine, selection, tools, asked=asked, max_sources=options.max_sources, report=report
             )
         sections["control"] = results.section_of_sweeps(pictures["control"], tools)
-    if "shoulders" in options.parts and "shoulders" in groups:
+    if "shoulders" in parts:
         pictures["shoulders"] = compare_shoulders(
             engine, selection, tools, max_pairs=options.max_sources, seed=options.seed, report=report
         )
         sections["shoulders"] = results.section_of_shoulders(pictures["shoulders"])
-    if not sections:
-        raise ValueError(
-            f"nothing to measure: --parts {' '.join(options.parts) or '(none)'} with --metrics "
-            f"{' '.join(options.metrics)} and --cross {' '.join(options.cross) or '(none)'} leaves no figure"
-        )
     found = {
         "format": results.FORMAT_VERSION,
         "weights": about_model,

@@ -149,6 +149,28 @@ def test_one_person_alone_has_no_cross_reenactment(options: Evaluate, monkeypatc
         assert "one identity only" in alone["sections"][name]["missing"]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "sections"),
+    [
+        (("shoulders",), ["shoulders"]),
+        (("control", "l1"), ["self", "control"]),
+        (("faces",), ["self", "cross_relative"]),
+        (("csim", "shoulders"), ["self", "cross_relative", "shoulders"]),
+    ],
+)
+def test_parts_without_a_figure_that_was_asked_for_are_not_rendered(
+    metrics: tuple[str, ...], sections: list[str], options: Evaluate, monkeypatch
+) -> None:
+    """Figures about faces bring how many were found with them, which is no reason to render a part."""
+    from training.evaluation import control, reenactment
+
+    monkeypatch.setattr(reenactment.Reenactor, "reenact_self", lambda *_: ([], {}))
+    monkeypatch.setattr(reenactment.Reenactor, "reenact_cross", lambda *_: ([], {}))
+    monkeypatch.setattr(control, "sweep_openness", lambda *_, **__: [])
+    monkeypatch.setattr(control, "compare_shoulders", lambda *_, **__: [])
+    assert list(evaluate(dataclasses.replace(options, metrics=metrics), ignore)[0]["sections"]) == sections
+
+
 def test_jitter_of_two_frames_names_the_reason(options: Evaluate) -> None:
     short = dataclasses.replace(options, parts=("self",), metrics=("jitter",), max_frames=2)
     aggregate = evaluate(short, ignore)[0]["sections"]["self"]["aggregate"]
@@ -165,6 +187,8 @@ def test_mistakes_are_one_line(options: Evaluate, tmp_path: Path) -> None:
         ({"lpips_backbone": tmp_path / "none.pth"}, "no such file"),
         ({"fid_network": tmp_path / "none.pt"}, "no such file"),
         ({"parts": ("control",), "metrics": ("l1",)}, "nothing to measure: --parts control with --metrics l1"),
+        ({"parts": ("self",), "metrics": ("shoulders", "control")}, "nothing to measure: --parts self"),
+        ({"parts": ("cross",), "cross": ()}, r"nothing to measure: --parts cross.* --cross \(none\)"),
         ({"parts": ()}, r"nothing to measure: --parts \(none\)"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):

@@ -119,7 +119,7 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
     """All figures (what evaluation.json holds), and by section the objects that hold the pictures."""
     from training.evaluation import results
     from training.evaluation.control import compare_shoulders, sweep_openness
-    from training.evaluation.reenactment import Reenactor
+    from training.evaluation.reenactment import Reenactor, animation_options
     from training.evaluation.selection import select_clips
 
     groups = check_groups(options.metrics)
@@ -134,6 +134,11 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
         options.data, options.split, held_out_share=share, max_clips=options.max_clips, seed=options.seed
     )
     engine, about_model = _load_engine(options)
+    for mode in options.cross if "cross" in parts else ():
+        try:
+            animation_options(mode).check_keypoints(engine.config.num_keypoints, source_is_video=False)
+        except ValueError as error:
+            raise ValueError(f"--cross {mode}: {error}; without {mode}, everything else can be measured") from error
     tools = make_tools(options, groups, engine)
     reenactor = Reenactor(
         engine,

@@ -61,7 +61,7 @@ def render_page(results: dict[str, Any], pictures: dict[str, Any], *, num_strips
         f"recipe <code>{escape(data['recipe_hash'])}</code>"
         + (f"; driven by the last {data['held_out_share']:.0%} of each clip" if data["held_out_share"] else ""),
         "compared at": f"{results['options']['compare_size_px']} × {results['options']['compare_size_px']} px",
-        "analyser": escape(f"{analyser['name']} ({analyser['weights']['embedding']['name']})") if analyser else "none",
+        "analyser": escape(_name_analyser(analyser)) if analyser else "none",
         "networks run in": escape(results["options"]["dtype"]),
         "versions": escape(", ".join(f"{name} {number}" for name, number in results["versions"].items())),
     }
@@ -78,6 +78,12 @@ def render_page(results: dict[str, Any], pictures: dict[str, Any], *, num_strips
             for metric in results["definitions"].values()
         ),
     )
+
+
+def _name_analyser(analyser: dict[str, Any]) -> str:
+    """With what made the embeddings, where it has that role: an analyser of one's own may name its roles otherwise."""
+    embedding = analyser["weights"].get("embedding")
+    return f"{analyser['name']} ({embedding['name']})" if embedding else analyser["name"]
 
 
 def _section(name: str, section: dict[str, Any], shown: Sequence[Any], num_strips: int) -> str:

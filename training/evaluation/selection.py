@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 
 from manifests.console import amount
-from training.data.clips import ClipIndex, open_index
+from training.data.clips import ClipIndex, damaged_clips, open_index
 from training.data.loader import HELD_OUT
 from training.data.pairs import num_training_frames
 from training.data.reading import DamagedSampleError, FrameBuffer, FrameReader, RawFrame
@@ -86,7 +86,8 @@ def _intact(raw: RawFrame | DamagedSampleError) -> RawFrame:
 def select_clips(
     root: str, split: str, *, held_out_share: float = 0.0, max_clips: int | None = None, seed: int = 0
 ) -> Selection:
-    """Clips of a split of the data set at a path or URL. ValueError where there is none, or no clip in the split.
+    """Clips of a split of the data set at a path or URL. ValueError where there is none, no clip in the split, or a
+    shard of it that is missing or cut short: figures over a part of the clips would not compare.
 
     split `held_out`: the training clips, of which only the last frames drive, this share of each (see
     `training.data.DataConfig.held_out_share`).
@@ -96,6 +97,7 @@ def select_clips(
     """
     storage = DatasetStorage(root)
     index = open_index(storage, "train" if split == HELD_OUT else split)
+    damaged_clips(storage, index, on_damage="fail")
     clips = []
     for k in range(len(index)):
         names = {"clip_id": index.clip_id(k), "identity_id": index.identity_id(k)}

@@ -87,6 +87,8 @@ def dataset(analyser: FaceAnalyser, tmp_path_factory: pytest.TempPathFactory) ->
             rows.append(row | places)
         writer.finish()
     write_parquet(Dataset(folder).table_folder("clips") / "clips.parquet", make_table("clips", rows))
+    shard = {"shard": "test-000000.tar", "size_bytes": (folder / "shards/test-000000.tar").stat().st_size}
+    write_parquet(Dataset(folder).table_folder("shards") / "shards.parquet", make_table("shards", [shard]))
     (folder / "recipe.toml").write_text('hash = "0badcafe"\n')
     return folder
 

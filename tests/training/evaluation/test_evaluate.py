@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from model.animation.progress import ignore
+from model.config import ModelConfig
 from model.faces import FacesConfig
+from model.networks import LivePortrait
 from training.__main__ import main
 from training.evaluation.catalogue import METRICS
 from training.evaluation.evaluate import Evaluate, _load_engine, evaluate, require_writable
@@ -175,6 +177,19 @@ def test_jitter_of_two_frames_names_the_reason(options: Evaluate) -> None:
     short = dataclasses.replace(options, parts=("self",), metrics=("jitter",), max_frames=2)
     aggregate = evaluate(short, ignore)[0]["sections"]["self"]["aggregate"]
     assert aggregate["jitter"] == {"missing": "no clip has the three frames that a second difference takes"}
+
+
+def test_absolute_motion_of_other_key_points_is_refused_before_the_work(options: Evaluate, tmp_path: Path) -> None:
+    """Its parts of the expression are known of the released 21 alone."""
+    config = dataclasses.replace(ModelConfig.tiny(), num_keypoints=22)
+    LivePortrait.untrained(config=config).save(tmp_path / "other")
+    told: list[str] = []
+    other = dataclasses.replace(
+        options, weights=tmp_path / "other", cross=("relative", "absolute"), metrics=("l1", "aed")
+    )
+    with pytest.raises(ValueError, match=r"--cross absolute: .*these have 22: .*; without absolute, everything else"):
+        evaluate(other, lambda stage, done, total: told.append(stage))
+    assert told == []
 
 
 def test_mistakes_are_one_line(options: Evaluate, tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_page_takes_names_as_text(evaluation) -> None:
     assert re.search(r"\$\w", page) is None
 
 
+def test_page_names_an_analyser_whose_embedder_has_a_role_of_its_own(evaluation) -> None:
+    named, pictures = json.loads(json.dumps(evaluation[0])), evaluation[1]
+    assert f"open ({named['analyser']['weights']['embedding']['name']})" in render_page(named, pictures, num_strips=0)
+    named["analyser"] |= {"name": "open+mine:embedder", "weights": {"identity": {"name": "w.onnx", "sha256": "0"}}}
+    assert "<dd>open+mine:embedder</dd>" in render_page(named, pictures, num_strips=0)
+
+
 def test_table_on_the_console(evaluation) -> None:
     out = io.StringIO()
     print_summary(evaluation[0], Console(file=out, width=120))

@@ -94,11 +94,14 @@ def test_driving_frames() -> None:
 
 
 def test_a_shard_that_was_cut_off_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    """Told before the work, and where it happens meanwhile."""
     copy = shutil.copytree(dataset, tmp_path / "copy")
     selection = select_clips(str(copy), "test")
     shard = copy / "shards/test-000000.tar"
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"1 of 1 shard damaged: .*test-000000.tar has \d+ bytes, the manifests say"):
+        select_clips(str(copy), "test")
     selection.read(selection.clips[0], [0])
     with pytest.raises(ValueError, match=r"frame 5 of clip bb_0.*ends before"):
         selection.read(selection.clips[1], [5])

@@ -14,7 +14,7 @@ from model.keypoints import open_ratios_68, retarget_eye, retarget_lip, stitch
 from training.evaluation.measuring import Tools, mean_of
 from training.evaluation.pixels import masked_l1, to_tensor
 from training.evaluation.reenactment import driven_keypoints, source_motion, spread
-from training.evaluation.selection import Clip, Selection, source_for
+from training.evaluation.selection import Clip, Selection, pair_with_sources
 from training.evaluation.thumbnails import DIFFERENCE_GAIN, SMALL_PX, difference, thumbnail
 from training.losses.regions import eye_mask, lip_mask, shoulder_mask
 
@@ -164,9 +164,8 @@ def compare_shoulders(
     x_d is that of stage II's training: s_d (x_c,s R_d + delta_d) + t_d. At rest means G(W(f_s; x_s, x_s)).
     """
     videos = selection.videos
-    pairs = [(clip, source_for(selection.clips, clip, seed)) for clip in videos]
-    pairs = [pair for pair in pairs if pair[1] is not None]
-    pairs = [pairs[k] for k in spread(0, len(pairs), max_pairs)]
+    driving = [videos[k] for k in spread(0, len(videos), max_pairs)]
+    pairs = pair_with_sources(driving, selection.clips, seed)
     compared = []
     report("shoulders", 0, len(pairs) * NUM_SHOULDER_FRAMES)
     for clip, source in pairs:

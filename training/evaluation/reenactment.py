@@ -20,7 +20,7 @@ from model.inference import InferenceEngine
 from model.keypoints import AnimationOptions, KeypointAnimator, Motion, open_ratios_68, transform_keypoints
 from training.evaluation.faces import Face, asked_absolute, asked_relative, jitter
 from training.evaluation.measuring import Column, Distribution, Tools
-from training.evaluation.selection import Clip, Selection, source_for
+from training.evaluation.selection import Clip, Selection, pair_with_sources
 from training.evaluation.thumbnails import difference, thumbnail
 
 CrossMode = Literal["relative", "absolute"]
@@ -74,8 +74,7 @@ class Reenactor:
     def reenact_cross(self, mode: CrossMode) -> tuple[list[Reenacted], dict[str, float | None]]:
         """Every clip, which drives another person; an empty list where the split has one identity."""
         distributions = {"fid": Distribution()}
-        pairs = [(clip, source_for(self._selection.clips, clip, self._seed)) for clip in self._selection.videos]
-        pairs = [(clip, source) for clip, source in pairs if source is not None]
+        pairs = pair_with_sources(self._selection.videos, self._selection.clips, self._seed)
         clips = self._run(pairs, mode, distributions, f"cross-reenactment, {mode}")
         return clips, {name: distribution.value() for name, distribution in distributions.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -137,13 +138,23 @@ def _spread(videos: list[Clip], number: int, seed: int) -> set[str]:
     return {clip_id for _, _, clip_id in sorted(placed)[:number]}
 
 
-def source_for(clips: tuple[Clip, ...], driving: Clip, seed: int) -> Clip | None:
-    """The clip of another identity whose first frame a clip drives; None among clips of one identity.
+def pair_with_sources(driving: Sequence[Clip], clips: Sequence[Clip], seed: int) -> list[tuple[Clip, Clip]]:
+    """Each driving clip with the clip of another identity whose first frame it drives; [] among clips of one identity.
 
-    A pure function of the two clips' names and the seed: other clips of the split do not change it unless they win.
+    driving: some of `clips`. In a circle, in an order that depends on nothing but the clips' names and the seed, the
+    source is the next clip of another identity: other clips change a pair only if they come between, and where every
+    clip is of its own identity, each is the source of one.
     """
-    others = [clip for clip in clips if clip.identity_id != driving.identity_id]
-    return min(others, key=lambda clip: _rank(seed, driving.clip_id, clip.clip_id), default=None)
+    circle = sorted(clips, key=lambda clip: (_rank(seed, clip.clip_id), clip.clip_id))
+    if len({clip.identity_id for clip in circle}) < 2:
+        return []
+    sources: dict[str, Clip | None] = {}
+    after = circle[0]
+    for clip in circle[::-1] * 2:  # twice, for the last ones, whose source is among the first
+        is_other = after.identity_id != clip.identity_id
+        sources[clip.clip_id] = after if is_other else sources.get(after.clip_id)
+        after = clip
+    return [(clip, sources[clip.clip_id]) for clip in driving]
 
 
 def _rank(seed: int, *names: str) -> bytes:

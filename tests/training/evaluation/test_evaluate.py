@@ -143,7 +143,7 @@ def test_one_person_alone_has_no_cross_reenactment(options: Evaluate, monkeypatc
     from training.evaluation import control, reenactment
 
     for module in (control, reenactment):
-        monkeypatch.setattr(module, "source_for", lambda *_: None)
+        monkeypatch.setattr(module, "pair_with_sources", lambda *_: [])
     alone, _ = evaluate(
         dataclasses.replace(options, parts=("cross", "shoulders"), metrics=("aed", "shoulders")), ignore
     )

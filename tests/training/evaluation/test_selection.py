@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from manifests.store import Dataset, read_table, replace_table
-from training.evaluation.selection import Clip, _spread, select_clips, source_for
+from training.evaluation.selection import Clip, _spread, pair_with_sources, select_clips
 
 
 def _clips(*pairs: tuple[str, str]) -> tuple[Clip, ...]:
@@ -46,16 +46,32 @@ def test_every_person_comes_before_the_second_clip_of_any() -> None:
 
 def test_pairs_depend_on_names_alone_and_never_join_a_person_with_itself() -> None:
     clips = _clips(("a", "anna"), ("b", "anna"), ("c", "carl"), ("d", "dora"), ("e", "carl"))
-    chosen = {clip.clip_id: source_for(clips, clip, 0) for clip in clips}
-    for clip in clips:
-        assert chosen[clip.clip_id].identity_id != clip.identity_id
-        assert source_for(clips[::-1], clip, 0) == chosen[clip.clip_id]
-        rest = tuple(other for other in clips if other in (clip, chosen[clip.clip_id]))
-        assert source_for(rest, clip, 0) == chosen[clip.clip_id]
+    chosen = dict(pair_with_sources(clips, clips, 0))
+    assert [*chosen] == [*clips]
+    assert pair_with_sources(clips[::-1], clips[::-1], 0) == [*chosen.items()][::-1]
+    for clip, source in chosen.items():
+        assert source.identity_id != clip.identity_id
+        for other in clips:
+            rest = tuple(one for one in clips if one is not other)
+            if other not in (clip, source):
+                assert pair_with_sources([clip], rest, 0) == [(clip, source)]
+        assert pair_with_sources([clip], (source, clip), 0) == [(clip, source)]
     many = _clips(*[(f"clip{k}", f"person{k}") for k in range(40)])
-    assert len({source_for(many, clip, 0) for clip in many}) > 15
-    assert [source_for(many, clip, 0) for clip in many] != [source_for(many, clip, 1) for clip in many]
-    assert source_for(_clips(("a", "anna"), ("b", "anna")), clips[0], 0) is None
+    pairs = pair_with_sources(many, many, 0)
+    assert {source for _, source in pairs} == {*many}  # each is the source of one
+    assert pairs != pair_with_sources(many, many, 1)
+    assert pair_with_sources(clips[:2], _clips(("a", "anna"), ("b", "anna")), 0) == []
+    crowd = _clips(*[(f"clip{k}", "anna") for k in range(30)], ("z", "bert"))
+    assert {source.clip_id for _, source in pair_with_sources(crowd[:30], crowd, 0)} == {"z"}
+
+
+def test_pairs_of_many_clips_are_made_in_no_time(monkeypatch) -> None:
+    ranked: list[str] = []
+    monkeypatch.setattr(
+        "training.evaluation.selection._rank", lambda seed, *names: ranked.append(names[0]) or names[0].encode()
+    )
+    many = _clips(*[(f"clip{k:05d}", f"person{k // 3}") for k in range(3000)])
+    assert len(pair_with_sources(many, many, 0)) == len(ranked) == 3000
 
 
 def test_an_empty_split_names_the_others(dataset: Path, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ COMMANDS = {
 }
 
 
+_ALONE = ("evaluate", "export")
+"""Commands that train nothing: every rank would do all of the work, and write the same files."""
 _OTHER_RANKS_WAIT_S = 3.0
 RESUMABLE = "interrupted; the same command continues"
 
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         _tell_error(error)
         return 1
     except KeyboardInterrupt as stop:
-        print("interrupted" if arguments[0] in ("evaluate", "export") else RESUMABLE, file=sys.stderr)
+        print("interrupted" if arguments[0] in _ALONE else RESUMABLE, file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
 
 
@@ -145,6 +147,8 @@ def _parse(arguments: list[str]) -> Any:
         sys.exit(0 if wants_help else 2)
     name, rest = arguments[0], with_home(arguments[1:])
     require_no_empty(rest, may_be_empty=("--losses.", "--data."))  # whose help says what nothing means
+    if name in _ALONE and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{name} works in one process, and torchrun starts several: use `python -m training {name}`")
     module, cls_name, _ = COMMANDS[name]
     # Run as a program, this module is __main__, and a second copy would be imported under its own name.
     cls = Export if name == "export" else getattr(importlib.import_module(module), cls_name)

@@ -217,6 +217,17 @@ def test_wrong_use_is_told_by_the_first_rank_alone(arguments: list[str], capsys,
     assert told["1"] == ""
 
 
+@pytest.mark.parametrize("command", [["evaluate", "--weights", "w", "--data", "d"], ["export", "w", "--output", "o"]])
+def test_what_works_in_one_process_is_not_for_torchrun(command: list[str], capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command) == 2
+    words = "works in one process, and torchrun starts several: use `python -m training"
+    assert capsys.readouterr().err == f"error: {command[0]} {words} {command[0]}`\n"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(command) == 2
+    assert "torchrun" not in capsys.readouterr().err
+
+
 def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[losses]\nperceptive = 1.0\n")

@@ -160,7 +160,7 @@ def _write_index(path: Path, table: pa.Table) -> None:
     except OSError as error:
         raise ValueError(
             f"cannot write the index of clips to {path.parent} ({table.nbytes / 1e6:.0f} MB): {error}. "
-            "Make room there or name another folder with --data.index-folder"
+            "Make room there or name another folder with TMPDIR, in training also with --data.index-folder"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

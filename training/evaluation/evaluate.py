@@ -87,6 +87,8 @@ class Evaluate:
 
     def main(self) -> int:
         """Evaluate, write, and print the summary. ValueError or OSError with one line for what the user can mend."""
+        import torch
+
         from model.animation.progress import TerminalReport
         from training.evaluation.report import print_summary, write_report
 
@@ -95,6 +97,13 @@ class Evaluate:
         report = TerminalReport()
         try:
             results, pictures = evaluate(self, report)
+        except torch.OutOfMemoryError as error:
+            cause = str(error).split(". ")[0]
+            raise OSError(
+                f"the device's memory does not hold what goes through the networks at once ({cause}): "
+                "use --batch-size 1 or little more, --dtype bfloat16, or --device cpu, which is slow; or wait until "
+                "nothing else is on the device"
+            ) from error
         finally:
             report.close()
         write_report(folder, results, pictures, num_strips=self.num_strips)

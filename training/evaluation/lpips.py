@@ -6,12 +6,13 @@ backbone, which this project does not depend on.
 
 from __future__ import annotations
 
-import pickle
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from training.networks.weight_files import read_state_dict
 
 # Five levels of convolutions: (N of features.N, channels in, channels out, kernel, stride, padding, follows a pooling).
 # The activation after each level is compared.
@@ -83,14 +84,7 @@ class Lpips(nn.Module):
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; LPIPS needs an AlexNet or VGG16 state dict of torchvision's layout")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: cannot be read as a state dict ({str(error).splitlines()[0]})") from error
+    return read_state_dict(path)
 
 
 def _recognise(path: Path, state: dict[str, Tensor]) -> str:

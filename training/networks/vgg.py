@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.networks.weight_files import local_file
+from training.networks.weight_files import local_file, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Vgg19Features(nn.Module):
         the file and what is missing or has another shape.
         """
         path = local_file(path, "--losses.vgg19")
-        state = _read_state_dict(path)
+        state = read_state_dict(path)
         network = cls()
         wanted = network.state_dict()
         missing = [key for key in wanted if key not in state]
@@ -121,21 +121,3 @@ def load_vgg19(path: str | Path | None, *, allow_random_features: bool = False, 
         )
     logger.warning("no VGG19 weights: the perceptual loss uses random features, as asked")
     return Vgg19Features.random_features(width=width)
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error})") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails with whatever the broken part raises
-        raise ValueError(f"{path} cannot be read as a state dict ({error}); it may be damaged") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict of tensors")
-    return state

@@ -9,7 +9,9 @@ from urllib.parse import urlparse
 
 import torch
 from filelock import FileLock
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from model.faces.weights import cache_dir
 
@@ -41,6 +43,22 @@ def local_file(where: str | Path, option: str) -> Path:
             f"{option}: cannot fetch weights from {url} ({error}): check the address and the network, or give a path"
         ) from error
     return target
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name out of a .safetensors file, or one of torch.save, of which no code is run. Else ValueError."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file ({error})") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load fails with whatever the broken part raises
+        raise ValueError(f"{path} cannot be read as a state dict ({error}); it may be damaged") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict of tensors")
+    return state
 
 
 def fingerprint(network: nn.Module) -> str:

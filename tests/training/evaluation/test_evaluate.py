@@ -227,6 +227,20 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(options: Evalu
     assert not (tmp_path / "new").exists()
 
 
+def test_a_device_that_is_too_small_is_told_with_remedies(
+    options: Evaluate, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total")
+
+    monkeypatch.setattr("training.evaluation.evaluate._load_engine", fill)
+    command = ["evaluate", "--weights", str(options.weights), "--data", options.data, "--output", str(tmp_path / "new")]
+    assert main(command) == 1
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "at once (CUDA out of memory): use --batch-size 1 or little more, --dtype bfloat16" in said
+
+
 def test_the_command(options: Evaluate, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["evaluate", "--weights", str(options.weights), "--data", options.data, "--parts", "self"]

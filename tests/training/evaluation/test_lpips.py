@@ -63,6 +63,18 @@ def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
     other = _write(tmp_path / "other.pth", _features(ALEX[:4], 3))
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"not weights")
-    for path, words in ((other, "neither an AlexNet"), (damaged, "cannot be read"), (tmp_path / "no.pth", "no such")):
+    (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
+    (tmp_path / "empty.pth").touch()
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "checkpoint.pth")
+    for path, words in (
+        (other, "neither an AlexNet"),
+        (damaged, "cannot be read"),
+        (tmp_path / "no.pth", "no such"),
+        (tmp_path / "damaged.safetensors", "is no safetensors file"),
+        (tmp_path / "empty.pth", "cannot be read"),
+        (tmp_path / "tensor.pth", "holds a Tensor, expected a state dict"),
+        (tmp_path / "checkpoint.pth", "holds a dict, expected a state dict of tensors"),
+    ):
         with pytest.raises(ValueError, match=words):
             Lpips(path)

@@ -50,11 +50,13 @@ class Export:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """First a run of `training base`, or weights; then runs of stitching and of retargeting (eyes, lip) on it."""
+    """First a run of `training base`, or weights; then runs of stitching and of retargeting (eyes, lip) on it. Or runs
+    of stage II alone: each holds the base that it was trained on."""
     output: Path
     """Folder to write, or a name that ends in .safetensors."""
     weights: Literal["average", "last"] = "average"
-    """average: the moving average, which looks better; last: the weights of the last step."""
+    """average: the moving average, which looks better, and on which stage II is trained; last: the weights of the last
+    step."""
     checkpoint: Literal["best", "latest"] = "best"
     """best by validation (latest where nothing was validated), or latest."""
 

@@ -94,7 +94,7 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
         holders = dict.fromkeys(network_states(checkpoint_folder(first, which)), first)
     for run in others:
         _require_stage_two(run)
-        _require_same_base(portrait, run)
+        _require_same_base(portrait, run, first, is_default=average and which == "best")
         states = network_states(checkpoint_folder(run, which), average=average)
         if twice := [name for name in states if name in holders]:
             raise ValueError(f"{holders[twice[0]]} and {run} both give {twice[0]}: leave one of them out")
@@ -135,13 +135,20 @@ def _require_stage_two(run: Path) -> None:
     )
 
 
-def _require_same_base(portrait: LivePortrait, run: Path) -> None:
+def _require_same_base(portrait: LivePortrait, run: Path, first: Path, *, is_default: bool) -> None:
+    """ValueError where a run of stage II builds on another base than the one that `first` gives.
+
+    is_default: whether these are the weights that `--init first` would take.
+    """
     theirs = load_checkpoint(run / BASE_WEIGHTS).networks
     for name in ("motion", "generator"):
         for key, value in getattr(portrait, name).state_dict().items():
             other = theirs[name].get(key)
             if other is None or other.shape != value.shape or not bool((other == value).all()):
+                of_choice = is_run(first) and not (first / BASE_WEIGHTS).is_dir() and not is_default
+                again = f"an export of {first} alone, with these --weights and --checkpoint" if of_choice else first
                 raise ValueError(
-                    f"{run} was trained on another base model ({name}.{key} differs): a correction fits only the key "
-                    "points of its own base; train it again with --init this one"
+                    f"{run} was trained on another base model ({name}.{key} differs), and a correction fits only the "
+                    f"key points of its own: leave {first} out, as {run} holds its base, too; or train it again with "
+                    f"--init {again}"
                 )

@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.export import checkpoint_folder, is_run
 from training.running import RunOptions, run_stage
 from training.stage import open_loader
-from training.start import load_start, with_crops_of, with_sizes_of
+from training.start import load_start, note_seen_frames, with_crops_of, with_sizes_of
 
 INIT_PAIRS = 64
 """Pairs on which the conventions of weights that are no run's are measured."""
@@ -63,6 +63,7 @@ class Base(RunOptions):
                 recipe = with_sizes_of(self, config, f"the run in {self.output}")
             else:
                 portrait = load_start(self.init, recipe)
+                note_seen_frames(self.init, recipe)
                 recipe = with_sizes_of(self, portrait.config, f"--init {self.init}")
         recipe = with_crops_of(self, recipe)
         return run_stage(self, recipe, lambda process: self.make_stage(recipe, process, portrait), init=self.init)

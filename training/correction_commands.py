@@ -16,13 +16,13 @@ from model.faces.weights import WeightsError
 from model.networks import LivePortrait
 from training.checkpoints import CheckpointFolder
 from training.distributed import Process
-from training.export import BASE_WEIGHTS, checkpoint_folder
+from training.export import BASE_WEIGHTS, checkpoint_folder, known_held_out_share, save_portrait
 from training.landmarks_command import load_landmarks
 from training.networks.facemesh import MeshLandmarks
 from training.recipe import Recipe
 from training.retargeting import RetargetingRecipe, RetargetingStage
 from training.running import RunOptions, run_stage
-from training.start import load_start, note_other_crops, with_sizes_of
+from training.start import load_start, note_other_crops, note_seen_frames, with_sizes_of
 from training.stitching import StitchingRecipe, StitchingStage
 
 _log = logging.getLogger(__name__)
@@ -47,9 +47,17 @@ class _Correction(RunOptions):
         """
         has_begun = self._has_begun()
         portrait = load_start(self.output / BASE_WEIGHTS if has_begun else self.init)
+        if not has_begun:
+            note_seen_frames(self.init, self.recipe)
         where = f"the run in {self.output}" if has_begun else f"--init {self.init}"
         note_other_crops(self.data, portrait.config, where)
         return portrait, with_sizes_of(self, portrait.config, where)
+
+    def keep_base(self, portrait: LivePortrait, process: Process) -> None:
+        """Have the run hold its base model, and which frames that has not seen."""
+        self.keep(
+            BASE_WEIGHTS, lambda folder: save_portrait(portrait, folder, known_held_out_share(self.init)), process
+        )
 
     def keep(self, name: str, write: Callable[[Path], object] | None, process: Process) -> None:
         """Have `write` make the folder `name` in the run, which needs nothing from elsewhere then, unless it has begun.
@@ -95,7 +103,7 @@ class Stitching(_Correction):
         portrait, recipe = self.on_base()
 
         def make_stage(process: Process) -> StitchingStage:
-            self.keep(BASE_WEIGHTS, portrait.save, process)
+            self.keep_base(portrait, process)
             return StitchingStage(portrait, recipe, process, keep_network=self.keep_network)
 
         return run_stage(self, recipe, make_stage, init=self.init)
@@ -134,7 +142,7 @@ class Retargeting(_Correction):
 
         def make_stage(process: Process) -> RetargetingStage:
             self.keep(LANDMARKS, None if self.landmarks == FACEMESH else self._copy_landmarks, process)
-            self.keep(BASE_WEIGHTS, portrait.save, process)
+            self.keep_base(portrait, process)
             return RetargetingStage(
                 portrait, recipe, process, part=self.part, landmarks=landmarks, keep_network=self.keep_network
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from manifests.recipes import from_values
+from manifests.store import write_bytes_atomically
 from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.networks import LivePortrait
@@ -15,6 +18,8 @@ from training.checkpoints import CheckpointFolder, read_run, read_tensors
 
 BASE_WEIGHTS = "base_weights"
 """Folder in a run of stage II that holds the model it builds on."""
+HELD_OUT_FILE = "held_out.json"
+"""Beside weights: which frames their training has not seen."""
 _COMMANDS = {
     "stitching": "training stitching",
     "retarget_eye": "training retargeting --part eyes",
@@ -65,6 +70,32 @@ def checkpoint_folder(run: Path, which: str = "best") -> Path:
     return folder.root / name
 
 
+def known_held_out_share(path: Path) -> float | None:
+    """Last share of each training clip's frames that weights have not seen in any of their stages: of a run of stage
+    II the smaller one of its own and of its base's. None where that is not known."""
+    path = path.expanduser()
+    if not is_run(path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return json.loads((path / HELD_OUT_FILE).read_text())["held_out_share"]
+        return None
+    own = float(read_run(checkpoint_folder(path))["recipe"].get("data.held_out_share", 0.0))
+    return _smallest([own, known_held_out_share(path / BASE_WEIGHTS)]) if (path / BASE_WEIGHTS).is_dir() else own
+
+
+def _smallest(shares: list[float | None]) -> float | None:
+    return None if None in shares else min(shares)
+
+
+def save_portrait(portrait: LivePortrait, output: Path, held_out_share: float | None) -> None:
+    """Write weights, and into a folder also what share of frames they have not seen, where that is known."""
+    if output.is_dir():
+        (output / HELD_OUT_FILE).unlink(missing_ok=True)  # of other weights
+    portrait.save(output)
+    if output.is_dir() and held_out_share is not None:
+        text = json.dumps({"held_out_share": held_out_share})
+        write_bytes_atomically(output / HELD_OUT_FILE, f"{text}\n".encode())
+
+
 def network_states(folder: Path, *, average: bool = True) -> dict[str, dict[str, Tensor]]:
     """State dicts of the networks in a checkpoint by name; averaged ones where they are kept and wanted."""
     states: dict[str, dict[str, Tensor]] = {}
@@ -102,7 +133,7 @@ def export(runs: tuple[Path, ...], output: Path, *, average: bool = True, which:
         for name, state in states.items():
             getattr(portrait, name).load_state_dict(state)
         notes.append(f"{run}: {', '.join(states)} from {_origin(run, which)}")
-    portrait.save(output)
+    save_portrait(portrait, output, _smallest([known_held_out_share(run) for run in runs]))
     has_new_base = is_run(first) and not (first / BASE_WEIGHTS).is_dir()
     return notes + _doubts(portrait, other_base=set(_COMMANDS) - set(holders) if has_new_base else set())
 

@@ -12,7 +12,7 @@ from manifests.store import Dataset
 from model.config import ModelConfig
 from model.networks import LivePortrait
 from training.checkpoints import read_run
-from training.export import checkpoint_folder, is_run, load_portrait, network_states
+from training.export import checkpoint_folder, is_run, known_held_out_share, load_portrait, network_states
 from training.motion import MotionStage
 from training.recipe import OF_THE_DATA, AnyRecipe, Recipe, load_recipe
 from training.running import RunOptions
@@ -81,6 +81,17 @@ def note_other_crops(data: str, config: ModelConfig, weights: str) -> None:
     for name, value in crops_of(data).items():
         if (learned := getattr(config, name)) != value:
             _log.warning("note: --data %s has %s %s, %s learned from %s", data, name, value, weights, learned)
+
+
+def note_seen_frames(init: Path, recipe: Recipe) -> None:
+    """Say where weights were trained on frames of clips that a run is to hold back."""
+    share, ours = known_held_out_share(init), recipe.data.held_out_share
+    if share is not None and share < ours:
+        _log.warning(
+            "note: this run validates on the last %s of each clip's frames, --init %s has held back the last %s: give "
+            "both the same --data.held-out-share where they are trained on the same clips",
+            *(f"{ours:.0%}", init, f"{share:.0%}"),
+        )
 
 
 def with_sizes_of(options: RunOptions, config: ModelConfig, where: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import torch
 from model.networks import LivePortrait
 from training.base import BaseRecipe, BaseStage
 from training.checkpoints import CheckpointFolder, RunState
+from training.correction_commands import Stitching
+from training.data import DataConfig
 from training.distributed import Process
-from training.export import BASE_WEIGHTS, export, load_portrait
+from training.evaluation.evaluate import Evaluate, held_out_share
+from training.export import BASE_WEIGHTS, HELD_OUT_FILE, export, known_held_out_share, load_portrait
 from training.recipe import Recipe, load_recipe
 from training.stage import Stage
+from training.start import note_seen_frames
 from training.stitching import StitchingRecipe, StitchingStage
 
 
@@ -27,11 +32,12 @@ def save(stage: Stage, recipe: Recipe, output: Path) -> Path:
     return output
 
 
-def stitching_on(init: Path, output: Path) -> Path:
+def stitching_on(init: Path, output: Path, share: float = 0.3) -> Path:
     """A run of stage II on weights, as `--init` takes them."""
     portrait = load_portrait(init)
-    portrait.save(output / BASE_WEIGHTS)
-    recipe = StitchingRecipe(model=portrait.config)
+    options = Stitching(init=init, output=output, recipe=StitchingRecipe(data=DataConfig(held_out_share=share)))
+    options.keep_base(portrait, Process())
+    recipe = dataclasses.replace(options.recipe, model=portrait.config)
     return save(StitchingStage(portrait, recipe, Process()), recipe, output)
 
 
@@ -65,3 +71,29 @@ def test_what_is_told_of_another_base_leads_to_an_export(base: Path, tmp_path: P
         ValueError, match=rf"leave {tmp_path / 'last'} out.* or train it again with --init {tmp_path / 'last'}$"
     ):
         export((tmp_path / "last", stitching), output)
+
+
+def test_frames_that_any_stage_has_seen_are_not_held_out(base: Path, tmp_path: Path, caplog) -> None:
+    """The base held back a fifth of each clip."""
+    assert known_held_out_share(base) == 0.2
+    more, less = (stitching_on(base, tmp_path / f"stitching{share}", share) for share in (0.3, 0.1))
+    assert [known_held_out_share(run) for run in (more, less)] == [0.2, 0.1]
+    output = tmp_path / "weights"
+    export((base, less), output)
+    assert known_held_out_share(output) == known_held_out_share(stitching_on(output, tmp_path / "next")) == 0.1
+    options = Evaluate(weights=more, data="d", split="held_out")
+    assert held_out_share(options) == 0.2
+    assert held_out_share(dataclasses.replace(options, held_out_share=0.05)) == 0.05
+    (more / BASE_WEIGHTS / HELD_OUT_FILE).unlink()
+    with pytest.raises(ValueError, match=r"share = None.*of several stages the smallest"):
+        held_out_share(options)
+    export((more,), output)
+    assert known_held_out_share(output) is None, "it says nothing of weights that were there before"
+    export((base,), tmp_path / "one.safetensors")
+    assert known_held_out_share(tmp_path / "one.safetensors") is None
+    for share in (0.1, 0.2, 0.3):
+        note_seen_frames(base, StitchingRecipe(data=DataConfig(held_out_share=share)))
+    notes = [message for message in caplog.messages if message.startswith("note: ")]
+    assert [note.split(":")[1] for note in notes] == [
+        f" this run validates on the last 30% of each clip's frames, --init {base} has held back the last 20%"
+    ]

@@ -12,7 +12,7 @@ import torch
 from model.checkpoint import BASE_FILES, RETARGETING_FILE, load_checkpoint
 from model.networks import LivePortrait
 from training.__main__ import COMMANDS, main
-from training.export import load_portrait
+from training.export import HELD_OUT_FILE, load_portrait
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_export_has_the_released_files_and_the_averaged_weights(run: Path, tmp_p
     assert main(["export", str(run), "--output", str(tmp_path / "weights"), "--checkpoint", "latest"]) == 0
     assert "images-0000000016" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "weights").iterdir()}
-    assert names == {*BASE_FILES.values(), RETARGETING_FILE, "model_config.json"}
+    assert names == {*BASE_FILES.values(), RETARGETING_FILE, "model_config.json", HELD_OUT_FILE}
     portrait = LivePortrait.from_pretrained(tmp_path / "weights")
     direct = load_portrait(run, which="latest")
     last = load_portrait(run, average=False, which="latest")

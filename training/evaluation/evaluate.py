@@ -32,7 +32,8 @@ class Evaluate:
     split: str = "test"
     """train, val, test, or held_out: the training clips, driven by the frames that the run did not see."""
     held_out_share: float | None = None
-    """For held_out: the last share of each training clip's frames; that of the run's recipe by default."""
+    """For held_out: the last share of each training clip's frames; by default what no stage of the run, and no run of
+    an export, has seen."""
     output: Path | None = None
     """Folder to write into; evaluation/WEIGHTS-SPLIT in the current folder by default."""
     parts: tuple[Part, ...] = PARTS
@@ -203,15 +204,13 @@ def held_out_share(options: Evaluate) -> float:
         return 0.0
     share = options.held_out_share
     if share is None:
-        from training.checkpoints import read_run
-        from training.export import checkpoint_folder, is_run
+        from training.export import known_held_out_share
 
-        recipe = read_run(checkpoint_folder(options.weights))["recipe"] if is_run(options.weights) else {}
-        share = recipe.get("data.held_out_share", 0.0)
-    if not 0 < share < 1:
+        share = known_held_out_share(options.weights)
+    if share is None or not 0 < share < 1:
         raise ValueError(
             f"{options.weights}: not known which frames were held out ({share = }); give --held-out-share the "
-            "data.held_out_share of the training, or choose another --split"
+            "data.held_out_share of the training, of several stages the smallest, or choose another --split"
         )
     return share
 

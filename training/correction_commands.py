@@ -22,7 +22,7 @@ from training.networks.facemesh import MeshLandmarks
 from training.recipe import Recipe
 from training.retargeting import RetargetingRecipe, RetargetingStage
 from training.running import RunOptions, run_stage
-from training.start import load_start, note_other_crops, note_seen_frames, with_sizes_of
+from training.start import load_start, note_other_crops, note_other_landmarks, note_seen_frames, with_sizes_of
 from training.stitching import StitchingRecipe, StitchingStage
 
 _log = logging.getLogger(__name__)
@@ -137,6 +137,10 @@ class Retargeting(_Correction):
         if self.output is None:
             return dataclasses.replace(self, output=Path("runs") / self.part).main()
         judge = self._judge()
+        if judge is None:
+            note_other_landmarks(
+                self.data, "open", "train `training landmarks` on this data, and give --landmarks that run"
+            )
         landmarks = self._facemesh() if judge is None else load_landmarks(judge)
         portrait, recipe = self.on_base()
 

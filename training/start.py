@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from manifests.storage import read_bytes
 from manifests.store import Dataset
@@ -50,13 +51,25 @@ def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
 
 def crops_of(data: str) -> dict[str, float]:
     """Scale and offset of a data set's crops, as `ModelConfig` names them; {} where its recipe is not there."""
+    crop = _recipe_section(data, "crop")
+    return {name: crop[key] for name in OF_THE_DATA if (key := name.removeprefix("crop_")) in crop}
+
+
+def landmarker_of(data: str) -> str | None:
+    """The analyser that gave a data set its landmarks: open, insightface or `module:Class`; None where not known."""
+    faces = _recipe_section(data, "faces")
+    landmarker = faces.get("landmarker", "none")
+    return faces.get("analyser") if landmarker == "none" else landmarker
+
+
+def _recipe_section(data: str, name: str) -> dict[str, Any]:
+    """Of a data set's recipe; {} where that is not there."""
     try:
-        crop = tomllib.loads(read_bytes(Dataset(data).recipe_file).decode()).get("crop", {})
+        return tomllib.loads(read_bytes(Dataset(data).recipe_file).decode()).get(name, {})
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--data {data}: its recipe.toml cannot be read ({error})") from error
-    return {name: crop[key] for name in OF_THE_DATA if (key := name.removeprefix("crop_")) in crop}
 
 
 def with_crops_of(options: RunOptions, recipe: AnyRecipe) -> AnyRecipe:
@@ -81,6 +94,15 @@ def note_other_crops(data: str, config: ModelConfig, weights: str) -> None:
     for name, value in crops_of(data).items():
         if (learned := getattr(config, name)) != value:
             _log.warning("note: --data %s has %s %s, %s learned from %s", data, name, value, weights, learned)
+
+
+def note_other_landmarks(data: str, judge: str, advice: str) -> None:
+    """Say where openness in the labels, and in what is made, is measured on the points of two analysers."""
+    if (landmarker := landmarker_of(data)) not in (None, judge):
+        _log.warning(
+            "note: the landmarks of --data %s are by %s, results are judged by those of %s, which differ: %s",
+            *(data, landmarker, judge, advice.format(landmarker=landmarker)),
+        )
 
 
 def note_seen_frames(init: Path, recipe: Recipe) -> None:

@@ -13,10 +13,11 @@ from model.config import ModelConfig
 from training.base import BaseRecipe, BaseStage
 from training.base_command import Base
 from training.checkpoints import CheckpointFolder, RunState
+from training.correction_commands import Retargeting
 from training.distributed import Process
 from training.export import export
 from training.recipe import flatten, load_recipe
-from training.start import note_other_crops, with_crops_of
+from training.start import landmarker_of, note_other_crops, with_crops_of
 
 
 @pytest.fixture
@@ -68,3 +69,29 @@ def test_weights_that_learned_from_other_crops_are_named(data: str, caplog: pyte
         f"note: --data {data} has crop_scale 1.7, --init runs/base learned from 2.3",
         f"note: --data {data} has crop_vy_ratio -0.1, --init runs/base learned from -0.125",
     ]
+
+
+@pytest.mark.parametrize(
+    ("faces", "landmarker"),
+    [
+        ("", None),
+        ('[faces]\nanalyser = "open"\nlandmarker = "none"\n', "open"),
+        ('[faces]\nanalyser = "insightface"\nlandmarker = "none"\n', "insightface"),
+        ('[faces]\nanalyser = "insightface"\nlandmarker = "open"\n', "open"),
+        ('[faces]\nanalyser = "open"\nlandmarker = "mine:Landmarks"\n', "mine:Landmarks"),
+    ],
+)
+def test_labels_of_another_analyser_than_the_one_that_judges_are_named(
+    faces: str, landmarker: str | None, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open(Path(data) / "recipe.toml", "a") as file:
+        file.write(faces)
+    assert landmarker_of(data) == landmarker
+    command = Retargeting(
+        part="lip", data=data, init=tmp_path, output=tmp_path / "run", weights_dir=str(tmp_path / "none")
+    )
+    with pytest.raises(ValueError, match="FaceMesh measures openness"):
+        command.main()
+    advice = "train `training landmarks` on this data, and give --landmarks that run"
+    who = f"note: the landmarks of --data {data} are by {landmarker}, results are judged by those of open"
+    assert caplog.messages == ([] if landmarker in (None, "open") else [f"{who}, which differ: {advice}"])

@@ -131,6 +131,7 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
     from training.evaluation.control import compare_shoulders, sweep_openness
     from training.evaluation.reenactment import Reenactor, animation_options
     from training.evaluation.selection import select_clips
+    from training.start import note_other_landmarks
 
     groups = check_groups(options.metrics)
     parts = parts_with_figures(options.parts, options.metrics)
@@ -150,6 +151,12 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
         except ValueError as error:
             raise ValueError(f"--cross {mode}: {error}; without {mode}, everything else can be measured") from error
     tools = make_tools(options, groups, engine)
+    if tools.faces is not None:
+        note_other_landmarks(
+            options.data,
+            options.faces.landmarker or options.faces.analyser,
+            "--faces.landmarker {landmarker} judges by the same",
+        )
     reenactor = Reenactor(
         engine,
         selection,

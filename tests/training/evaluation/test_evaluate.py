@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import cv2
@@ -171,6 +172,18 @@ def test_parts_without_a_figure_that_was_asked_for_are_not_rendered(
     monkeypatch.setattr(control, "sweep_openness", lambda *_, **__: [])
     monkeypatch.setattr(control, "compare_shoulders", lambda *_, **__: [])
     assert list(evaluate(dataclasses.replace(options, metrics=metrics), ignore)[0]["sections"]) == sections
+
+
+@pytest.mark.parametrize(("labeller", "notes"), [("open", 0), ("insightface", 1)])
+def test_faces_that_another_analyser_labelled_are_noted(
+    labeller: str, notes: int, options: Evaluate, tmp_path: Path, caplog
+) -> None:
+    copy = shutil.copytree(options.data, tmp_path / "copy")
+    (copy / "recipe.toml").write_text(f'hash = "0badcafe"\n[faces]\nanalyser = "{labeller}"\n')
+    short = dataclasses.replace(options, data=str(copy), parts=("self",), metrics=("aed",), max_frames=1)
+    evaluate(short, ignore)
+    said = [message for message in caplog.messages if "which differ: --faces.landmarker insightface judges" in message]
+    assert len(said) == notes
 
 
 def test_jitter_of_two_frames_names_the_reason(options: Evaluate) -> None:

@@ -66,7 +66,8 @@ class FacesConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where ONNX networks run; cuda needs the GPU build of ONNX Runtime. FaceMesh always runs on the CPU."""
     num_threads: int = 1
-    """Threads of each network. Workers run side by side, so one is usually right."""
+    """Threads of each network. The workers of curation run side by side, so one is right there; an evaluation looks at
+    one picture after the other, and takes the machine's cores."""
 
     def __post_init__(self) -> None:
         if self.detection_size_px < 64:

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 MAX_ASKED = 2.0
 """Openness over width; no eye or mouth opens so far."""
+MAX_FACE_THREADS = 8
+"""The analysers' networks are too small for more."""
 RESULTS_FILE, PAGE_FILE = "evaluation.json", "index.html"
+
+
+def _faces_alone_on_the_machine() -> FacesConfig:
+    """Pictures are looked at one after the other, with nothing beside them. Threads change last bits at most."""
+    import joblib
+
+    return FacesConfig(num_threads=min(MAX_FACE_THREADS, joblib.cpu_count(only_physical_cores=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ class Evaluate:
     """Number format of the networks; float32, on CUDA without TF32, compares best between machines."""
     num_strips: int = 8
     """Clips that the page shows in pictures, spread from the worst to the best."""
-    faces: FacesConfig = field(default_factory=FacesConfig)
+    faces: FacesConfig = field(default_factory=_faces_alone_on_the_machine)
     """Analyser for identity, expression, pose, openness and jitter."""
 
     def __post_init__(self) -> None:

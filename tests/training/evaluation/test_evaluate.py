@@ -114,6 +114,12 @@ def test_the_same_figures_in_other_batches(evaluation, options: Evaluate) -> Non
     assert to_json(same) == to_json(again)
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (6, 6), (32, 8)])
+def test_the_analyser_has_the_cores_of_the_machine(cores: int, threads: int, monkeypatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda **_: cores)
+    assert Evaluate(weights=Path(), data="").faces.num_threads == threads
+
+
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("bfloat16", True)])
 def test_float32_is_whole(options: Evaluate, monkeypatch, dtype: str, allowed: bool) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)

@@ -14,7 +14,8 @@ from training.checkpoints import CheckpointFolder, RunState
 from training.correction_commands import Stitching
 from training.data import DataConfig
 from training.distributed import Process
-from training.evaluation.evaluate import Evaluate, held_out_share
+from training.evaluation.evaluate import Evaluate, _load_engine, held_out_share
+from training.evaluation.fingerprint import weights_hash
 from training.export import BASE_WEIGHTS, HELD_OUT_FILE, export, known_held_out_share, load_portrait
 from training.recipe import Recipe, load_recipe
 from training.stage import Stage
@@ -97,3 +98,11 @@ def test_frames_that_any_stage_has_seen_are_not_held_out(base: Path, tmp_path: P
     assert [note.split(":")[1] for note in notes] == [
         f" this run validates on the last 30% of each clip's frames, --init {base} has held back the last 20%"
     ]
+
+
+def test_an_evaluation_takes_the_weights_of_a_run_that_are_asked_for(base: Path) -> None:
+    for kind in ("average", "last"):
+        _, about = _load_engine(Evaluate(weights=base, data="d", weights_kind=kind, checkpoint="latest", device="cpu"))
+        assert (about["name"], about["checkpoint"], about["kind"]) == ("base", "images-0000000004", kind)
+        assert about["sha256"] == weights_hash(load_portrait(base, average=kind == "average"))
+    assert weights_hash(load_portrait(base)) != about["sha256"]

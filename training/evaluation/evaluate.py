@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,10 @@ class Evaluate:
 
     weights: Path
     """A run's folder, an exported folder, the folder of released files, or one .safetensors file."""
+    checkpoint: Literal["best", "latest"] = "best"
+    """Of a run: best by validation (latest where nothing was validated), or latest."""
+    weights_kind: Literal["average", "last"] = "average"
+    """Of a run: the moving average, which `export` takes by default, or the weights of the last step."""
     data: str
     """Folder of the data set, or its URL on an object store."""
     split: str = "test"
@@ -44,7 +49,8 @@ class Evaluate:
     """For held_out: the last share of each training clip's frames; by default what no stage of the run, and no run of
     an export, has seen."""
     output: Path | None = None
-    """Folder to write into; evaluation/WEIGHTS-SPLIT in the current folder by default."""
+    """Folder to write into; evaluation/WEIGHTS-SPLIT in the current folder by default, unless that holds the figures of
+    other weights or of another data set."""
     parts: tuple[Part, ...] = PARTS
     """self and cross (reenactment), control (eyes and lips), shoulders (stitching); of these, the ones that have
     figures among --metrics."""
@@ -95,6 +101,11 @@ class Evaluate:
         if self.held_out_share is not None and self.split != "held_out":
             raise ValueError("--held-out-share is for --split held_out: leave one of them out")
 
+    @property
+    def folder(self) -> Path:
+        """What is written into."""
+        return self.output or Path("evaluation") / f"{self.weights.resolve().name}-{self.split}"
+
     def main(self) -> int:
         """Evaluate, write, and print the summary. ValueError or OSError with one line for what the user can mend."""
         import torch
@@ -102,7 +113,7 @@ class Evaluate:
         from model.animation.progress import TerminalReport
         from training.evaluation.report import print_summary, write_report
 
-        folder = self.output or Path("evaluation") / f"{self.weights.resolve().name}-{self.split}"
+        folder = self.folder
         require_writable(folder)
         report = TerminalReport()
         try:
@@ -134,10 +145,24 @@ def require_writable(folder: Path) -> None:
         raise ValueError(f"--output {folder}: nothing can be written into {existing}; choose another folder")
 
 
+def require_same_subject(folder: Path, weights: dict[str, Any], data: dict[str, Any]) -> None:
+    """ValueError where a folder holds figures of other weights or of another data set, which would be lost."""
+    try:
+        before = json.loads((folder / RESULTS_FILE).read_text())
+        is_same = before["weights"]["sha256"] == weights["sha256"]
+        is_same &= all(before["data"][key] == data[key] for key in ("name", "recipe_hash"))
+        name = f"{before['weights']['name']} ({before['weights']['sha256'][:12]}) on {before['data']['name']}"
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or nothing that could be read
+        return
+    if not is_same:
+        raise ValueError(f"{folder} holds the figures of {name}: give --output another folder, or remove this one")
+
+
 def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures (what evaluation.json holds), and by section the objects that hold the pictures."""
     from training.evaluation import results
     from training.evaluation.control import compare_shoulders, sweep_openness
+    from training.evaluation.fingerprint import file_hash
     from training.evaluation.reenactment import Reenactor, animation_options
     from training.evaluation.selection import select_clips
     from training.start import note_other_landmarks
@@ -154,6 +179,9 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
         options.data, options.split, held_out_share=share, max_clips=options.max_clips, seed=options.seed
     )
     engine, about_model = _load_engine(options)
+    about_data = _about_data(selection, share)
+    if options.output is None:
+        require_same_subject(options.folder, about_model, about_data)
     for mode in options.cross if "cross" in parts else ():
         try:
             animation_options(mode).check_keypoints(engine.config.num_keypoints, source_is_video=False)
@@ -199,12 +227,14 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
     found = {
         "format": results.FORMAT_VERSION,
         "weights": about_model,
-        "data": _about_data(selection, share),
+        "data": about_data,
         "options": _about_options(options, groups, tools.compare_size_px),
         "analyser": _about_analyser(tools),
         "networks": {
             "lpips": tools.lpips.backbone if tools.lpips else None,
+            "lpips_sha256": file_hash(options.lpips_backbone) if tools.lpips else None,
             "fid": options.fid_network.name if tools.fid else None,
+            "fid_sha256": file_hash(options.fid_network) if tools.fid else None,
         },
         "versions": results.versions(),
         "missing": results.list_missing(sections),
@@ -237,7 +267,7 @@ def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
     from model.cores import take_share_of_cores
     from model.inference import InferenceEngine
     from training.evaluation.fingerprint import about_weights
-    from training.export import load_portrait
+    from training.export import is_run, load_portrait
     from training.start import note_other_crops
 
     take_share_of_cores()
@@ -245,10 +275,13 @@ def _load_engine(options: Evaluate) -> tuple[InferenceEngine, dict[str, Any]]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = options.dtype != "float32"
-    portrait = load_portrait(options.weights)
+    if not is_run(options.weights) and (options.checkpoint, options.weights_kind) != ("best", "average"):
+        raise ValueError(f"--checkpoint and --weights-kind are for runs, and {options.weights} is none: leave them out")
+    average = options.weights_kind == "average"
+    portrait = load_portrait(options.weights, average=average, which=options.checkpoint)
     note_other_crops(options.data, portrait.config, f"--weights {options.weights}")
     engine = InferenceEngine(portrait, device=device, dtype=options.dtype)
-    return engine, about_weights(options.weights, portrait)
+    return engine, about_weights(options.weights, portrait, average=average, which=options.checkpoint)
 
 
 def make_tools(options: Evaluate, groups: tuple[str, ...], engine: InferenceEngine) -> Tools:

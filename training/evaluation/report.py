@@ -54,7 +54,7 @@ def render_page(results: dict[str, Any], pictures: dict[str, Any], *, num_strips
     analyser = results["analyser"]
     facts = {
         "weights": escape(weights["name"])
-        + (f", {escape(weights['checkpoint'])}" if weights["checkpoint"] else "")
+        + (f", {escape(weights['checkpoint'])}, {weights['kind']}" if weights["checkpoint"] else "")
         + f" <code>{weights['sha256'][:12]}</code>",
         "data": f"{escape(data['name'])}, split {escape(data['split'])}: {amount(data['num_clips'], 'clip')}, "
         f"{amount(data['num_stills'], 'still')}, {amount(data['num_identities'], 'identity', 'identities')}; "

@@ -19,7 +19,7 @@ from model.faces import FacesConfig
 from model.networks import LivePortrait
 from training.__main__ import main
 from training.evaluation.catalogue import METRICS
-from training.evaluation.evaluate import Evaluate, _load_engine, evaluate, require_writable
+from training.evaluation.evaluate import Evaluate, _load_engine, evaluate, require_same_subject, require_writable
 from training.evaluation.fingerprint import weights_hash
 from training.evaluation.results import to_json
 from training.evaluation.selection import select_clips
@@ -260,6 +260,34 @@ def test_a_device_that_is_too_small_is_told_with_remedies(
     assert "at once (CUDA out of memory): use --batch-size 1 or little more, --dtype bfloat16" in said
 
 
+def test_figures_of_another_subject_are_not_replaced(tmp_path: Path) -> None:
+    """Unless --output says so: those of the same weights and data are."""
+    weights, data = {"name": "base", "sha256": "a" * 64}, {"name": "people", "recipe_hash": "0badcafe"}
+    require_same_subject(tmp_path / "none", weights, data)
+    (tmp_path / "evaluation.json").write_text("{")
+    require_same_subject(tmp_path, weights, data)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"weights": weights, "data": data}))
+    require_same_subject(tmp_path, weights, data)
+    for other in ({"sha256": "b" * 64}, {"name": "others"}, {"recipe_hash": "1"}):
+        with pytest.raises(ValueError, match=r"holds the figures of base \(aaaaaaaaaaaa\) on people: give --output"):
+            require_same_subject(
+                tmp_path, *({**of, **{k: v for k, v in other.items() if k in of}} for of in (weights, data))
+            )
+
+
+def test_the_default_folder_is_looked_at_before_the_work(options: Evaluate, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evaluation/tiny-test").mkdir(parents=True)
+    before = {"weights": {"name": "tiny", "sha256": "0" * 64}, "data": {"name": "people", "recipe_hash": "0badcafe"}}
+    (tmp_path / "evaluation/tiny-test/evaluation.json").write_text(json.dumps(before))
+    told: list[str] = []
+    with pytest.raises(ValueError, match="holds the figures of tiny"):
+        evaluate(options, lambda stage, done, total: told.append(stage))
+    assert told == []
+    short = dataclasses.replace(options, output=tmp_path, parts=("self",), metrics=("l1",), max_frames=1)
+    assert evaluate(short, ignore)[0]["sections"]["self"]["num_frames"] == 2
+
+
 def test_the_command(options: Evaluate, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["evaluate", "--weights", str(options.weights), "--data", options.data, "--parts", "self"]
@@ -272,6 +300,9 @@ def test_the_command(options: Evaluate, tmp_path: Path, monkeypatch, capsys) -> 
     assert list(written["sections"]["self"]["aggregate"]) == ["l1", "face_l1", "lpips"]
     assert (written["weights"]["name"], written["weights"]["checkpoint"]) == ("tiny", None)
     assert (tmp_path / "evaluation/tiny-test/index.html").stat().st_size > 5000
+    assert written["weights"]["kind"] is None
+    assert main([*command, "--checkpoint", "latest"]) == 2
+    assert "--checkpoint and --weights-kind are for runs" in capsys.readouterr().err
     assert main([*command, "--split", "val"]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from model.animation.progress import ignore
+from training.evaluation.evaluate import Evaluate, evaluate
 from training.evaluation.fid import FeatureNetwork
 from training.evaluation.measuring import Distribution
 
@@ -87,3 +91,12 @@ def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
         FeatureNetwork(tmp_path / "pictures.pt")
     with pytest.raises(ValueError, match="no such file"):
         FeatureNetwork(tmp_path / "absent.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_evaluation_names_its_network_by_what_is_in_it(options: Evaluate, tmp_path: Path) -> None:
+    network = _script(tmp_path / "network.pt")
+    asked = dataclasses.replace(options, parts=("self",), metrics=("fid",), max_frames=1, fid_network=network)
+    networks = evaluate(asked, ignore)[0]["networks"]
+    digest = hashlib.sha256(network.read_bytes()).hexdigest()
+    assert networks == {"lpips": None, "lpips_sha256": None, "fid": "network.pt", "fid_sha256": digest}

@@ -15,6 +15,7 @@ from training.evaluation.catalogue import FACE_GROUPS, METRICS, PARTS, Part, che
 if TYPE_CHECKING:
     from model.inference import InferenceEngine
     from training.evaluation.measuring import Tools
+    from training.evaluation.reenactment import CrossMode
     from training.evaluation.selection import Selection
 
 MAX_ASKED = 2.0
@@ -158,22 +159,39 @@ def require_same_subject(folder: Path, weights: dict[str, Any], data: dict[str, 
         raise ValueError(f"{folder} holds the figures of {name}: give --output another folder, or remove this one")
 
 
-def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All figures (what evaluation.json holds), and by section the objects that hold the pictures."""
-    from training.evaluation import results
-    from training.evaluation.control import compare_shoulders, sweep_openness
-    from training.evaluation.fingerprint import file_hash
-    from training.evaluation.reenactment import Reenactor, animation_options
-    from training.evaluation.selection import select_clips
-    from training.start import note_other_landmarks
-
-    groups = check_groups(options.metrics)
+def parts_to_render(options: Evaluate) -> tuple[Part, ...]:
+    """Those of which figures were asked for. ValueError where there is none."""
     parts = parts_with_figures(options.parts, options.metrics)
     if not [part for part in parts if part != "cross" or options.cross]:
         raise ValueError(
             f"nothing to measure: --parts {' '.join(options.parts) or '(none)'} with --metrics "
             f"{' '.join(options.metrics)} and --cross {' '.join(options.cross) or '(none)'} leaves no figure"
         )
+    return parts
+
+
+def require_keypoints(modes: tuple[CrossMode, ...], num_keypoints: int) -> None:
+    """ValueError where motion cannot be carried over in one of the ways with so many key points."""
+    from training.evaluation.reenactment import animation_options
+
+    for mode in modes:
+        try:
+            animation_options(mode).check_keypoints(num_keypoints, source_is_video=False)
+        except ValueError as error:
+            raise ValueError(f"--cross {mode}: {error}; without {mode}, everything else can be measured") from error
+
+
+def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures (what evaluation.json holds), and by section the objects that hold the pictures."""
+    from training.evaluation import results
+    from training.evaluation.control import compare_shoulders, sweep_openness
+    from training.evaluation.fingerprint import file_hash
+    from training.evaluation.reenactment import Reenactor
+    from training.evaluation.selection import select_clips
+    from training.start import note_other_landmarks
+
+    groups = check_groups(options.metrics)
+    parts = parts_to_render(options)
     share = held_out_share(options)
     selection = select_clips(
         options.data, options.split, held_out_share=share, max_clips=options.max_clips, seed=options.seed
@@ -182,11 +200,8 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
     about_data = _about_data(selection, share)
     if options.output is None:
         require_same_subject(options.folder, about_model, about_data)
-    for mode in options.cross if "cross" in parts else ():
-        try:
-            animation_options(mode).check_keypoints(engine.config.num_keypoints, source_is_video=False)
-        except ValueError as error:
-            raise ValueError(f"--cross {mode}: {error}; without {mode}, everything else can be measured") from error
+    modes = options.cross if "cross" in parts else ()
+    require_keypoints(modes, engine.config.num_keypoints)
     tools = make_tools(options, groups, engine)
     if tools.faces is not None:
         note_other_landmarks(
@@ -207,7 +222,7 @@ def evaluate(options: Evaluate, report) -> tuple[dict[str, Any], dict[str, Any]]
     if "self" in parts:
         pictures["self"], totals = reenactor.reenact_self()
         sections["self"] = results.section_of_clips("self", pictures["self"], totals, tools)
-    for mode in options.cross if "cross" in parts else ():
+    for mode in modes:
         name = f"cross_{mode}"
         pictures[name], totals = reenactor.reenact_cross(mode)
         sections[name] = results.section_of_clips("cross", pictures[name], totals, tools)

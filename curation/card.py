@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from curation.recipe import Recipe, recipe_of, recipe_toml
-from curation.rules import RULES, is_stated_sql
+from curation.rules import RULES, SOURCE_REJECTED, SOURCE_REJECTED_MEANING, is_stated_sql
 from manifests.storage import Place, place
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from manifests.views import connect
@@ -137,7 +137,7 @@ def _provenance(db: duckdb.DuckDBPyConnection) -> list[str]:
             f"""SELECT coalesce(s.licence, 'not stated'), if({is_stated_sql("s.consent")}, 'yes', 'no'),
                       count(DISTINCT s.source_id), count(clip_id), coalesce(sum(c.duration_s), 0) / 3600
                FROM sources AS s LEFT JOIN (SELECT * FROM clips WHERE decision = 'keep') AS c USING (source_id)
-               WHERE s.status = 'ok' GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""
+               WHERE s.status = 'ok' OR clip_id IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""
         ).fetchall(),
     )
     columns = [
@@ -214,7 +214,7 @@ def _rejections(db: duckdb.DuckDBPyConnection) -> list[str]:
            FROM (SELECT *, unnest(failed_rules) AS reason FROM clips) GROUP BY reason
            ORDER BY 1, 3 DESC, 2"""
     ).fetchall()
-    meanings = {rule.name: rule.meaning for rule in RULES}
+    meanings = {rule.name: rule.meaning for rule in RULES} | {SOURCE_REJECTED: SOURCE_REJECTED_MEANING}
     table = _table(("what", "reason", "number", "hours", "judged by"), [(*r, meanings.get(r[1], "")) for r in rows])
     text = "A clip may fail several rules. Rejected clips stay in the table `clips`, with their measurements."
     return ["## What was left out, and why", "", *(table if rows else ["Nothing."]), "", text]

@@ -62,6 +62,10 @@ RULES = (
     Rule("duplicate", "duplicates", "{value} OR duplicate_of IS NULL", "a better clip shows the same footage"),
 )  # fmt: skip
 
+SOURCE_REJECTED = "source_rejected"
+"""A reason besides the rules, which no option switches off: the clip's source has the status `rejected`."""
+SOURCE_REJECTED_MEANING = "its source was replaced, or cannot be used any more"
+
 _missing = {r.option for r in RULES} - {f.name for f in fields(SelectOptions)}
 assert not _missing, f"rules without an option: {_missing}"
 

@@ -21,7 +21,7 @@ from curation.decisions import COLUMNS, kept_decisions
 from curation.duplicates import Copy, Quality, choose_best, find_copies
 from curation.identities import cluster_identities
 from curation.recipe import Recipe, SelectOptions
-from curation.rules import active_rules, failed_rules_sql
+from curation.rules import SOURCE_REJECTED, active_rules, failed_rules_sql
 from curation.splits import Shares, group_clips, groups_of_splits
 from curation.tombstones import same_stretch
 from manifests.schema import CLIP_DECISIONS, CLIP_PLACES, CLIPS
@@ -109,10 +109,11 @@ def _keys(source_id: str, identity_id: str | None) -> tuple[str, ...]:
 
 
 def _failed_rules(clips: pa.Table, options: SelectOptions) -> list[list[str]]:
-    """Of every clip, in the order of the table."""
+    """Of every clip of `_read_clips`, in the order of the table."""
     db = duckdb.connect()
     db.register("clips", clips)
-    query = f"SELECT {failed_rules_sql(options)} AS failed_rules FROM clips ORDER BY clip_id"
+    of_source = f"if(source_status = 'rejected', ['{SOURCE_REJECTED}'], [])"
+    query = f"SELECT {of_source} || {failed_rules_sql(options)} AS failed_rules FROM clips ORDER BY clip_id"
     return db.sql(query).to_arrow_table()["failed_rules"].to_pylist()
 
 
@@ -214,15 +215,15 @@ def _weights(
 
 
 def _read_clips(dataset: Dataset) -> pa.Table:
-    """The table `clips` without its lists, ordered by clip_id, with what is known of the sources now: a source list may
-    have been corrected since crop."""
+    """The table `clips` without its lists, ordered by clip_id, with what is known of the sources now (`source_status`,
+    too): a source list may have been corrected since crop, or a file replaced."""
     clips = read_table(dataset, "clips", [field.name for field in CLIPS if field.name not in _NOT_READ])
     clips = clips.sort_by("clip_id")
-    sources = read_table(dataset, "sources", ["source_id", *_OF_SOURCES])
+    sources = read_table(dataset, "sources", ["source_id", "status", *_OF_SOURCES])
     at = pc.index_in(clips["source_id"], sources["source_id"].combine_chunks())
     for name in _OF_SOURCES:
         clips = clips.set_column(clips.schema.get_field_index(name), CLIPS.field(name), sources[name].take(at))
-    return clips
+    return clips.append_column("source_status", sources["status"].take(at))
 
 
 def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

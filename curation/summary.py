@@ -12,7 +12,7 @@ from rich.table import Table
 from curation.finding import Found
 from curation.recipe import SelectOptions
 from curation.removal import Removal
-from curation.rules import active_rules
+from curation.rules import SOURCE_REJECTED, SOURCE_REJECTED_MEANING, active_rules
 from curation.units import BROUGHT_DOWN, NOT_OF_THE_FILE
 from manifests.console import in_hours, make_console, shorten
 from manifests.storage import list_files
@@ -127,6 +127,7 @@ def _print_reasons(dataset: Dataset, options: SelectOptions, console: Console) -
     if not reasons:
         return
     conditions = {rule.name: rule.shown(condition) for rule, condition in active_rules(options)}
+    conditions[SOURCE_REJECTED] = SOURCE_REJECTED_MEANING
     table = Table(title="Why the rest went", title_justify="left", box=None, pad_edge=False)
     for column, justify in (("what", "left"), ("reason", "left"), ("count", "right"), ("s", "right")):
         table.add_column(column, justify=justify)

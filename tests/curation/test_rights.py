@@ -1,0 +1,65 @@
+"""Licence, attribution and consent from source lists to clips, where files are replaced, copied and listed again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from curation.card import make_card
+from curation.table_check import CHECKS
+from manifests.store import Dataset, read_table, replace_table
+from manifests.views import connect
+from tests.curation.test_card import rows_of_card
+from tests.curation.test_places import LAX, RECIPE, World, picture
+
+BY_CONSENT = replace(RECIPE, select=replace(LAX, require_consent=True))
+
+
+@pytest.fixture
+def world(tmp_path: Path, sources: list[str]) -> World:
+    """`sources` only for its networks: they take every picture for a face."""
+    return World(tmp_path / "world")
+
+
+def test_clips_of_a_replaced_file_are_rejected(world: World) -> None:
+    """Also where they are to be kept by hand; put back, the file gives them again."""
+    path = picture(world.root / "0.png", 90)
+    picture(world.root / "1.png", 150)
+    listing = "uri,licence,consent\n0.png,CC-BY,{}\n1.png,CC0,form 2\n"
+    world.run(world.list(listing.format("form 1")))
+    old = world.source(path)["source_id"]
+    (clip,) = (row["clip_id"] for row in world.rows("clips") if row["source_id"] == old)
+    picture(path, 220)
+    by_hand = replace(BY_CONSENT, select=replace(BY_CONSENT.select, keep_clips=(clip,)))
+    world.run(world.list(listing.format("withdrawn")), recipe=by_hand)
+    new = world.source(path)["source_id"]
+    failed = {row["source_id"]: (row["failed_rules"], row["shard"]) for row in world.rows("clips")}
+    assert failed.pop(old) == (["source_rejected"], None)
+    assert failed.pop(new) == (["no_consent"], None)
+    assert list(failed.values()) == [([], "train-000000.tar")]
+    text = make_card(Dataset(world.dataset))
+    assert [row[4] for row in rows_of_card(text, "Sources, licences and consent")] == ["0.00", "0.00"]
+    assert rows_of_card(text, "Size")[-1][1] == "1"
+    picture(path, 90)
+    world.run(world.list(listing.format("form 1")), recipe=by_hand)
+    assert {row["source_id"]: row["failed_rules"] for row in world.rows("clips")}[old] == []
+
+
+def test_kept_clips_of_a_rejected_source_are_told(world: World) -> None:
+    """As an older program left them: by `verify` and in the card, whose tables have the same sums."""
+    path = picture(world.root / "0.png", 90)
+    world.run(path)
+    dataset = Dataset(world.dataset)
+    (check,) = (check for check in CHECKS if check.problem == "kept, but of a source that is rejected")
+    assert connect(dataset.root).execute(check.query).fetchall() == []
+    clips = read_table(dataset, "clips")
+    picture(path, 220)
+    world.run(path)
+    (old,) = (row["clip_id"] for row in world.rows("clips") if row["decision"] == "reject")
+    replace_table(dataset, "clips", clips)
+    assert connect(dataset.root).execute(check.query).fetchall() == [(old,)]
+    text = make_card(dataset)
+    assert rows_of_card(text, "Size")[-1][1] == "1"
+    assert [row[:4] for row in rows_of_card(text, "Sources, licences and consent")] == [["not stated", "no", "2", "1"]]

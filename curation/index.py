@@ -5,33 +5,28 @@ A source is content, not a place: the same bytes found twice are one source with
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import os
-import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from curation.fetching import local_copy
 from curation.left_out import LeftOut, ending_of
 from curation.places import STATED, hash_file, version_of
 from curation.recipe import IndexOptions, Recipe
+from curation.source_lists import read_source_list
 from curation.units import UnitResult
 from manifests.errors import NoBucket, ObjectUnreachable
 from manifests.storage import filesystem_of, full_path, map_places, printable
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
-_MEANT = ("uri", "license", *STATED)
 _NO_FILE = "no_regular_file"
 _GLOB_CHARACTERS = "*?["
 
@@ -47,8 +42,8 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
 
     Raises:
         ValueError: an input is empty, not there, a data set or no regular file; a folder or glob holds nothing; a list
-            cannot be read, has no column `uri`, a row without one or two columns of one meaning; or a file is listed
-            twice with different licences, attributions or consents.
+            cannot be read (see `read_source_list`); or a file is listed twice with different licences, attributions or
+            consents.
     """
     units: dict[str, dict[str, Any]] = {}
     left_out = LeftOut()
@@ -81,7 +76,7 @@ def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dic
     if is_local:
         path = full_path(path)
     if path.rsplit(".", 1)[-1].lower() in _LIST_EXTENSIONS and filesystem.isfile(path):
-        yield from _read_list(text, filesystem, path)
+        yield from _listed(text, filesystem, path)
         return
     datasets: list[str] = []
     why_nothing = "no file matches it"
@@ -180,37 +175,9 @@ def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str,
     return entry | {"problem": problem} if problem else entry
 
 
-def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
-    try:
-        with filesystem.open(path, "rb") as file:
-            if path.lower().endswith(".csv"):
-                text_of_list = io.StringIO(file.read().decode("utf-8-sig"), newline="")
-                reader = csv.DictReader(text_of_list, strict=True)  # else an open quote takes all rows after it
-                rows, header = list(reader), reader.fieldnames or []
-            else:
-                table = pq.read_table(file)
-                rows, header = table.to_pylist(), table.column_names
-    except csv.Error as error:
-        raise ValueError(f"{text} cannot be read as a source list after line {reader.line_num}: {error}") from error
-    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{text} cannot be read as a source list: {error}") from error
-    names = _names_of_columns(text, header)
-    rows = [{names.get(name, name): value for name, value in row.items()} for row in rows]
-    if not rows or "uri" not in rows[0]:
-        raise ValueError(
-            f"{text} is no source list: expected a column 'uri', got {list(rows[0]) if rows else 'no rows'}"
-        )
-    folder = text.rsplit("/", 1)[0] if "/" in text else "."
-    listed: list[tuple[str, dict[str, str]]] = []
-    for number, row in enumerate(rows, 1):
-        if not any(str(value or "").strip() for name, value in row.items() if name):
-            continue  # an empty row, as spreadsheets leave them at the end
-        uri = os.path.expanduser(str(row.pop("uri") or "").strip())
-        if not uri:
-            raise ValueError(f"{text}: row {number} has no uri")
-        if "://" not in uri and not os.path.isabs(uri):
-            uri = _joined(folder, uri)
-        listed.append((uri, _columns(row)))
+def _listed(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
+    """The entries of what a source list names."""
+    listed = read_source_list(text, filesystem, path)
     refusals: list[PermissionError] = []
 
     def look_up(row: tuple[str, dict[str, str]]) -> dict[str, Any]:
@@ -224,40 +191,6 @@ def _read_list(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]
     if refusals and len(refusals) == len(entries):
         raise refusals[0]
     yield from entries
-
-
-def _names_of_columns(text: str, header: Iterable[str]) -> dict[str, str]:
-    """The name of each column of a list: without blanks, those with a meaning in lower case.
-
-    Raises:
-        ValueError: two columns have the same meaning.
-    """
-    names = {name: name.strip() for name in header}
-    names |= {name: known for name, plain in names.items() if (known := plain.lower()) in _MEANT}
-    given = [names[name] for name in header]
-    for known in _MEANT:
-        if given.count(known) > 1:
-            same = ", ".join(repr(name) for name in header if names[name] == known)
-            raise ValueError(f"{text} has {given.count(known)} columns {known!r}: {same}; leave one")
-    return names
-
-
-def _columns(row: dict[str, Any]) -> dict[str, str]:
-    """Of a row of a list what its cells say; blanks say nothing."""
-    columns = {name: str(value).strip() for name, value in row.items() if name and value is not None}
-    columns = {name: value for name, value in columns.items() if value}
-    if "license" in columns:
-        columns = {"licence": columns.pop("license")} | columns
-    return columns
-
-
-def _joined(folder: str, name: str) -> str:
-    """`name` below `folder`; in a bucket, where nothing else gives them a meaning, without `.` and `..`."""
-    if "://" not in folder or not {".", ".."} & set(name.split("/")):
-        return f"{folder}/{name}"
-    store, _, below = folder.partition("://")
-    bucket, _, key = below.partition("/")
-    return f"{store}://{bucket}{posixpath.normpath(f'/{key}/{name}')}"
 
 
 def _look_up(uri: str, columns: dict[str, str]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation.index import IndexStage, list_inputs
@@ -23,8 +26,10 @@ def _names(folder: Path, text: str) -> list[str]:
         "uri,licence\na.mp4,CC\nb.mp4,CC\n,\n,,\n",
         "\ufeffURI,Licence\r\na.mp4,CC\r\n\r\nb.mp4,CC\r\n,\r\n",
         'uri,licence\n"a.mp4","a ""free"" one"\nb.mp4,John "Jack" Doe\n',
+        "uri,licence,\na.mp4,CC,\nb.mp4,CC, ,\n",
+        "\n,uri,licence\n0,a.mp4,CC\n1,b.mp4\n",
     ],
-    ids=["empty_rows", "spreadsheet", "quotes"],
+    ids=["empty_rows", "spreadsheet", "quotes", "commas_at_the_end", "numbered_rows"],
 )
 def test_lists_that_are_read(tmp_path: Path, text: str) -> None:
     assert _names(tmp_path, text) == ["a.mp4", "b.mp4"]
@@ -36,12 +41,34 @@ def test_lists_that_are_read(tmp_path: Path, text: str) -> None:
         ('uri,licence\n"a.mp4,CC\nb.mp4,CC\n', "after line 1: unexpected end of data"),
         ('uri,licence\na.mp4,"CC\nb.mp4,CC\n', "after line 1: unexpected end of data"),
         ("uri,licence\na.mp4,CC\n,CC\n", "row 2 has no uri"),
+        ("uri,attribution,licence\na.mp4,Jo,CC\nb.mp4,Doe, Jane,CC\n", r"list.csv: row 2 has more cells .* \('CC'\)"),
+        (
+            "uri,licence,attribution,\na.mp4,CC,Doe, Jane\n",
+            r"row 1 has more cells than .* \('Jane'\)",
+        ),
+        ("uri,licence,license\na.mp4,CC0,CC0\nb.mp4,CC0,CC\n", "row 2 has the licence 'CC0' and the license 'CC'"),
     ],
-    ids=["open_name", "open_licence", "no_uri"],
+    ids=["open_name", "open_licence", "no_uri", "comma", "comma_and_no_name", "two_licences"],
 )
 def test_rows_are_not_lost_in_a_damaged_list(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _names(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["uri,licence,license\na.mp4,,CC0\n", "uri,License,licence\na.mp4,CC0,CC0\n"])
+def test_licence_in_either_spelling(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    (unit,) = list_inputs([str(tmp_path / "list.csv")], IndexOptions())
+    assert unit["columns"] == {"licence": "CC0"}
+
+
+def test_missing_numbers_of_a_parquet_list_say_nothing(tmp_path: Path) -> None:
+    """As a table of pandas holds empty cells."""
+    nan = math.nan
+    rows = {"uri": ["a.mp4", "b.mp4"], "licence": [nan, nan], "form": [7.0, nan], "note": ["nan", None]}
+    pq.write_table(pa.table(rows), tmp_path / "list.parquet")
+    units = list_inputs([str(tmp_path / "list.parquet")], IndexOptions())
+    assert [unit["columns"] for unit in units] == [{"form": "7.0", "note": "nan"}, {}]
 
 
 def test_an_object_that_a_store_refuses_costs_itself_only(s3, flaky_s3, tmp_path: Path, monkeypatch) -> None:

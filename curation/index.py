@@ -35,7 +35,8 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     """One unit a file: name (a fingerprint of place, size, time and columns), uri, size_bytes, changed, columns.
 
     `inputs` are files, folders (searched below), globs, fsspec URLs of any of these, or lists: a CSV or Parquet file
-    with a column `uri` (relative to the list; `~` is the home folder) and any further columns; `uri`, `licence` (or
+    with a column `uri` (relative to the list; `~` is the home folder) and any further columns, which are None of a file
+    that no list with further columns names; `uri`, `licence` (or
     `license`), `attribution` and `consent` may be written in any case. Data sets that are met in a search are left out,
     which is said on standard error: what they hold are results. So is what is hidden below a folder (`.Trash`,
     `.thumbnails`, `._copy.mp4`).
@@ -56,14 +57,17 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
     left_out.tell()
     for unit in units.values():
         size = unit["size_bytes"]
-        mark = f"{unit['uri']}|{size}|{unit['changed']}|{sorted(unit['columns'].items())}"
+        said = [] if unit["columns"] is None else sorted(unit["columns"].items()) or "empty cells"
+        mark = f"{unit['uri']}|{size}|{unit['changed']}|{said}"
         unit["expected_s"] = 0.02 + (size or 0) / 300e6
         unit["name"] = hashlib.sha256(mark.encode()).hexdigest()[:16]
     return [units[uri] for uri in sorted(units)]
 
 
-def _joined_columns(uri: str, first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
+def _joined_columns(uri: str, first: dict[str, str] | None, second: dict[str, str] | None) -> dict[str, str] | None:
     """What two inputs say of one file; of further columns the first counts."""
+    if first is None or second is None:
+        return second if first is None else first
     for name in STATED:
         if first.get(name, second.get(name)) != second.get(name, first.get(name)):
             raise ValueError(f"{uri} is listed twice, with the {name} {first[name]!r} and {second[name]!r}")
@@ -117,10 +121,10 @@ def _expand(text: str, options: IndexOptions, left_out: LeftOut) -> Iterator[dic
         raise ValueError(f"nothing to curate in {text}: {why_nothing}")
     if is_local or all(info.get("size") is not None for info in wanted):
         for info in wanted:
-            yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, {})
+            yield _entry(info["name"] if is_local else filesystem.unstrip_protocol(info["name"]), info, None)
     else:  # a web server's page of a folder says nothing of the files that it names
         uris = [filesystem.unstrip_protocol(info["name"]) for info in wanted]
-        yield from map_places(lambda uri: _look_up(uri, {}), uris)
+        yield from map_places(lambda uri: _look_up(uri, None), uris)
 
 
 def _datasets_among(names: Iterable[str]) -> list[str]:
@@ -167,7 +171,7 @@ def _leads_nowhere(info: dict[str, Any]) -> bool:
     return bool(info.get("islink")) and not os.path.exists(info["name"])
 
 
-def _entry(uri: str, info: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def _entry(uri: str, info: dict[str, Any], columns: dict[str, str] | None) -> dict[str, Any]:
     """A unit of `list_inputs`; its size is None where nothing is there."""
     size = None if _leads_nowhere(info) else info.get("size")
     entry = {"uri": printable(uri), "size_bytes": size, "changed": version_of(info), "columns": columns}
@@ -180,7 +184,7 @@ def _listed(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
     listed = read_source_list(text, filesystem, path)
     refusals: list[PermissionError] = []
 
-    def look_up(row: tuple[str, dict[str, str]]) -> dict[str, Any]:
+    def look_up(row: tuple[str, dict[str, str] | None]) -> dict[str, Any]:
         try:
             return _look_up(*row)
         except PermissionError as error:  # as one that is not there
@@ -193,7 +197,7 @@ def _listed(text: str, filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
     yield from entries
 
 
-def _look_up(uri: str, columns: dict[str, str]) -> dict[str, Any]:
+def _look_up(uri: str, columns: dict[str, str] | None) -> dict[str, Any]:
     """The entry of a listed file; one that is not there fails alone when it is read."""
     filesystem, path = filesystem_of(uri)
     if filesystem.protocol in ("file", ("file", "local")):

@@ -40,13 +40,13 @@ def hash_file(path: str) -> str:
 def places_of(source: dict[str, Any]) -> list[dict[str, Any]]:
     """The places of a row of `sources`; of one from before they were written, its URIs with what is said of all."""
     if source["places"] is not None:
-        return [place | {"columns": dict(place["columns"] or {})} for place in source["places"]]
+        said = [None if place["columns"] is None else dict(place["columns"]) for place in source["places"]]
+        return [place | {"columns": columns} for place, columns in zip(source["places"], said, strict=True)]
     if source.get("reason") == "replaced":
         return []
     columns = dict(source.get("provenance") or {}) | {k: source[k] for k in STATED if source.get(k) is not None}
-    return [
-        {"uri": uri, "size_bytes": None, "changed": None, "unit": None, "columns": columns} for uri in source["uris"]
-    ]
+    unknown = {"size_bytes": None, "changed": None, "unit": None}
+    return [{"uri": uri, **unknown, "columns": dict(columns) or None} for uri in source["uris"]]
 
 
 def of_unit(source: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,12 +153,20 @@ def merge_sources(
     holders: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in rows:
         former.setdefault(row["source_id"], set()).update(row["uris"])
-        holders |= {place["uri"]: (row["source_id"], place) for place in places_of(row)}
+        for place in places_of(row):
+            source_id, before = holders.get(place["uri"], (None, place))
+            if place["columns"] is None and source_id == row["source_id"]:
+                place["columns"] = before["columns"]  # only a list takes back what a list has said
+            holders[place["uri"]] = (row["source_id"], place)
     found: dict[str, dict[str, dict[str, Any]]] = {source_id: {} for source_id in contents}
     for uri, (source_id, place) in holders.items():
         found[source_id][uri] = place
+    moved: dict[str, list[dict[str, Any]]] = {}
     for uri in _moved(found, set(listed), are_there or _are_there):
-        del found[holders[uri][0]][uri]
+        source_id = holders[uri][0]
+        moved.setdefault(source_id, []).append(found[source_id].pop(uri))
+    for source_id, gone in moved.items():
+        _hand_on(gone, found[source_id].values())
     merged = []
     for source_id, row in contents.items():
         if row.get("content_sha256") not in refused:
@@ -171,9 +179,20 @@ def _said_by(places: list[dict[str, Any]]) -> dict[str, Any]:
     """What is known of a source from its places: of each column, what the first place says that says anything."""
     columns: dict[str, str] = {}
     for place in places:
-        columns = place["columns"] | columns
+        columns = (place["columns"] or {}) | columns
     stated = {name: columns.pop(name, None) for name in STATED}
     return {"uris": [place["uri"] for place in places], "places": places, "provenance": columns, **stated}
+
+
+def _hand_on(gone: list[dict[str, Any]], places: Iterable[dict[str, Any]]) -> None:
+    """What lists have said of a content where it was they have said of it where it is now, unless they say more."""
+    if all(place["columns"] is None for place in gone):
+        return
+    said = _said_by(gone)
+    columns = said["provenance"] | {name: said[name] for name in STATED if said[name] is not None}
+    for place in places:
+        if place["columns"] is None:
+            place["columns"] = columns
 
 
 def _replaced(uris: list[str]) -> dict[str, Any]:

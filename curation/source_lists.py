@@ -19,8 +19,9 @@ from curation.places import STATED
 _MEANT = ("uri", "license", *STATED)
 
 
-def read_source_list(text: str, filesystem: Any, path: str) -> list[tuple[str, dict[str, str]]]:
-    """Of each row its URI, with the folder of the list where it is relative, and what its other cells say.
+def read_source_list(text: str, filesystem: Any, path: str) -> list[tuple[str, dict[str, str] | None]]:
+    """Of each row its URI, with the folder of the list where it is relative, and what its other cells say; None where
+    the list has no other column.
 
     text: the list as it was named. Names of columns and cells are without blanks around them; empty cells, and NaN in
     a Parquet file, say nothing; `license` is `licence`.
@@ -33,8 +34,9 @@ def read_source_list(text: str, filesystem: Any, path: str) -> list[tuple[str, d
     names = _names_of_columns(text, header)
     if not rows or "uri" not in names.values():
         raise ValueError(f"{text} is no source list: expected a column 'uri', got {header if rows else 'no rows'}")
+    says_anything = any(name not in ("", "uri") for name in names.values())
     folder = text.rsplit("/", 1)[0] if "/" in text else "."
-    listed: list[tuple[str, dict[str, str]]] = []
+    listed: list[tuple[str, dict[str, str] | None]] = []
     for number, cells in enumerate(rows, 1):
         columns = _columns(dict(zip((names[name] for name in header), cells, strict=False)))
         if not columns:
@@ -49,7 +51,7 @@ def read_source_list(text: str, filesystem: Any, path: str) -> list[tuple[str, d
             raise ValueError(
                 f"{text}: row {number} has the licence {columns['licence']!r} and the license {license_!r}; leave one"
             )
-        listed.append((uri, columns))
+        listed.append((uri, columns if says_anything else None))
     return listed
 
 

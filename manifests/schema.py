@@ -20,7 +20,7 @@ _PLACE = pa.struct(
         ("size_bytes", pa.int64()),  # as listed before it was read; NULL: the listing did not say
         ("changed", pa.string()),  # time or tag of the last change, as the file system or store tells it
         ("unit", pa.string()),  # of index, that found the content there
-        ("columns", pa.map_(pa.string(), pa.string())),  # what the source list said there, licence and all
+        ("columns", pa.map_(pa.string(), pa.string())),  # what a source list said there, licence and all; NULL: none
     ]
 )
 

@@ -63,3 +63,37 @@ def test_kept_clips_of_a_rejected_source_are_told(world: World) -> None:
     text = make_card(dataset)
     assert rows_of_card(text, "Size")[-1][1] == "1"
     assert [row[:4] for row in rows_of_card(text, "Sources, licences and consent")] == [["not stated", "no", "2", "1"]]
+
+
+def stated(world: World) -> list[tuple[str | None, ...]]:
+    """Licence, attribution and consent of each source; its clips have the same."""
+    names = ("licence", "attribution", "consent")
+    of_source = {row["source_id"]: tuple(row[name] for name in names) for row in world.rows("sources")}
+    for row in world.rows("clips"):
+        assert of_source[row["source_id"]] == tuple(row[name] for name in names)
+    return list(of_source.values())
+
+
+@pytest.mark.parametrize("others", ["", "moved", "uri"])
+def test_what_a_list_states_is_taken_back_by_a_list_alone(world: World, others: str) -> None:
+    """Not by a folder, a glob, a file or a list without further columns; also where the folder was moved."""
+    folder = picture(world.root / "in" / "0.png", 90).parent
+    world.run(world.list("uri,licence,attribution,consent\nin/0.png,CC-BY,Bob,form 7\n"))
+    if others == "moved":
+        folder = folder.rename(world.root / "elsewhere")
+    inputs = world.list("uri\nin/0.png\n") if others == "uri" else folder
+    assert world.run(inputs).num_units > 0
+    assert stated(world) == [("CC-BY", "Bob", "form 7")]
+    assert world.run(inputs).num_units == 0
+    world.run(world.list(f"uri,licence,attribution,consent\n{folder.name}/0.png,,,\n"))
+    assert stated(world) == [(None, None, None)]
+    world.run(world.list(f"uri,licence,attribution,consent\n{folder.name}/0.png,CC0,,\n"))
+    assert stated(world) == [("CC0", None, None)]
+
+
+def test_what_was_said_of_a_file_is_not_said_of_another_one_in_its_place(world: World) -> None:
+    path = picture(world.root / "0.png", 90)
+    world.run(world.list("uri,licence\n0.png,CC-BY\n"))
+    picture(path, 220)
+    world.run(path)
+    assert sorted(stated(world), key=str) == [("CC-BY", None, None), (None, None, None)]

@@ -187,8 +187,8 @@ class Forget:
     face: Path | None = None
     """A photograph of one person: every clip with a face like it."""
     where: str = ""
-    """SQL. Over licence, attribution, consent, provenance, uris, source_id alone: whole sources; else clips. What no
-    source list states is NULL: --where "licence IS NULL"."""
+    """SQL. Over licence, attribution, consent, provenance, uris, source_id alone: whole sources; else clips. Where
+    no source list states a licence: --where "NOT is_stated(licence)"."""
     min_similarity: float | None = None
     """With --face or --keep-face-to-refuse: the least cosine of two embeddings of one person, more than 0 and at most 1
     (None: as the data set's identities)."""

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from curation.recipe import Recipe, recipe_of, recipe_toml
-from curation.rules import RULES, SOURCE_REJECTED, SOURCE_REJECTED_MEANING, is_stated_sql
+from curation.rules import RULES, SOURCE_REJECTED, SOURCE_REJECTED_MEANING
 from manifests.storage import Place, place
 from manifests.store import Dataset, read_table, write_bytes_atomically
 from manifests.views import connect
@@ -134,7 +134,7 @@ def _provenance(db: duckdb.DuckDBPyConnection) -> list[str]:
     lines += _table(
         ("licence", "consent stated", "sources", "kept clips", "hours"),
         db.execute(
-            f"""SELECT coalesce(s.licence, 'not stated'), if({is_stated_sql("s.consent")}, 'yes', 'no'),
+            """SELECT if(is_stated(s.licence), s.licence, 'not stated'), if(is_stated(s.consent), 'yes', 'no'),
                       count(DISTINCT s.source_id), count(clip_id), coalesce(sum(c.duration_s), 0) / 3600
                FROM sources AS s LEFT JOIN (SELECT * FROM clips WHERE decision = 'keep') AS c USING (source_id)
                WHERE s.status = 'ok' OR clip_id IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""
@@ -146,7 +146,7 @@ def _provenance(db: duckdb.DuckDBPyConnection) -> list[str]:
     if columns:
         lines += ["", f"Further columns of the source lists, in `clips.provenance`: {', '.join(map(_cell, columns))}."]
     credit = db.execute(
-        """SELECT DISTINCT attribution FROM clips WHERE decision = 'keep' AND coalesce(attribution, '') <> ''
+        """SELECT DISTINCT attribution FROM clips WHERE decision = 'keep' AND NOT says_nothing(attribution)
            ORDER BY 1"""
     ).fetchall()
     if credit:

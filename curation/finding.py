@@ -20,7 +20,7 @@ from model.faces import load_analyser, same_person_similarity
 from model.stills import read_still
 
 _OF_SOURCES = ("source_id", "content_sha256", "uris", "reason", "licence", "attribution", "consent", "provenance")
-_UNSTATED = 'licence, attribution and consent are NULL where no source list states them: --where "licence IS NULL"'
+_UNSTATED = 'where no source list states a licence or consent: --where "NOT is_stated(licence)"'
 _PLACE = ("start_s", "end_s", "crop_center_x_px", "crop_center_y_px", "crop_size_px")
 _OF_CLIPS = (
     *("clip_id", "source_id", *_PLACE, "duration_s", "num_frames", "staged_bytes", "decision", "split", "shard"),

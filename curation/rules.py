@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from curation.recipe import SelectOptions
-
-_REFUSED = ("no", "n", "none", "false", "0", "0.0", "-", "refused", "denied", "withdrawn")
-_UNKNOWN = ("unknown", "n/a", "nan", "null")
-
-
-def is_stated_sql(column: str) -> str:
-    """An SQL condition: whether a source list's free text (consent, licence) states one; "no" or "unknown" do not."""
-    words = ", ".join(f"'{word}'" for word in ("", *_REFUSED, *_UNKNOWN))
-    return f"lower(trim(coalesce({column}, ''), E' \\t\\r\\n')) NOT IN ({words})"
+from manifests.rights import is_stated_sql
 
 
 @dataclass(frozen=True, slots=True)

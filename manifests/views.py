@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from manifests.rights import is_stated_sql, says_nothing_sql
 from manifests.schema import TABLES
 from manifests.storage import Place, is_local, list_folders
 from manifests.store import Dataset, check_versions
@@ -30,6 +31,8 @@ def connect(
 
     Files written by an older schema lack later columns; those read as NULL. The view `files` tells the manifests' own
     files: table, path, num_rows, size_bytes. The views hold to the files that are there now: connect again after a run.
+
+    `is_stated(licence)` is whether a text of a source list states anything (see `manifests.rights`).
 
     Args:
         memory_limit: beyond it queries spill to the system's folder for temporary files.
@@ -55,6 +58,8 @@ def connect(
     for name in TABLES:
         create_view(db, dataset, name)
     _create_view_of_files(db, dataset)
+    db.execute(f"CREATE MACRO is_stated(said) AS {is_stated_sql('said')}")
+    db.execute(f"CREATE MACRO says_nothing(said) AS {says_nothing_sql('said')}")
     return db
 
 

@@ -9,12 +9,12 @@
 --   num_identities      persons in them
 --   share               of the kept hours, 0 to 1
 WITH of_sources AS (
-    SELECT coalesce(nullif(licence, ''), 'unknown') AS licence, count(*) AS num_sources
+    SELECT if(is_stated(licence), licence, 'unknown') AS licence, count(*) AS num_sources
     FROM sources WHERE status = 'ok' GROUP BY ALL
 ),
 of_clips AS (
     SELECT
-        coalesce(nullif(licence, ''), 'unknown') AS licence,
+        if(is_stated(licence), licence, 'unknown') AS licence,
         count(*) AS num_clips,
         coalesce(sum(duration_s), 0) / 3600 AS hours,
         sum(num_frames)::BIGINT AS num_frames,

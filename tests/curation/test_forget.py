@@ -223,7 +223,7 @@ def test_nothing_changes_without_a_yes(people, monkeypatch, capsys):
 def test_a_condition_without_a_match_says_how_the_unstated_is_found(people, capsys):
     assert main(["forget", str(people.folder), "--where", "licence = 'unknown'", "--yes"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        'licence, attribution and consent are NULL where no source list states them: --where "licence IS NULL"',
+        'where no source list states a licence or consent: --where "NOT is_stated(licence)"',
         "nothing in the data set matches",
     ]
 

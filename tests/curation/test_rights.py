@@ -9,6 +9,8 @@ import pytest
 
 from curation.card import make_card
 from curation.table_check import CHECKS
+from manifests.query import ask
+from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table
 from manifests.views import connect
 from tests.curation.test_card import rows_of_card
@@ -97,3 +99,21 @@ def test_what_was_said_of_a_file_is_not_said_of_another_one_in_its_place(world: 
     picture(path, 220)
     world.run(path)
     assert sorted(stated(world), key=str) == [("CC-BY", None, None), (None, None, None)]
+
+
+def test_words_that_say_nothing_are_not_stated_anywhere(tmp_path: Path) -> None:
+    """Also in tables where they stand, as older programs wrote them."""
+    dataset = Dataset(tmp_path)
+    said = [("CC0", "form 7"), ("N/A", "nan"), ("none", "Withdrawn"), (None, None)]
+    rows = [{"source_id": str(k), "licence": licence, "consent": consent} for k, (licence, consent) in enumerate(said)]
+    replace_table(dataset, "sources", make_table("sources", [row | {"status": "ok"} for row in rows]))
+    clips = [row | {"clip_id": f"{k}", "decision": "keep", "attribution": "nan"} for k, row in enumerate(rows)]
+    replace_table(dataset, "clips", make_table("clips", clips))
+    db = connect(tmp_path)
+    assert [(row[0], row[1], row[2]) for row in ask(db, "licences").fetchall()] == [("unknown", 3, 3), ("CC0", 1, 1)]
+    consent = [(row[0], row[1], row[4]) for row in ask(db, "consent").fetchall()]
+    assert consent == [("unknown", False, 2), ("Withdrawn", False, 1), ("form 7", True, 1)]
+    assert [row[:2] for row in ask(db, "attributions").fetchall()] == [(None, None), ("CC0", None)]
+    assert db.sql("SELECT source_id FROM sources WHERE NOT is_stated(licence) ORDER BY 1").fetchall() == [
+        ("1",), ("2",), ("3",),
+    ]  # fmt: skip

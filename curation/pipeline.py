@@ -229,6 +229,7 @@ class _Job:
         collapse = {"sources": functools.partial(places.merge_sources, refused=refused, listed=listed.keys())}
         names, uris = list(listed.values()), list(listed)
         self.do("index", names, lambda is_wanted: (u for u in sources if is_wanted(u["name"])), collapse, uris)
+        places.restate(self.dataset)
         self.do("scan", self.scan_names(), self.scan_units)
         self.do("crop", self.crop_names(), self.crop_units)
         self.record.enter("select")

@@ -15,8 +15,11 @@ from typing import Any
 from curation.fetching import local_copy
 from curation.units import UnitResult
 from manifests.errors import NoBucket, StoreUnreachable
+from manifests.rights import is_refusal, says_nothing
+from manifests.schema import make_table
 from manifests.scratch import tells_of_no_room
 from manifests.storage import filesystem_of, map_places
+from manifests.store import Dataset, iterate_rows, read_table, replace_table
 
 STATED = ("licence", "attribution", "consent")
 _VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "Last-Modified")
@@ -122,6 +125,15 @@ def _problem_of(place: dict[str, Any], content_sha256: str) -> str | None:
         return None if hash_file(copy) == content_sha256 else "holds another file now"
 
 
+def restate(dataset: Dataset) -> None:
+    """Have `sources` say what follows from its places, where a program with other rules has written it."""
+    rows = iterate_rows(dataset, "sources", ["source_id", "reason", "uris", "provenance", "places", *STATED])
+    said = ((row, _said_by(places)) for row in rows if (places := places_of(row)))
+    if any(row[name] != now[name] for row, now in said for name in STATED):
+        merged = merge_sources(read_table(dataset, "sources").to_pylist())
+        replace_table(dataset, "sources", make_table("sources", merged))
+
+
 def superseded_units(sources: Iterable[dict[str, Any]], listed: dict[str, str], failed: Collection[str]) -> set[str]:
     """Units of index that must not count as finished, because their place was indexed as something else last.
 
@@ -176,12 +188,26 @@ def merge_sources(
 
 
 def _said_by(places: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is known of a source from its places: of each column, what the first place says that says anything."""
+    """What is known of a source from its places: of rights all that is said, of each other column what the first place
+    says that says anything."""
     columns: dict[str, str] = {}
     for place in places:
         columns = (place["columns"] or {}) | columns
-    stated = {name: columns.pop(name, None) for name in STATED}
-    return {"uris": [place["uri"] for place in places], "places": places, "provenance": columns, **stated}
+    stated = {name: _all_said(name, [(place["columns"] or {}).get(name) for place in places]) for name in STATED}
+    provenance = {name: value for name, value in columns.items() if name not in STATED}
+    return {"uris": [place["uri"] for place in places], "places": places, "provenance": provenance, **stated}
+
+
+def _all_said(name: str, texts: list[str | None]) -> str | None:
+    """What the places of a content say of its licence, attribution or consent.
+
+    Which of them is right nobody can tell from their names: where they differ, all is told, and no list of allowed
+    licences has "CC0; proprietary". A refusal of consent holds against what others state.
+    """
+    said = {text.lower(): text for text in sorted((t for t in texts if t and not says_nothing(t)), reverse=True)}
+    if name == "consent" and (refusals := sorted(filter(is_refusal, said.values()))):
+        return refusals[0]
+    return "; ".join(sorted(text for text in said.values() if name != "licence" or not is_refusal(text))) or None
 
 
 def _hand_on(gone: list[dict[str, Any]], places: Iterable[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from curation.removal import Removal
 from curation.rules import SOURCE_REJECTED, SOURCE_REJECTED_MEANING, active_rules
 from curation.units import BROUGHT_DOWN, NOT_OF_THE_FILE
 from manifests.console import in_hours, make_console, shorten
+from manifests.query import ask
 from manifests.storage import list_files
 from manifests.store import Dataset
 from manifests.views import connect
@@ -61,6 +62,7 @@ def print_summary(dataset: Dataset, options: SelectOptions, console: Console | N
     _warn_of_empty_train(db, console)
     _print_reasons(dataset, options, console)
     _tell_of_another_try(db, console)
+    _tell_of_rights_conflicts(db, dataset, console)
     console.print(f"shards    {dataset.shards}/", highlight=False)
     ask_it = f"python -m manifests {shlex.quote(str(dataset.root))}"
     console.print(f"manifests {dataset.root / 'manifests'}/  ({ask_it})", highlight=False, soft_wrap=True)
@@ -147,6 +149,17 @@ def _tell_of_another_try(db: duckdb.DuckDBPyConnection, console: Console) -> Non
         ).fetchone()
         if count:
             console.print(f"{how} does these {count} again: {found}", highlight=False, soft_wrap=True)
+
+
+def _tell_of_rights_conflicts(db: duckdb.DuckDBPyConnection, dataset: Dataset, console: Console) -> None:
+    if num := len({source_id for source_id, *_ in ask(db.cursor(), "rights_conflicts").fetchall()}):
+        console.print(
+            f"note: source lists state different rights of {num} contents in different places; all licences and"
+            " attributions are told, and a refusal of consent holds, until the lists agree:"
+            f" python -m manifests {shlex.quote(str(dataset.root))} rights_conflicts",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from curation.card import make_card
+from curation.places import merge_sources
+from curation.summary import print_summary
 from curation.table_check import CHECKS
 from manifests.query import ask
 from manifests.schema import make_table
@@ -99,6 +103,78 @@ def test_what_was_said_of_a_file_is_not_said_of_another_one_in_its_place(world: 
     picture(path, 220)
     world.run(path)
     assert sorted(stated(world), key=str) == [("CC-BY", None, None), (None, None, None)]
+
+
+def said_in(*places: dict[str, str] | None) -> tuple[str | None, ...]:
+    """Licence, attribution and consent of one content with what is said in its places, in their order."""
+    listed = [
+        {"uri": f"{k}.png", "size_bytes": 1, "changed": "", "unit": str(k), "columns": columns}
+        for k, columns in enumerate(places)
+    ]
+    (row,) = merge_sources([{"source_id": "s", "uris": [p["uri"] for p in listed], "places": listed}])
+    return row["licence"], row["attribution"], row["consent"]
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([None, {}, {"licence": "CC0", "consent": "form 7"}], ("CC0", None, "form 7")),
+        ([{"licence": "CC0", "attribution": "Bob"}, {"licence": "cc0", "attribution": "Bob"}], ("CC0", "Bob", None)),
+        ([{"licence": "proprietary", "attribution": "Jo"}, {"licence": "CC0"}], ("CC0; proprietary", "Jo", None)),
+        ([{"attribution": "Jo"}, {"attribution": "Bob"}], (None, "Bob; Jo", None)),
+        ([{"consent": "release"}, {"consent": "Withdrawn"}, {"consent": "form 7"}], (None, None, "Withdrawn")),
+        ([{"consent": "form 7"}, {"consent": "form 12"}, {"consent": "n/a"}], (None, None, "form 12; form 7")),
+        ([{"licence": "nan", "attribution": "unknown", "consent": "-"}], (None, None, None)),
+        ([{"licence": "none"}, {"licence": "CC0"}], ("CC0", None, None)),
+    ],
+)
+def test_rights_of_a_content_in_several_places(places: list[Any], expected: tuple[str | None, ...]) -> None:
+    assert said_in(*places) == expected
+    assert said_in(*reversed(places)) == expected
+
+
+def test_lists_that_contradict_each_other(world: World, capsys: pytest.CaptureFixture) -> None:
+    """Neither of them is taken for the truth; a copy of which nothing is said contradicts nobody."""
+    for name in ("a", "b", "c"):
+        picture(world.root / f"{name}.png", 90)
+    picture(world.root / "d.png", 150)
+    rights = "uri,licence,attribution,consent\na.png,CC0,,release\nb.png,{}\nc.png,,,\nd.png,CC0,,release\n"
+    careful = replace(RECIPE, select=replace(LAX, require_consent=True, licences=("cc0",)))
+    world.run(world.list(rights.format("proprietary,Bob,withdrawn")), recipe=careful)
+    one = world.source(world.root / "a.png")["source_id"]
+    assert sorted(stated(world), key=str) == [("CC0", None, "release"), ("CC0; proprietary", "Bob", "withdrawn")]
+    failed = {row["source_id"]: row["failed_rules"] for row in world.rows("clips")}
+    assert failed.pop(one) == ["licence_not_allowed", "no_consent"]
+    assert list(failed.values()) == [[]]
+    places = {what: [f"{world.root}/{name}.png" for name in "ab"] for what in ("licence", "consent")}
+    said = {"licence": ["CC0", "proprietary"], "consent": ["release", "withdrawn"]}
+    conflicts = ask(connect(world.dataset), "rights_conflicts").fetchall()
+    assert conflicts == [
+        (one, what, [f"{uri}: {text}" for uri, text in zip(places[what], said[what], strict=True)], 0)
+        for what in ("consent", "licence")
+    ]
+    print_summary(Dataset(world.dataset), careful.select, Console(width=200))
+    assert "different rights of 1 contents in different places" in capsys.readouterr().out
+    world.run(world.list(rights.format("CC0,Bob,release")), recipe=careful)
+    assert {row["source_id"]: row["failed_rules"] for row in world.rows("clips")}[one] == []
+    assert ask(connect(world.dataset), "rights_conflicts").fetchall() == []
+    print_summary(Dataset(world.dataset), careful.select, Console(width=200))
+    assert "different rights" not in capsys.readouterr().out
+
+
+def test_sources_that_an_older_program_has_merged(world: World) -> None:
+    """Which took of each column what the first place said, in its own words for nothing, too."""
+    for name in ("a", "b"):
+        picture(world.root / f"{name}.png", 90)
+    listing = world.list("uri,licence,consent\na.png,CC0,nan\nb.png,CC-BY,no\n")
+    world.run(listing)
+    dataset = Dataset(world.dataset)
+    now = world.rows("sources")
+    old = [row | {"licence": "CC0", "consent": "nan"} for row in now]
+    replace_table(dataset, "sources", make_table("sources", old))
+    assert world.run(listing).num_units == 0
+    assert world.rows("sources") == now
+    assert stated(world) == [("CC-BY; CC0", None, "no")]
 
 
 def test_words_that_say_nothing_are_not_stated_anywhere(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def gone_by(people: People, way: str) -> tuple[list[str], set[str]]:
     if way == "source":
         return ["--source", people.source("i03")["uris"][0]], ids
     if way == "where":
-        return ["--where", "licence IS NULL"], ids | {clip["clip_id"] for clip in people.clips("v08")}
+        return ["--where", "NOT is_stated(licence)"], ids | {clip["clip_id"] for clip in people.clips("v08")}
     (face,) = people.listing.parent.glob("i13_*")
     (his,) = {clip["identity_id"] for clip in people.clips("i13")}
     him = {clip["clip_id"] for clip in people.rows("clips") if clip["identity_id"] == his}

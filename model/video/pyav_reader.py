@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import chain
 
 import av
 import numpy as np
@@ -23,7 +25,10 @@ from model.video.probing import (
 
 _HALVED_FORMATS = ("yuv420p", "yuvj420p")
 """One colour for 2 x 2 pixels, 8 bits: converted pixel by pixel, whatever is around them."""
-_JOINABLE_CONTAINERS = ("mpegts", "mpeg")
+_UNSEEKABLE_CONTAINERS = ("gif", "h264", "hevc", "mpegvideo", "m4v", "mpeg")
+"""No index and no times; in program streams (mpeg) most pictures may be without one, and FFmpeg counts on from the last
+that it read: after a seek, to other times."""
+_JOINABLE_CONTAINER = "mpegts"
 """Two files one after the other are a file; seeking in it is by time stamps, which may occur twice."""
 _UNKNOWN_MATRIX, _BT709 = 2, 1  # FFmpeg's AVCOL_SPC_UNSPECIFIED and AVCOL_SPC_BT709
 _LARGE_PX = 600_000
@@ -50,6 +55,7 @@ class PyavReader:
         self._container = self._open_container()
         self._stream = video_stream(self._container, describe_source(self._source))
         self._is_at_start = True
+        self._held: tuple[int, av.VideoFrame] | None = None
 
     def _open_container(self) -> av.container.InputContainer:
         return open_container(self._source)
@@ -94,23 +100,36 @@ class PyavReader:
             if found is not None:
                 yield from ((pts, picture) for pts, picture in deinterlace(found()) if pts >= start_pts)
                 return
-            back = max(step, 2 * back)  # the key frame found is too late: try an earlier one
-        if not self._is_at_start:
-            self._container.close()
-            self._open()
-        self._is_at_start = False
-        pictures = deinterlace(self._decode())
-        yield from ((pts, picture) for pts, picture in pictures if start_pts is None or pts >= start_pts)
+            back = max(step, 2 * back)  # the key frame found lies after start_pts: try an earlier one
+        for pts, picture in self._decode_on(start_pts):
+            if start_pts is None or pts >= start_pts:
+                yield pts, picture
+
+    def _decode_on(self, start_pts: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
+        """What a decode from the start of the file gives, or the rest of it where all before lies before start_pts.
+
+        So ranges that are asked for in order cost one decode where seeking is not exact.
+        """
+        if start_pts is None or self._held is None or self._passed_pts >= start_pts:
+            if not self._is_at_start:
+                self._container.close()
+                self._open()
+            self._is_at_start = False
+            self._held, self._ahead, self._passed_pts = None, deinterlace(self._decode()), -math.inf
+        for pts, picture in chain([] if self._held is None else [self._held], self._ahead):
+            self._held = pts, picture
+            yield pts, picture
+            self._passed_pts = max(self._passed_pts, pts)
+        self._held = None
 
     def _can_seek(self, pts: int) -> bool:
         start = self._stream.start_time or 0
-        is_indexed = self._container.format.name not in ("gif", "h264", "hevc", "mpegvideo", "m4v")
-        return pts > start and is_indexed and not self._goes_back
+        return pts > start and self.info.container not in _UNSEEKABLE_CONTAINERS and not self._goes_back
 
     @cached_property
     def _goes_back(self) -> bool:
         """Whether time stamps begin anew in the file, so that a seek may lead to the wrong place."""
-        if self._container.format.name not in _JOINABLE_CONTAINERS:
+        if self.info.container != _JOINABLE_CONTAINER:
             return False
         goes_back = index_packets(self._source).goes_back
         self._container.close()  # a file object has one position, which is no longer where this container left it
@@ -123,6 +142,7 @@ class PyavReader:
         Pictures that come out before the key frame lean on frames before it (open groups of pictures), so they are
         dropped: only a decode from an earlier key frame shows them intact.
         """
+        self._held = None
         try:
             if self._is_at_start:
                 # 4:4:4 streams of old x264 tell their version in the first frame only, and decode to noise without it.

@@ -1,0 +1,52 @@
+"""Ranges are exact in containers where FFmpeg's times or seeks are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from model.video import open_video
+from model.video.pyav_reader import PyavReader
+
+
+def _write(path: Path, codec: str, container: str | None = None, num_frames: int = 90, **options: int | str) -> Path:
+    """A drifting block: every frame differs from every other."""
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25, options={name: str(value) for name, value in options.items()})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(num_frames):
+            picture = np.full((48, 64, 3), 40, np.uint8)
+            picture[5 + number % 30 : 15 + number % 30, 2 * number % 50 : 2 * number % 50 + 9] = (255, 90, 20)
+            picture[40:] = 5 * number % 256
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    return path
+
+
+def _frames(frames) -> list[tuple[int, bytes]]:
+    return [(frame.pts, frame.rgb().tobytes()) for frame in frames]
+
+
+@pytest.mark.parametrize(("codec", "container"), [("mpeg2video", "vob"), ("mpeg1video", "mpeg")])
+def test_ranges_of_program_streams_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, container: str
+) -> None:
+    """Most of their pictures here have no time of their own."""
+    path = _write(tmp_path / "made.mpg", codec, container, bf=2, g=12)
+    decode, starts = PyavReader._decode, []
+    monkeypatch.setattr(PyavReader, "_decode", lambda self: starts.append(None) or decode(self))
+    with open_video(path) as video:
+        whole = _frames(video)
+        assert len({picture for _, picture in whole}) == 90
+        for order, num_decodes in (((30, 35, 41, 60, 72, 84), 1), ((84, 60, 36, 36, 0), 5)):
+            starts.clear()
+            for start in order:
+                frames = video.frames(start_pts=whole[start][0], end_pts=whole[start + 5][0])
+                assert _frames(frames) == whole[start : start + 5], start
+            assert len(starts) == num_decodes, "ranges in order cost one decode"
+        next(iter(video))
+        assert _frames(video.frames(start_pts=whole[80][0])) == whole[80:]
+        assert _frames(video) == whole

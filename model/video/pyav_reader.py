@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from heapq import heappop, heappush
 from itertools import chain
 
 import av
@@ -28,6 +29,8 @@ _HALVED_FORMATS = ("yuv420p", "yuvj420p")
 _UNSEEKABLE_CONTAINERS = ("gif", "h264", "hevc", "mpegvideo", "m4v", "mpeg")
 """No index and no times; in program streams (mpeg) most pictures may be without one, and FFmpeg counts on from the last
 that it read: after a seek, to other times."""
+_UNTIMED_CONTAINERS, _REORDERED_CODECS = ("avi", "asf"), ("h264", "hevc")
+"""Their times are those of decoding: FFmpeg gives each picture that of its packet, as if none were reordered."""
 _JOINABLE_CONTAINER = "mpegts"
 """Two files one after the other are a file; seeking in it is by time stamps, which may occur twice."""
 _UNKNOWN_MATRIX, _BT709 = 2, 1  # FFmpeg's AVCOL_SPC_UNSPECIFIED and AVCOL_SPC_BT709
@@ -124,7 +127,14 @@ class PyavReader:
 
     def _can_seek(self, pts: int) -> bool:
         start = self._stream.start_time or 0
-        return pts > start and self.info.container not in _UNSEEKABLE_CONTAINERS and not self._goes_back
+        is_exact = self.info.container not in _UNSEEKABLE_CONTAINERS and not self._lacks_pts
+        return pts > start and is_exact and not self._goes_back
+
+    @property
+    def _lacks_pts(self) -> bool:
+        """Whether times are those of decoding: then the earliest that is left is that of the next picture shown."""
+        is_untimed = self.info.container in _UNTIMED_CONTAINERS and self.info.codec in _REORDERED_CODECS
+        return is_untimed and self._stream.codec_context.has_b_frames
 
     @cached_property
     def _goes_back(self) -> bool:
@@ -166,8 +176,7 @@ class PyavReader:
         step_back = _ticks(self._stream, LONGEST_STEP_BACK_S)
         self.stopped_early = None
         try:
-            for picture in self._container.decode(self._stream):
-                pts = picture.pts if picture.pts is not None else picture.dts
+            for pts, picture in self._decode_packets():
                 if pts is None:  # no times in the file: count in nominal frame durations
                     rate = self._stream.guessed_rate or 25
                     pts = 0 if latest_pts is None else latest_pts + max(1, _ticks(self._stream, float(1 / rate)))
@@ -179,6 +188,16 @@ class PyavReader:
                 yield pts, picture
         except (av.FFmpegError, OSError) as error:
             self.stopped_early = f"decoding stopped: {getattr(error, 'strerror', None) or error}"
+
+    def _decode_packets(self) -> Iterator[tuple[int | None, av.VideoFrame]]:
+        """(pts, picture) as they come, where they have a time."""
+        lacks_pts, times = self._lacks_pts, []
+        for packet in self._container.demux(self._stream):
+            time = packet.dts if packet.pts is None else packet.pts
+            if lacks_pts and time is not None:
+                heappush(times, time)
+            for picture in packet.decode():
+                yield heappop(times) if times else picture.dts if picture.pts is None else picture.pts, picture
 
     def close(self) -> None:
         """Release the decoder."""

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from model.video import open_video
+from model.video import index_packets, open_video
 from model.video.pyav_reader import PyavReader
 
 
@@ -50,3 +50,23 @@ def test_ranges_of_program_streams_are_exact(
         next(iter(video))
         assert _frames(video.frames(start_pts=whole[80][0])) == whole[80:]
         assert _frames(video) == whole
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize(("suffix", "ticks"), [(".avi", 1), (".asf", 40)])
+def test_reordered_pictures_without_times_of_showing_come_in_order(
+    tmp_path: Path, decoder: str, suffix: str, ticks: int
+) -> None:
+    options = {"bf": 3, "g": 20, "x264-params": "b-adapt=0:b-pyramid=1:open-gop=1"}
+    path = _write(tmp_path / f"made{suffix}", "libx264", **options)
+    with open_video(_write(tmp_path / "made.mp4", "libx264", **options)) as video:
+        pictures = [frame.rgb().tobytes() for frame in video]
+    with open_video(path, decoder) as video:
+        whole = _frames(video)
+        assert whole == list(zip(range(ticks, 91 * ticks, ticks), pictures, strict=True))
+        assert index_packets(path).pts.tolist() == [pts for pts, _ in whole]
+        for start in (20, 21, 37, 40, 19, 18, 1, 0, 60):
+            frames = video.frames(start_pts=whole[start][0], end_pts=whole[start + 7][0], first_index=start)
+            assert [(f.index, f.pts, f.rgb().tobytes()) for f in frames] == [
+                (start + k, *whole[start + k]) for k in range(7)
+            ]

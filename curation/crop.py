@@ -91,6 +91,8 @@ class CropStage:
                     clip.finish()
                 if video.stopped_early:
                     result.fail("crop", unit, "stopped_early", video.stopped_early)
+                if video.left_out:
+                    result.fail("crop", unit, "frames_left_out", video.left_out)
 
 
 def _group_by_time(clips: list[_Clip]) -> Iterator[list[_Clip]]:

@@ -91,7 +91,7 @@ class ScanStage:
                     start_pts=span["start_pts"], end_pts=span["end_pts"], first_index=span["start_frame"]
                 )
                 follower.follow(frames, unit["fps"] or 25.0, span["end_pts"])
-                stopped = video.stopped_early
+                stopped, left_out = video.stopped_early, video.left_out
         except VideoError as error:
             result.fail("scan", unit, error.reason, str(error))
             return follower
@@ -99,6 +99,8 @@ class ScanStage:
             result.fail(
                 "scan", unit, "stopped_early", f"{stopped}; {len(follower.frames) - 1} frames before it were used"
             )
+        if left_out:
+            result.fail("scan", unit, "frames_left_out", left_out)
         result.num_frames = len(follower.frames) - 1
         if follower.frames:
             result.video_s = follower.frames[-1][2] - follower.frames[0][2]

@@ -159,7 +159,9 @@ class CountedFrames:
 
 
 def damage_notes(clip: Clip, side: str) -> Iterator[str]:
-    """A line for users where a clip that was read could not be read to its end."""
+    """A line for users where a clip that was read has a hole, and one where it could not be read to its end."""
+    if clip.left_out:
+        yield f"{side} video: {clip.left_out}; the frame before them stands still"
     if clip.stopped_early:
         yield f"{side} video: {clip.stopped_early}; the rest is not used"
 

@@ -53,6 +53,8 @@ class Clip:
     max_frames: int | None = None
     stopped_early: str | None = field(default=None, init=False)
     """Why `frames()` ended before the file did, and when; None where it did not, or was not read to the end."""
+    left_out: str | None = field(default=None, init=False)
+    """What damage cost inside, where the last frame before it is shown on; None: nothing, as far as was read."""
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3], RGB, one after the other; the video is never held in memory."""
@@ -69,10 +71,12 @@ class Clip:
                 else:
                     start_s = upcoming.pts_s
                 if not self._is_wanted(index):
+                    self.left_out = video.left_out
                     return
                 shown = upcoming
             if shown is None:
                 raise ValueError(f"{self.path}: no frame can be decoded")
+            self.left_out = video.left_out
             last_s = shown.pts_s + float(1 / (self.info.fps_fraction or self.fps))
             if video.stopped_early:
                 self.stopped_early = f"{video.stopped_early}, after {last_s - start_s:.1f} s"

@@ -85,6 +85,11 @@ class DecordReader:
             yield from self._pyav.frames(resume_pts, end_pts, index)
             self.stopped_early, self.num_corrupt = self._pyav.stopped_early, self._pyav.num_corrupt
 
+    @property
+    def left_out(self) -> str | None:
+        """What damage cost inside the range that was read last: PyAV reads on where decord meets it."""
+        return None if self._pyav is None else self._pyav.left_out
+
     def _seek(self, begin: int) -> None:
         is_at_start, self._is_at_start = self._is_at_start, False
         if is_at_start and begin == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import chain
 
 import av
@@ -52,6 +52,8 @@ class PyavReader:
         self.stopped_early: str | None = None
         self.num_corrupt = 0
         self._source = source
+        self._range: tuple[int | None, int | None] = None, None
+        self._lost: list[int | None] = []  # pts of what was left out before a key frame
         self._open()
 
     def _open(self) -> None:
@@ -66,6 +68,7 @@ class PyavReader:
     def frames(self, start_pts: int | None, end_pts: int | None, first_index: int | None) -> Iterator[Frame]:
         """Frames with start_pts <= pts < end_pts in presentation order; the first one gets `first_index`."""
         index, ticks = first_index, self._stream.time_base
+        self._range = start_pts, end_pts
         for pts, picture in self._pictures(start_pts):
             if end_pts is not None and pts >= end_pts:
                 return
@@ -82,6 +85,17 @@ class PyavReader:
                 pick_rgb=self._picker(picture),
             )
             index = None if index is None else index + 1
+
+    @property
+    def left_out(self) -> str | None:
+        """What damage cost inside the range that was read last; None: nothing. See `stopped_early` for its end."""
+        start, end = self._range
+        lost = [pts for pts in self._lost if pts is not None]
+        lost = [pts for pts in lost if (start is None or pts >= start) and (end is None or pts < end)]
+        if not lost:
+            return None
+        first_s, last_s = (float(pts * self._stream.time_base) for pts in (min(lost), max(lost)))
+        return f"{len(lost)} frames from {first_s:.2f} s to {last_s:.2f} s are left out for damage"
 
     def _picker(self, picture: av.VideoFrame) -> Callable[[int], np.ndarray] | None:
         """What gives pixels of the picture as shown, bit for bit, for less than all of it costs; None: nothing does."""
@@ -174,7 +188,7 @@ class PyavReader:
     def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
         latest_pts: int | None = None
         step_back = _ticks(self._stream, LONGEST_STEP_BACK_S)
-        self.stopped_early = None
+        self.stopped_early, self._lost = None, []
         try:
             for pts, picture in self._decode_packets():
                 if pts is None:  # no times in the file: count in nominal frame durations
@@ -190,14 +204,34 @@ class PyavReader:
             self.stopped_early = f"decoding stopped: {getattr(error, 'strerror', None) or error}"
 
     def _decode_packets(self) -> Iterator[tuple[int | None, av.VideoFrame]]:
-        """(pts, picture) as they come, where they have a time."""
+        """(pts, picture) as they come; None where they have no time.
+
+        What cannot be decoded is left out, and all up to the next key frame: pictures lean on it, and are not flagged.
+        """
         lacks_pts, times = self._lacks_pts, []
+        error, hole = None, []
         for packet in self._container.demux(self._stream):
             time = packet.dts if packet.pts is None else packet.pts
             if lacks_pts and time is not None:
                 heappush(times, time)
-            for picture in packet.decode():
-                yield heappop(times) if times else picture.dts if picture.pts is None else picture.pts, picture
+            try:
+                pictures = packet.decode()
+            except av.InvalidDataError as caught:
+                error, pictures = caught, []
+                hole.append(time)
+                if time in times:
+                    times.remove(time)
+                    heapify(times)
+            for picture in pictures:
+                pts = heappop(times) if times else picture.dts if picture.pts is None else picture.pts
+                if error is not None and not picture.key_frame:
+                    hole.append(pts)
+                    continue
+                self._lost += hole
+                error, hole = None, []
+                yield pts, picture
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Release the decoder."""

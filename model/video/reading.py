@@ -41,6 +41,12 @@ class Video:
         return self._reader.stopped_early
 
     @property
+    def left_out(self) -> str | None:
+        """How many frames damage cost inside the last iteration, and where; None where it cost none. Frames go on with
+        the next key frame, numbered as if nothing were missing."""
+        return self._reader.left_out
+
+    @property
     def num_corrupt(self) -> int:
         """Frames so far whose damage the decoder concealed (only PyAV tells)."""
         return self._reader.num_corrupt
@@ -99,8 +105,9 @@ def open_video(source: VideoSource, decoder: str = "pyav", *, guess_matrix: bool
             for frame in video:  # or video.frames(start_s=10.0, end_s=20.0)
                 picture = frame.rgb()  # uint8 [H, W, 3], upright, square pixels
 
-    Damaged files give the frames that decode, files whose time stamps begin anew (joined MPEG streams) those before
-    that; then `video.stopped_early` says why there are no more.
+    Damaged files give the frames that decode and do not lean on those that do not: `video.left_out` tells of holes,
+    `video.stopped_early` of damage that no key frame follows. Files whose time stamps begin anew (joined MPEG streams)
+    give the frames before that, which `video.stopped_early` says too.
 
     guess_matrix: colours as players show them. Where a file does not say how its colours are stored, players take
     BT.709 for HD (wider than 1279 or higher than 576); without this, all such files are BT.601, as data sets have them.

@@ -19,6 +19,7 @@ from curation.recipe import IndexOptions, Recipe, ScanOptions
 from curation.scan import ScanStage
 from model.faces import AnalyserInfo, Detections, Landmarks, WeightInfo
 from model.video import VideoWriter
+from tests.broken_packets import break_packets
 
 SIZE = (320, 240)
 
@@ -93,6 +94,7 @@ def scanned(tmp_path, monkeypatch, make_face68):
 
     joined_at: the frames from there on are a stream of their own behind the first one.
     gap: (position, number of frames) of frames missing in between.
+    broken_at: a packet that cannot be decoded.
     """
 
     def run(
@@ -103,6 +105,7 @@ def scanned(tmp_path, monkeypatch, make_face68):
         max_span_s=300.0,
         joined_at: int | None = None,
         gap: tuple[int, int] | None = None,
+        broken_at: int | None = None,
         **options,
     ):
         analyser = MarkedFaces()
@@ -118,6 +121,8 @@ def scanned(tmp_path, monkeypatch, make_face68):
                     writer.write(frame)
         else:
             path.write_bytes(b"".join(write_stream(part, fps) for part in (frames[:joined_at], frames[joined_at:])))
+        if broken_at is not None:
+            break_packets(path, broken_at)
         recipe = Recipe(scan=ScanOptions(**options), index=IndexOptions(max_span_s=max_span_s))
         (listed,) = list_inputs([str(path)], recipe.index)
         source = IndexStage(recipe, Path()).process(listed).rows["sources"][0]
@@ -129,7 +134,8 @@ def scanned(tmp_path, monkeypatch, make_face68):
             tracks += result.rows["tracks"]
             failures += result.rows.get("failures", [])
             num_frames += result.num_frames
-        assert num_frames == (joined_at or len(frames)), "each frame belongs to one span"
+        if broken_at is None:
+            assert num_frames == (joined_at or len(frames)), "each frame belongs to one span"
         return tracks, failures
 
     return run
@@ -215,6 +221,22 @@ def test_joined_streams_are_used_up_to_where_time_stamps_go_back(scanned):
         assert failure["reason"] == "stopped_early"
         assert failure["message"].startswith("time stamps go back from ")
         assert tracks[-1]["candidates"][-1]["end_s"] - tracks[0]["candidates"][0]["start_s"] == pytest.approx(60 / 25)
+
+
+def test_after_damage_it_goes_on_with_the_next_key_frame(scanned):
+    face = [(160, 120, 60, 90)]
+    frames = [picture("coffee", face, k) for k in range(100)] + [picture("rocket", face, k) for k in range(60)]
+    tracks, (failure,) = scanned(frames, broken_at=75)
+    told = re.fullmatch(r"(\d+) frames from (.+) s to 3.96 s are left out for damage", failure["message"])
+    assert failure["reason"] == "frames_left_out"
+    num_lost = int(told[1])
+    assert num_lost == pytest.approx(25, abs=8)
+    assert float(told[2]) == pytest.approx(3.0, abs=0.33)
+    (start, end), after = ranges(tracks)
+    assert (start, after) == (0, (100 - num_lost, 160 - num_lost))
+    assert end == pytest.approx(75, abs=12)
+    assert [t["candidates"][0]["start_s"] for t in tracks] == pytest.approx([0.0, 4.0])
+    assert tracks[0]["candidates"][0]["end_s"] <= float(told[2]), "no clip reaches over the hole"
 
 
 def test_two_people_side_by_side_are_no_clip(scanned):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from av.video.reformatter import Colorspace
 from PIL import Image
 
+from model.animation.driving import damage_notes
 from model.animation.pictures import load_still, open_clip, resize_transform, scaled_within
 from model.framing import transform_points
 from model.video import VideoWriter, open_video
+from tests.broken_packets import break_packets
 from tests.heic import write_heic
 
 STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
@@ -66,6 +69,23 @@ def test_damage_is_told_by_who_reads_on_to_it(media: Path) -> None:
     start = open_clip(media / "malformed/m06_damaged_28_of_50_frames.mp4", max_s=2.0)
     assert sum(1 for _ in start.frames()) == 20
     assert start.stopped_early is None
+
+
+def test_a_hole_in_a_video_is_told_and_the_picture_before_it_stands_still(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    scenes = np.random.default_rng(0).integers(0, 240, (2, 64, 64, 3), np.uint8)
+    with VideoWriter(path, 25) as writer:
+        for k in range(80):
+            writer.write(scenes[k // 40] + k % 7)
+    break_packets(path, 30)
+    clip = open_clip(path)
+    frames = list(clip.frames())
+    assert len(frames) == 80
+    assert len({frame.tobytes() for frame in frames[30:40]}) == 1
+    told = re.fullmatch(r"\d+ frames from 1\.\d\d s to 1\.56 s are left out for damage", clip.left_out)
+    assert list(damage_notes(clip, "driving")) == [f"driving video: {told[0]}; the frame before them stands still"]
+    short = open_clip(path, max_s=2.0)
+    assert (len(list(short.frames())), short.left_out) == (50, clip.left_out)
 
 
 def test_heic_of_a_telephone_in_tiles(media: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from model.video import index_packets, open_video
 from model.video.pyav_reader import PyavReader
+from tests.broken_packets import break_packets
 
 
 def _write(path: Path, codec: str, container: str | None = None, num_frames: int = 90, **options: int | str) -> Path:
@@ -70,3 +71,41 @@ def test_reordered_pictures_without_times_of_showing_come_in_order(
             assert [(f.index, f.pts, f.rgb().tobytes()) for f in frames] == [
                 (start + k, *whole[start + k]) for k in range(7)
             ]
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("num_b_frames", [0, 2])
+def test_damage_costs_the_frames_up_to_the_next_key_frame(tmp_path: Path, decoder: str, num_b_frames: int) -> None:
+    path = _write(tmp_path / "made.mp4", "libx264", num_frames=125, g=25, bf=num_b_frames, sc_threshold=0)
+    with open_video(path) as video:
+        clean = _frames(video)
+        assert (video.left_out, video.stopped_early) == (None, None)
+    break_packets(path, 30, 55, 60)
+    with open_video(path, decoder) as video:
+        frames = list(video)
+        assert [f.index for f in frames] == list(range(len(frames)))
+        kept = [clean.index(frame) for frame in _frames(frames)]
+        second, third = kept.index(50), kept.index(75)
+        held = 2 * num_b_frames  # at most: pictures that the decoder still has are lost too
+        assert 29 - held <= kept[second - 1] < 30
+        assert 54 - held <= kept[third - 1] < 55
+        missing = [pts for pts, _ in clean if pts not in {f.pts for f in frames}]
+        ends_s = [pts * video.info.time_base for pts in (missing[0], missing[-1])]
+        told = "{} frames from {:.2f} s to {:.2f} s are left out for damage".format(len(missing), *map(float, ends_s))
+        assert kept == sorted(kept)
+        assert (video.left_out, video.stopped_early) == (told, None)
+        assert missing[-1] == clean[74][0]
+        for start, end in ((0, 20), (26, 60), (35, 40), (40, 52), (50, 80), (80, 90)):  # beside, over and in the holes
+            expected = [clean[k] for k in kept if start <= k < end]
+            got = _frames(video.frames(start_pts=clean[start][0], end_pts=clean[end][0]))
+            assert got == expected, (start, end)
+            assert (video.left_out is None) == (len(expected) == end - start)
+    break_packets(path, 110)
+    with open_video(path, decoder) as video:
+        frames = _frames(video)
+        assert frames == [clean[k] for k in kept if k < 110 and clean[k] in frames]
+        assert 109 - held <= clean.index(frames[-1]) < 110
+        assert (video.left_out, video.stopped_early) == (
+            told,
+            "decoding stopped: Invalid data found when processing input",
+        )

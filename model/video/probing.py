@@ -33,6 +33,8 @@ LONGEST_STEP_BACK_S = 0.5
 _MAX_STATED_FPS = 250
 _NUM_TIMED_FRAMES = 250
 _INTERLACED_ORDERS = (2, 3, 4, 5)  # FFmpeg's AV_FIELD_TT, BB, TB and BT
+_MAX_SAR = 8
+_MAX_PX = 16384 * 8192  # as shown: 8K four times over, and as many as Pillow takes of a still, more or less
 # Of texts in a file that are no UTF-8; from 19 on PyAV replaces such letters itself and has no such option.
 _LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
@@ -41,7 +43,8 @@ class VideoError(ValueError):
     """A file that cannot be used as a video.
 
     reason: one of missing_file, empty_file, not_a_video, still_image, no_video_stream, encrypted, missing_codec,
-    no_frames (opens, but nothing decodes), unreadable (the file system refuses).
+    no_frames (opens, but nothing decodes), too_large (more pixels than any camera has), unreadable (the file system
+    refuses).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -76,7 +79,8 @@ class VideoInfo:
     height: int
     """Height as shown: square pixels, upright."""
     sar: Fraction
-    """Sample aspect ratio: width of a stored pixel over its height."""
+    """Sample aspect ratio: width of a stored pixel over its height. 1 where the file states none, or one that is not
+    credible (outside 1/8 to 8) and would make a huge picture of a small one."""
     rotation_deg: int
     """Degrees counter-clockwise that show the stored picture upright: 0, 90, 180, 270."""
     is_mirrored: bool
@@ -197,17 +201,29 @@ def probe_video(source: VideoSource) -> VideoInfo:
 def _probe(source: VideoSource, name: str) -> VideoInfo:
     with open_container(source) as container:
         stream = video_stream(container, name)
+        _refuse_huge(stream.width, stream.height, name)  # which takes as much memory to decode
         try:
             first = next(container.decode(stream), None)
         except (av.FFmpegError, OSError) as error:
             raise VideoError("no_frames", f"{name}: no frame can be decoded ({_cause(error)})") from error
         if first is None:
             raise VideoError("no_frames", f"{name}: no frame can be decoded (its video stream is empty)")
-        return _describe(container, stream, first)
+        info = _describe(container, stream, first)
+        _refuse_huge(info.width, info.height, name)
+        return info
+
+
+def _refuse_huge(width: int, height: int, name: str) -> None:
+    if width * height > _MAX_PX:
+        raise VideoError(
+            "too_large",
+            f"{name}: its pictures of {width}x{height} pixels are too large (at most {_MAX_PX / 1e6:.0f} million)",
+        )
 
 
 def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:
     sar = _fraction(stream.sample_aspect_ratio) or Fraction(1)
+    sar = sar if Fraction(1, _MAX_SAR) <= sar <= _MAX_SAR else Fraction(1)
     rotation_deg, is_mirrored = _orientation(first)
     width, height = max(1, round(first.width * sar)), first.height
     if rotation_deg in (90, 270):

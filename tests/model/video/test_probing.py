@@ -134,6 +134,41 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
     assert caught.value.reason == "unreadable"
 
 
+def _stretched(path: Path, width: int, height: int, wide: int, high: int) -> Path:
+    """An MP4 that states pixels of wide:high."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        output.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
+        output.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">II", data, data.index(b"pasp") + 4, wide, high)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wide", "high", "width"),
+    [(4, 3, 85), (8, 1, 512), (1, 8, 8), (81, 10, 64), (10, 81, 64), (100_000, 1, 64), (1, 100_000, 64)],
+)
+def test_pixels_that_no_camera_has_are_square(tmp_path: Path, wide: int, high: int, width: int) -> None:
+    info = probe_video(_stretched(tmp_path / "video.mp4", 64, 48, wide, high))
+    assert (info.width, info.height) == (width, 48)
+    assert info.sar == (Fraction(wide, high) if width != 64 else 1)
+
+
+def test_huge_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _stretched(tmp_path / "video.mp4", 64, 48, 5, 1)
+    monkeypatch.setattr("model.video.probing._MAX_PX", 5 * 64 * 48)
+    assert probe_video(path).width == 5 * 64
+    for limit in (5 * 64 * 48 - 1, 64 * 48 - 1):  # as shown; as stored, before a picture is decoded
+        monkeypatch.setattr("model.video.probing._MAX_PX", limit)
+        with pytest.raises(VideoError, match=r"(320|64)x48 pixels are too large") as caught:
+            probe_video(path)
+        assert caught.value.reason == "too_large"
+
+
 def test_pictures_in_the_formats_of_videos_are_stills(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
     pictures[0].save(tmp_path / "one.ico", sizes=[(48, 48)])

@@ -29,6 +29,8 @@ from model.video import VideoError, index_packets, probe_video
 _LIST_EXTENSIONS = ("csv", "parquet")
 _NO_FILE = "no_regular_file"
 _GLOB_CHARACTERS = "*?["
+_FIRST_COUNTS = ("MPO", "TIFF", "WEBP")
+"""Files of several pictures of which the first is a still. Of an animation in WebP, too: FFmpeg does not read it."""
 
 
 def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]]:
@@ -301,8 +303,8 @@ def _describe_still(path: str) -> dict[str, Any] | None:
     try:
         with Image.open(path) as image:
             kind = image.format or ""
-            if getattr(image, "n_frames", 1) > 1 and kind not in ("MPO", "TIFF"):  # of which the first picture counts
-                return None  # an animation: let the video reader say what it is
+            if kind == "MPEG" or (getattr(image, "n_frames", 1) > 1 and kind not in _FIRST_COUNTS):
+                return None  # MPEG, of which Pillow knows the size only, or an animation: for the video reader
             mode, coded = image.mode, image.size
             picture = ImageOps.exif_transpose(image)
             picture.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -248,3 +249,28 @@ def test_a_still_that_is_too_large_is_not_told_as_damaged(tmp_path, two_colours,
     found = _describe_still(str(tmp_path / "panorama.png"))
     assert (found["status"], found["reason"]) == ("rejected", "too_large")
     assert "scale it down" in found["detail"]
+
+
+def test_a_stream_of_mpeg_is_no_picture(tmp_path):
+    """Pillow tells its name and size, and cannot read it."""
+    path = tmp_path / "stream.mpg"
+    with av.open(str(path), "w", format="mpeg2video") as output:
+        stream = output.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(5):
+            output.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        output.mux(stream.encode(None))
+    (unit,) = list_inputs([str(path)], IndexOptions())
+    row = IndexStage(Recipe(), tmp_path).process(unit).rows["sources"][0]
+    assert {name: row[name] for name in ("kind", "status", "codec", "width_px")} == {
+        "kind": "video", "status": "ok", "codec": "mpeg2video", "width_px": 64,
+    }  # fmt: skip
+
+
+def test_of_an_animation_in_webp_the_first_picture_counts(tmp_path, two_colours):
+    path = tmp_path / "moves.webp"
+    two_colours.save(path, lossless=True, save_all=True, append_images=[two_colours.transpose(0)])
+    (unit,) = list_inputs([str(path)], IndexOptions())
+    row = IndexStage(Recipe(), tmp_path).process(unit).rows["sources"][0]
+    assert (row["kind"], row["status"], row["width_px"], row["num_frames"]) == ("still", "ok", 40, 1)
+    assert colours(read_still(path)) == (RED, GREEN)

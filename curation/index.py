@@ -276,7 +276,7 @@ def _describe(path: str, options: IndexOptions) -> dict[str, Any]:
 
 
 def _make_spans(path: str, duration_s: float | None, max_span_s: float) -> list[dict[str, Any]]:
-    """Even pieces of a video of at most `max_span_s`; the ends of the whole are open (None).
+    """Even pieces of a video of at most `max_span_s`, but for those without frames. The whole has open ends (None).
 
     Frame numbers come from the packets' time stamps, without decoding. Raises nothing: a file without time stamps is
     one span.
@@ -289,7 +289,7 @@ def _make_spans(path: str, duration_s: float | None, max_span_s: float) -> list[
         return [whole]
     count = math.ceil((packets.pts_s[-1] - packets.pts_s[0]) / max_span_s - 1e-6)
     edges = np.linspace(packets.pts[0], packets.pts[-1], max(count, 1) + 1)[1:-1]
-    frames = [0, *(int(np.searchsorted(packets.pts, edge)) for edge in edges)]
+    frames = np.unique([0, *np.searchsorted(packets.pts, edges)]).tolist()
     starts = [None, *(int(packets.pts[frame]) for frame in frames[1:])]
     ends = [*starts[1:], None]
     return [

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from curation.recipe import Recipe
 from manifests.query import find_sources
@@ -314,7 +315,7 @@ def embed_photo(path: Path, recipe: Recipe) -> np.ndarray:
     """
     try:
         picture = read_still(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a photograph: {error}") from error
     analyser = load_analyser(recipe.faces)
     faces = analyser.detect([picture])[0]

@@ -1,14 +1,18 @@
-"""What is found of a person besides their clips: in sources of theirs alone, and in those that show others, too."""
+"""What is found of a person besides their clips, in sources of theirs alone and in those that show others, too; and
+photographs of whom to forget. The rest of `forget` is in test_forget.py."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from curation import pipeline
 from curation.card import make_card
+from curation.finding import embed_photo
 from curation.forget import Request, forget
 from curation.recipe import Recipe, SelectOptions, recipe_toml
 from curation.tombstones import LateRows, Refusals, refusals_of
@@ -140,3 +144,19 @@ def test_a_source_of_one_person_stays_out_under_another_recipe(sources, tmp_path
         for name in ("sources", "tracks", "clips", "units"):
             assert clip["source_id"] not in read_table(dataset, name)["source_id"].to_pylist()
         assert list(verify(dataset)) == []
+
+
+@pytest.mark.parametrize("kind", ["huge", "no header", "broken chunk", "no picture"])
+def test_photographs_that_cannot_be_read_are_told_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("1", (20_000, 20_000) if kind == "huge" else (64, 64)).save(path)
+    data = path.read_bytes()
+    chunk = data.index(b"IDAT")
+    if kind == "no header":
+        path.write_bytes(data[:20] + bytes(4) + data[24:])
+    elif kind == "broken chunk":
+        path.write_bytes(data[: chunk - 4] + b"\xff\xff\xff\xffID\x00T" + data[chunk + 4 :])
+    elif kind == "no picture":
+        path.write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"photo\.png cannot be read as a photograph: .+"):
+        embed_photo(path, Recipe())

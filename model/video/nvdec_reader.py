@@ -8,6 +8,7 @@ FFmpeg notices.
 from __future__ import annotations
 
 import errno
+import io
 from collections.abc import Iterator
 from functools import cache
 
@@ -31,12 +32,27 @@ def require_gpu() -> HWAccel:
         ValueError: there is no GPU that decodes video.
     """
     try:
-        return _accelerator().create(av.Codec("h264", "r"))
-    except (av.FFmpegError, NotImplementedError) as error:
+        cuda = _accelerator().create(av.Codec("h264", "r"))
+        if _format_of_decoded(_accelerator()) not in _PLANAR:  # else each file would be decoded on the CPU, unnoticed
+            raise NotImplementedError("CUDA is here, and NVDEC is not")
+        return cuda
+    except (av.FFmpegError, NotImplementedError, VideoError) as error:
         raise ValueError(
             "decoder is nvdec, but no video can be decoded on a GPU here: see that the machine has one, with its driver"
             f" (in a container: NVIDIA_DRIVER_CAPABILITIES=all), or use decoder pyav ({error})"
         ) from error
+
+
+def _format_of_decoded(accelerator: HWAccel | None) -> str:
+    """The pixel format in which a small H.264 video is decoded: the GPU's, or where FFmpeg fell back to the CPU its."""
+    file, side_px = io.BytesIO(), 256
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = side_px, side_px, "yuv420p"
+        output.mux(stream.encode(av.VideoFrame(side_px, side_px, "yuv420p")))
+        output.mux(stream.encode(None))
+    with open_container(file, accelerator) as container:
+        return next(container.decode(video=0)).format.name
 
 
 def _accelerator() -> HWAccel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -112,6 +113,21 @@ def test_a_gpu_that_refuses_a_file_is_not_the_files_fault(
 def test_without_a_gpu_it_is_said(media: Path) -> None:
     with pytest.raises(ValueError, match=r"decoder is nvdec, but no video can be decoded on a GPU here: .* pyav"):
         open_video(media / "videos/v01_woman_plainwall_512_30fps_audio.mp4", "nvdec")
+
+
+def test_a_gpu_that_computes_and_does_not_decode_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is given no video: FFmpeg decodes on the CPU then, and tells nobody."""
+    decode, opened = nvdec_reader._format_of_decoded, []
+    cuda = SimpleNamespace(create=lambda codec: opened.append(codec.name) or "CUDA")
+    monkeypatch.setattr(nvdec_reader, "_accelerator", lambda: cuda)
+    monkeypatch.setattr(nvdec_reader, "_format_of_decoded", lambda _: decode(None))
+    with pytest.raises(
+        ValueError, match=r"no video can be decoded on a GPU here: .* \(CUDA is here, and NVDEC is not\)"
+    ):
+        nvdec_reader.require_gpu.__wrapped__()
+    assert opened == ["h264"]
+    monkeypatch.setattr(nvdec_reader, "_format_of_decoded", lambda _: AS_GPUS_GIVE[decode(None)])
+    assert nvdec_reader.require_gpu.__wrapped__() == "CUDA"
 
 
 @pytest.mark.gpu

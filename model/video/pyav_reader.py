@@ -209,7 +209,7 @@ class PyavReader:
         What cannot be decoded is left out, and all up to the next key frame: pictures lean on it, and are not flagged.
         """
         lacks_pts, times = self._lacks_pts, []
-        error, hole = None, []
+        error, broken, hole = None, None, []
         for packet in self._container.demux(self._stream):
             time = packet.dts if packet.pts is None else packet.pts
             if lacks_pts and time is not None:
@@ -217,18 +217,20 @@ class PyavReader:
             try:
                 pictures = packet.decode()
             except av.InvalidDataError as caught:
-                error, pictures = caught, []
+                error, broken, pictures = caught, time, []
                 hole.append(time)
                 if time in times:
                     times.remove(time)
                     heapify(times)
             for picture in pictures:
-                pts = heappop(times) if times else picture.dts if picture.pts is None else picture.pts
-                if error is not None and not picture.key_frame:
+                own = picture.dts if picture.pts is None else picture.pts
+                pts = heappop(times) if times else own
+                is_held = broken is not None and own is not None and own < broken  # decoded before, given after
+                if error is not None and (is_held or not picture.key_frame):
                     hole.append(pts)
                     continue
                 self._lost += hole
-                error, hole = None, []
+                error, broken, hole = None, None, []
                 yield pts, picture
         if error is not None:
             raise error

@@ -109,3 +109,18 @@ def test_damage_costs_the_frames_up_to_the_next_key_frame(tmp_path: Path, decode
             told,
             "decoding stopped: Invalid data found when processing input",
         )
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("num_b_frames", [0, 2])
+def test_damage_right_behind_a_key_frame(tmp_path: Path, decoder: str, num_b_frames: int) -> None:
+    """The decoder gives the key frame only after the broken packet, and then pictures that lean on that one."""
+    path = _write(tmp_path / "made.mp4", "libx264", num_frames=75, g=25, bf=num_b_frames, sc_threshold=0)
+    with open_video(path) as video:
+        clean = _frames(video)
+    break_packets(path, 26)
+    with open_video(path, decoder) as video:
+        frames = _frames(video)
+    kept = [clean.index(frame) for frame in frames]
+    assert kept == [*range(len(kept) - 25), *range(50, 75)]
+    assert 25 - 2 * num_b_frames <= kept[-26] <= 25

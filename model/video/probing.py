@@ -177,7 +177,7 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
-        raise VideoError("missing_codec", f"{name}: no decoder for its video codec (tag {stream.codec_tag!r})")
+        raise VideoError("missing_codec", f"{name}: FFmpeg has no decoder for its video codec")
     stream.thread_type = "NONE"  # parallelism belongs to whoever runs many videos
     stream.codec_context.thread_count = 1
     return stream

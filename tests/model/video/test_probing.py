@@ -109,6 +109,16 @@ def test_length_of_matroska_that_starts_late(tmp_path: Path, starts_with_the_fir
     assert info.duration_s == pytest.approx(4.0)
 
 
+def test_codec_that_nobody_knows(tmp_path: Path) -> None:
+    path = _stretched(tmp_path / "video.mp4", 64, 48, 1, 1)
+    data = path.read_bytes()
+    assert data.count(b"mp4v") == 1
+    path.write_bytes(data.replace(b"mp4v", b"zzz9").replace(b"esds", b"free"))
+    with pytest.raises(VideoError, match="no decoder for its video codec") as caught:
+        probe_video(path)
+    assert caught.value.reason == "missing_codec"
+
+
 def test_files_that_are_no_videos(tmp_path: Path) -> None:
     text = tmp_path / "notes.mp4"
     text.write_text("not a video\n" * 100)

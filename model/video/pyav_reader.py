@@ -217,6 +217,8 @@ class PyavReader:
             try:
                 pictures = packet.decode()
             except av.InvalidDataError as caught:
+                if time is None:  # then nothing tells how long the hole is
+                    raise
                 error, broken, pictures = caught, time, []
                 hole.append(time)
                 if time in times:

@@ -124,3 +124,20 @@ def test_damage_right_behind_a_key_frame(tmp_path: Path, decoder: str, num_b_fra
     kept = [clean.index(frame) for frame in frames]
     assert kept == [*range(len(kept) - 25), *range(50, 75)]
     assert 25 - 2 * num_b_frames <= kept[-26] <= 25
+
+
+def test_without_times_damage_is_the_end(tmp_path: Path) -> None:
+    """Nothing tells how long the hole is: times would go on as if there were none."""
+    path = _write(tmp_path / "made.h264", "libx264", "h264", num_frames=75, g=25, bf=0, sc_threshold=0)
+    data = path.read_bytes()
+    with av.open(str(path)) as file:
+        places = [packet.pos for packet in file.demux(video=0) if packet.size]
+    cut = data.index(b"\0\0\1", places[30]) + 4
+    path.write_bytes(data[:cut] + bytes(range(255, 245, -1)) + data[places[31] :])
+    with open_video(path) as video:
+        frames = list(video)
+        assert [f.pts_s for f in frames] == pytest.approx([k / 25 for k in range(30)])
+        assert (video.left_out, video.stopped_early) == (
+            None,
+            "decoding stopped: Invalid data found when processing input",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -59,8 +60,15 @@ def test_reordered_pictures_without_times_of_showing_come_in_order(
     tmp_path: Path, decoder: str, suffix: str, ticks: int
 ) -> None:
     options = {"bf": 3, "g": 20, "x264-params": "b-adapt=0:b-pyramid=1:open-gop=1"}
-    path = _write(tmp_path / f"made{suffix}", "libx264", **options)
-    with open_video(_write(tmp_path / "made.mp4", "libx264", **options)) as video:
+    path, timed = tmp_path / f"made{suffix}", _write(tmp_path / "made.ts", "libx264", **options)
+    with av.open(str(timed)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.time_base = Fraction(1, 25)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    with open_video(timed) as video:
         pictures = [frame.rgb().tobytes() for frame in video]
     with open_video(path, decoder) as video:
         whole = _frames(video)

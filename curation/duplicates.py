@@ -7,7 +7,7 @@ most similar embeddings of all, 0.87 and more on re-encoded, mirrored and croppe
 
 Measured on 8 real videos and 7 copies of each, at 5 steps a second: changes of copies differ in 0.13 of their bits
 (median; 0.25 at most, a 400 x 300 video at a very low bitrate), those of other moments of the same shot in 0.31 and
-more over 6 s; the shorter the overlap, the likelier chance is, hence `_largest_distance`.
+more over 6 s; the shorter the overlap, the likelier chance is, hence `curation.overlaps.largest_distance`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from curation.fingerprints import CHANGE_STEPS, MIRROR, MIRROR_CHANGE
+from curation.fingerprints import MIRROR
+from curation.overlaps import Overlap, find_overlaps
 from curation.splits import linked
 
-MAX_LOOK_DISTANCE = 0.16
-"""Share of the bits of their looks in which copies may differ; 0.11 was the most on the real ones."""
 MAX_STILL_DISTANCE = 0.2
 """The same for stills, over all bits: 0.15 at most on copies of real ones, if the face is whole and not a blur."""
 MIN_STILL_SIMILARITY = 0.85
 """Least cosine of the embeddings of two stills that are copies; other pictures of one person had 0.77 at most."""
-_MIN_CHANGES = 4
 _BITS = 64
 
 
@@ -49,11 +47,6 @@ class Copy:
     """Share of the bits in which they differ."""
 
 
-def _largest_distance(num_changes: np.ndarray) -> np.ndarray:
-    """Share of bits in which the changes of copies may differ, by how many steps are compared."""
-    return 0.32 - 0.35 / np.sqrt(num_changes)
-
-
 def find_copies(
     clip_ids: Sequence[str],
     hashes: Sequence[np.ndarray | None],
@@ -72,8 +65,9 @@ def find_copies(
     copies = []
     for members in videos.values():
         clips = [np.asarray(hashes[k], np.uint64).reshape(-1, 2) for k in members]
-        for one, other, found in _copies_of_person(clips):
-            copies.append(_describe(clip_ids[members[one]], clip_ids[members[other]], *found))
+        for one, other, overlap in find_overlaps(clips):
+            pair = (clip_ids[members[one]], clip_ids[members[other]])
+            copies.append(_describe(pair, (len(clips[one]), len(clips[other])), overlap))
     for members in stills.values():
         words = np.array([hashes[k] for k in members], np.uint64)
         vectors = np.array([embeddings[k] for k in members])
@@ -95,74 +89,14 @@ def _copies_of_stills(words: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[
             yield one, one + 1 + int(k), bool(distances[1][k] < distances[0][k]), float(nearest[k])
 
 
-Found = tuple[int, int, int, bool, float]
-"""Steps of one, steps of other, offset of one's first step in other, mirrored or not, distance."""
-
-
-def _copies_of_person(clips: list[np.ndarray]) -> Iterator[tuple[int, int, Found]]:
-    """Pairs of copies: each clip, from the shortest on, is moved along all that are at least as long, in one row.
-
-    clips: uint64 [steps, 2]. The row has gaps as long as the clip, so that it never meets two others at once.
-    """
-    order = sorted(range(len(clips)), key=lambda k: (len(clips[k]), k))
-    for rank, mine in enumerate(order[:-1]):
-        if len(clips[mine]) < CHANGE_STEPS + _MIN_CHANGES:
-            continue
-        for other, offset, is_mirrored, distance in _places(clips[mine], [clips[k] for k in order[rank + 1 :]]):
-            theirs = order[rank + 1 + other]
-            found = len(clips[mine]), len(clips[theirs]), offset, is_mirrored, distance
-            if mine < theirs:
-                yield mine, theirs, found
-            else:
-                yield theirs, mine, (found[1], found[0], -offset, is_mirrored, distance)
-
-
-def _places(clip: np.ndarray, others: list[np.ndarray]) -> Iterator[tuple[int, int, bool, float]]:
-    """Where `clip` lies in each of `others` that it is a copy of: number of the other, offset, mirrored, distance."""
-    gap = len(clip)
-    lengths = np.array([len(o) for o in others])
-    starts = gap + np.concatenate([[0], np.cumsum(lengths + gap)[:-1]])
-    row = np.zeros((starts[-1] + lengths[-1] + gap, 2), np.uint64)
-    for start, words in zip(starts, others, strict=True):
-        row[start : start + len(words)] = words
-    has_change = row[:, 1] != 0  # not in gaps, at the start of a clip, and where the picture stands still
-    num_places = len(row) - gap + 1
-    counts = np.zeros(num_places, np.int32)
-    differing = np.zeros((2, num_places), np.int32)
-    for step in np.flatnonzero(clip[:, 1]):
-        window = slice(step, step + num_places)
-        counts += has_change[window]
-        for mirrored, mask in enumerate((np.uint64(0), MIRROR_CHANGE)):
-            bits = np.bitwise_count(row[window, 1] ^ (clip[step, 1] ^ mask))
-            differing[mirrored] += bits * has_change[window]
-    enough = np.maximum(counts, 1)
-    excess = differing / (enough * _BITS) - _largest_distance(enough)
-    mirrored, places = np.nonzero((excess <= 0) & (counts >= _MIN_CHANGES))
-    best: dict[int, tuple[float, int, bool, float]] = {}
-    for is_mirrored, place in zip(mirrored.tolist(), places.tolist(), strict=True):
-        other = int(np.searchsorted(starts - gap, place, side="right")) - 1
-        offset = place - int(starts[other])
-        if _look_distance(clip, others[other], offset, is_mirrored) <= MAX_LOOK_DISTANCE:
-            distance = float(differing[is_mirrored, place] / (counts[place] * _BITS))
-            found = (float(excess[is_mirrored, place]), offset, bool(is_mirrored), distance)
-            best[other] = min(best.get(other, found), found)
-    for other, (_, offset, is_mirrored, distance) in sorted(best.items()):
-        yield other, offset, is_mirrored, distance
-
-
-def _look_distance(clip: np.ndarray, other: np.ndarray, offset: int, is_mirrored: int) -> float:
-    """Share of differing bits of the looks where step k of `clip` meets step k + offset of `other`."""
-    first, last = max(0, -offset), min(len(clip), len(other) - offset)
-    mask = MIRROR[0] if is_mirrored else np.uint64(0)
-    bits = np.bitwise_count(clip[first:last, 0] ^ other[first + offset : last + offset, 0] ^ mask)
-    return float(bits.mean()) / _BITS
-
-
-def _describe(one: str, other: str, num_one: int, num_other: int, offset: int, is_mirrored: bool, d: float) -> Copy:
-    first, last = max(0, -offset), min(num_one, num_other - offset)
-    common = last - first
-    starts = first / num_one, (first + offset) / num_other
-    return Copy(one, other, common / num_one, common / num_other, *starts, is_mirrored, d)
+def _describe(pair: tuple[str, str], num_steps: tuple[int, int], overlap: Overlap) -> Copy:
+    offset = overlap.offset
+    if pair[0] > pair[1]:
+        pair, num_steps, offset = pair[::-1], num_steps[::-1], -offset
+    first, last = max(0, -offset), min(num_steps[0], num_steps[1] - offset)
+    shares = (last - first) / num_steps[0], (last - first) / num_steps[1]
+    starts = first / num_steps[0], (first + offset) / num_steps[1]
+    return Copy(*pair, *shares, *starts, overlap.is_mirrored, overlap.distance)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -24,6 +24,9 @@ from manifests.storage import place, require_local
 from manifests.store import Dataset
 from model.arguments import with_home
 from model.termination import Terminated, sigterm_interrupts
+
+if TYPE_CHECKING:
+    from curation.changes import Selection
 
 _RecipeOptions = Annotated[Recipe, tyro.conf.arg(name="")]
 _Repeatable = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # `--source A B --source C`: none replaces another
@@ -96,27 +99,43 @@ class Select:
     """Folder of the data set, or its URL."""
     dry_run: bool = False
     """Show what each rule costs (all clips that fail it, those that fail no other, and what is left by the rules before
-    it), and change nothing."""
+    it) and what would change, and change nothing."""
+    changes_output: Path | None = None
+    """CSV or Parquet file (by its ending) for the clips whose decision or split changes, with both before and now."""
     recipe: _RecipeOptions = field(default_factory=Recipe)
 
     def main(self) -> int:
-        from curation.pipeline import require_reselectable, reselect
-        from curation.select import rule_costs
-        from curation.summary import print_costs, print_summary
-        from model.faces import same_person_similarity
+        from curation.changes import require_own_file
+        from curation.pipeline import reselect
+        from curation.summary import print_summary
 
         dataset = Dataset(self.output)
+        if self.changes_output is not None:
+            require_own_file(self.changes_output, dataset)
+        selection = self._only_show(dataset) if self.dry_run else reselect(dataset, self.recipe)
+        if self.changes_output is not None:
+            selection.write(self.changes_output)
         if self.dry_run:
-            require_reselectable(dataset, self.recipe)
-            print_costs(rule_costs(dataset, self.recipe, same_person_similarity(self.recipe.faces)))
             return 0
-        reselect(dataset, self.recipe)
         print_summary(dataset, self.recipe.select)
         print(
             "run brings the shards up to date, cutting clips that are in none from their sources again: the same `run`"
             f" command as before, with --recipe {shlex.quote(str(dataset.recipe_file))} for these thresholds"
         )
         return 0
+
+    def _only_show(self, dataset: Dataset) -> Selection:
+        from curation.pipeline import require_reselectable
+        from curation.select import decide_and_compare, rule_costs
+        from curation.summary import print_costs
+        from model.faces import same_person_similarity
+
+        require_reselectable(dataset, self.recipe)
+        similarity = same_person_similarity(self.recipe.faces)
+        decided, selection = decide_and_compare(dataset, self.recipe, similarity)
+        print_costs(rule_costs(dataset, self.recipe.select, decided))
+        print("\n".join(selection.describe() or ["no decision and no split would change"]))
+        return selection
 
 
 @dataclass(frozen=True, kw_only=True)

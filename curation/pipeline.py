@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from curation import decisions, index, pack, places, shard_plan, tombstones
 from curation.address import require_cluster
-from curation.changes import describe_change, read_contents
+from curation.changes import Selection, describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.lock import only_run
 from curation.progress import StageProgress
@@ -144,7 +144,7 @@ def _load_networks(recipe: Recipe) -> Callable[[None], None]:
     return lambda _: None
 
 
-def reselect(dataset: Dataset, recipe: Recipe) -> None:
+def reselect(dataset: Dataset, recipe: Recipe) -> Selection:
     """Decide again about all clips and keep the recipe; the shards stay as they are until the next run.
 
     Raises:
@@ -155,7 +155,7 @@ def reselect(dataset: Dataset, recipe: Recipe) -> None:
         recipe = _without_forgotten(dataset, recipe)
         changes = _replace_recipe(dataset, recipe_of(dataset.root), recipe)
         with record_command(dataset, recipe, "select", changes=changes) as record:
-            record.num_kept = select(dataset, recipe, same_person_similarity(recipe.faces))
+            return record.note_selection(select(dataset, recipe, same_person_similarity(recipe.faces)))
 
 
 def require_reselectable(dataset: Dataset, recipe: Recipe) -> None:
@@ -233,7 +233,7 @@ class _Job:
         self.do("scan", self.scan_names(), self.scan_units)
         self.do("crop", self.crop_names(), self.crop_units)
         self.record.enter("select")
-        self.record.num_kept = select(self.dataset, self.recipe, same_person_similarity(self.recipe.faces))
+        self.record.note_selection(select(self.dataset, self.recipe, same_person_similarity(self.recipe.faces)))
         self.pack()
 
     def ledger(self, stage: str) -> Ledger:

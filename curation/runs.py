@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.changes import Selection
 from curation.recipe import Recipe, recipe_toml
 from manifests.schema import TABLES, make_table
 from manifests.storage import Place, filesystem_of, full_path, is_local, printable, read_bytes
@@ -134,7 +135,7 @@ def record_run(
 
 
 class RunRecord:
-    """One attempt. `enter` begins a stage, `count` takes the summary of each unit, `num_kept` what select has kept."""
+    """One attempt. `enter` begins a stage, `count` takes the summary of each unit, `note_selection` what select did."""
 
     def __init__(
         self,
@@ -147,6 +148,7 @@ class RunRecord:
     ) -> None:
         self._dataset, self._has_heartbeat = dataset, has_heartbeat
         self.num_kept: int | None = None
+        self._decision_changes: list[str] = []
         self._mutex = threading.Lock()
         self._writing = threading.Lock()
         self._stopped = threading.Event()
@@ -163,6 +165,7 @@ class RunRecord:
             "recipe": recipe_toml(recipe),
             "recipe_changes": list(changes),
             "num_kept": None,
+            "decision_changes": [],
             "seed": recipe.seed,
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -255,6 +258,12 @@ class RunRecord:
                 if len(workers) > _MAX_WORKERS:
                     del workers[next(iter(workers))]
 
+    def note_selection(self, selection: Selection) -> Selection:
+        """Select has decided; the same is returned."""
+        self.num_kept = selection.num_kept
+        self._decision_changes = [line.strip() for line in selection.describe()]
+        return selection
+
     def end(self, status: str, error: str | None = None) -> None:
         """Write the last row. A full disk may prevent it: then the next attempt says that this one was killed."""
         self.stop()
@@ -263,6 +272,7 @@ class RunRecord:
             self._state |= {
                 "status": status,
                 "num_kept": self.num_kept,
+                "decision_changes": self._decision_changes,
                 "last_error": error and error[:_MAX_ERROR],
                 "ended_at": _text_of(),
             }

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.balance import BALANCE_COLUMNS, sampling_weights
+from curation.changes import Selection, compare_decisions
 from curation.decisions import COLUMNS, kept_decisions
 from curation.duplicates import Copy, Quality, choose_best, find_copies
 from curation.identities import cluster_identities
@@ -33,14 +34,26 @@ _NOT_READ = {"embedding", "face_hashes", *(name for name, _ in CLIP_PLACES[1:])}
 
 
 def decide(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> pa.Table:
-    """A fresh decision about every clip (`CLIP_DECISIONS`) and what is known of its source now, ordered by clip_id.
+    """A fresh decision about every clip (`CLIP_DECISIONS`) and what is known of its source now, ordered by clip_id."""
+    return decide_and_compare(dataset, recipe, same_person_similarity)[0]
 
-    Columns of `clips` that hold lists are read only where they are needed, because they are most of the table.
+
+def decide_and_compare(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> tuple[pa.Table, Selection]:
+    """The fresh decisions of `decide`, and how they differ from those in the manifests."""
+    clips, earlier = _read_clips(dataset), kept_decisions(dataset)
+    decided = _decide(dataset, recipe, same_person_similarity, clips, earlier)
+    return decided, compare_decisions(clips, earlier, decided)
+
+
+def _decide(
+    dataset: Dataset, recipe: Recipe, same_person_similarity: float, clips: pa.Table, earlier: pa.Table
+) -> pa.Table:
+    """Columns of `clips` that hold lists are read only where they are needed, because they are most of the table.
+
+    clips: by `_read_clips`. earlier: what was decided about clips that have been cropped again since.
     """
-    clips = _read_clips(dataset)
     ids, options = clips["clip_id"].to_pylist(), recipe.select
     shares = Shares(seed=recipe.seed, val_share=options.val_share, test_share=options.test_share)
-    earlier = kept_decisions(dataset)
     identities, groups = _earlier_decisions(clips, earlier, shares)
     gone = earlier.filter(pc.invert(pc.is_in(earlier["clip_id"], clips["clip_id"].combine_chunks()))).to_pylist()
     identities |= _identities_of_cut_anew(clips, gone, identities)
@@ -233,9 +246,10 @@ def _with_columns(clips: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
     return clips
 
 
-def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> int:
-    """Decide and write the decisions to the manifests. Returns the number of kept clips."""
-    decided = decide(dataset, recipe, same_person_similarity).combine_chunks()
+def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> Selection:
+    """Decide and write the decisions to the manifests; tells what changes."""
+    decided, selection = decide_and_compare(dataset, recipe, same_person_similarity)
+    decided = decided.combine_chunks()
     by_hand = {*recipe.select.keep_clips, *recipe.select.reject_clips}
     if missing := sorted(by_hand.difference(decided["clip_id"].to_pylist())):
         print(f"note: no clip is called {', '.join(missing)} (select.keep_clips, reject_clips)", file=sys.stderr)
@@ -259,21 +273,24 @@ def select(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> i
             " for among them: curate their sources into a new folder to have them found",
             file=sys.stderr,
         )
-    return pc.sum(pc.equal(decided["decision"], "keep")).as_py() or 0
+    for line in selection.describe():
+        print(line, file=sys.stderr)
+    return selection
 
 
-def rule_costs(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> list[dict[str, object]]:
+def rule_costs(dataset: Dataset, options: SelectOptions, decided: pa.Table) -> list[dict[str, object]]:
     """What each rule would cost: clips and hours it rejects alone, only it rejects, and takes away in the rules' order.
 
-    Copies are those that would be found, of which the best that passes the other rules is kept. Nothing is written.
+    decided: by `decide`. Copies are those that would be found, of which the best that passes the other rules is kept.
+    Nothing is written.
     """
     db = duckdb.connect()
-    db.register("decided", decide(dataset, recipe, same_person_similarity).select(["clip_id", "failed_rules"]))
+    db.register("decided", decided.select(["clip_id", "failed_rules"]))
     db.register("clips", read_table(dataset, "clips", ["clip_id", "duration_s"]))
     db.execute(
         "CREATE TEMP TABLE judged AS SELECT duration_s, failed_rules AS failed FROM clips JOIN decided USING (clip_id)"
     )
-    rows, active = [], active_rules(recipe.select)
+    rows, active = [], active_rules(options)
     for position, (rule, condition) in enumerate(active):
         before = [r.name for r, _ in active[:position]]
         alone, alone_s, only, only_s, order, order_s = db.execute(

@@ -277,6 +277,7 @@ RUNS = pa.schema(  # history: like times and workers in `units` not the same aft
         ("recipe", pa.string()),  # TOML
         ("recipe_changes", _TEXTS),  # how it differs from the recipe before: `select.max_yaw_deg 50.0 -> 30.0`
         ("num_kept", pa.int64()),  # clips that it has selected; NULL: it did not come to that
+        ("decision_changes", _TEXTS),  # how its decisions differ from those before: `newly rejected: 5 (yaw 5)`
         ("seed", pa.int64()),
         ("host", pa.string()),  # of the driver
         ("process", pa.int64()),

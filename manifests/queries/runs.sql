@@ -12,6 +12,7 @@
 --   host                where its driver ran
 --   num_kept            clips that it has selected; NULL where it did not come to that
 --   num_kept_change     how many more that are than in the attempt before that selected
+--   decision_changes    clips newly rejected and kept, with the rules, and those that move to another split
 --   recipe_changes      options in which its recipe differs from the one before; `recipe` in the table runs has it whole
 --   recipe_hash         of the recipe
 --   last_error          why it failed
@@ -27,6 +28,7 @@ SELECT
     host,
     num_kept,
     num_kept - lag(num_kept IGNORE NULLS) OVER (ORDER BY started_at, run_id) AS num_kept_change,
+    decision_changes,
     recipe_changes,
     recipe_hash,
     last_error

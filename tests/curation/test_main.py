@@ -12,6 +12,7 @@ from curation.__main__ import COMMANDS, main
 from curation.pipeline import open_dataset
 from curation.recipe import Recipe, load_recipe, recipe_of, recipe_toml
 from curation.rules import RULES
+from manifests.store import Dataset, read_table
 
 
 @pytest.fixture
@@ -259,3 +260,20 @@ def test_dry_run_changes_nothing(demo_copy, capsys):
     blurred = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("blurred"))
     assert int(blurred[-9]) >= 3, "clips that this rule alone would cost"
     assert {p: p.stat().st_mtime_ns for p in demo_copy.rglob("*")} == before
+
+
+def test_select_tells_what_changes_before_and_after_it_does(demo_copy, tmp_path, capsys):
+    options = ["select", "--output", str(demo_copy), "--select.min-sharpness", "0.9", "--changes-output"]
+    kept = [c["clip_id"] for c in read_table(Dataset(demo_copy), "clips").to_pylist() if c["decision"] == "keep"]
+    assert main([*options, str(tmp_path / "dry.csv"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert lines == [f"kept clips: {len(kept)} before, 0 now", f"  newly rejected: {len(kept)} (blurred {len(kept)})"]
+    assert main([*options, str(tmp_path / "real.csv")]) == 0
+    assert lines == [line for line in capsys.readouterr().err.splitlines() if "kept clips" in line or "newly" in line]
+    assert [line.split(",")[0] for line in (tmp_path / "dry.csv").read_text().splitlines()] == ["clip_id", *kept]
+    assert (tmp_path / "real.csv").read_bytes() == (tmp_path / "dry.csv").read_bytes()
+    last = read_table(Dataset(demo_copy), "runs").to_pylist()[-1]
+    assert (last["num_kept"], last["decision_changes"]) == (0, [line.strip() for line in lines])
+    assert main([*options, str(tmp_path / "again.csv"), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no decision and no split would change"
+    assert "is inside the data set" in error_of(capsys, *options, demo_copy / "manifests" / "changes.csv")

@@ -105,6 +105,7 @@ def test_a_run_that_only_decides_again_says_what_changed(made, without_ray, caps
         assert f"changed: {change}" in shown.out
         assert "nothing to do" not in shown.out
     assert "the data set's recipe changes: select.min_sharpness 0.9 -> " in shown.err
+    assert "kept clips: 0 before, 2 now\n  newly kept: 2 (failed before: blurred 2)\n" in shown.err
     last = ask(connect(output), "runs").to_arrow_table().to_pylist()[0]
     assert (last["num_kept"], last["num_kept_change"]) == (2, 2)
     assert [change.split(" -> ")[0] for change in last["recipe_changes"]] == ["select.min_sharpness 0.9"]

@@ -44,6 +44,10 @@ def dataset(tmp_path) -> Dataset:
     return made
 
 
+def costs_of(dataset: Dataset, recipe: Recipe) -> list[dict]:
+    return rule_costs(dataset, recipe.select, decide(dataset, recipe, 0.4))
+
+
 def test_decisions_keep_all_failed_rules(dataset, capsys):
     select(dataset, Recipe(), 0.4)
     assert "4 of 4 clips were cropped before face hashes were made" in capsys.readouterr().err
@@ -88,7 +92,7 @@ def test_corrected_licence_reaches_the_clips(dataset):
     assert dict(clips["a"]["provenance"]) == {"show": "x"}
     assert clips["a"]["decision"] == "keep"
     assert clips["d"]["failed_rules"] == ["no_licence"]
-    assert {c["rule"]: c["clips_alone"] for c in rule_costs(dataset, Recipe(select=options), 0.4)}["no_licence"] == 3
+    assert {c["rule"]: c["clips_alone"] for c in costs_of(dataset, Recipe(select=options))}["no_licence"] == 3
 
 
 def test_similarity_of_a_person_is_an_option(dataset):
@@ -240,7 +244,7 @@ def test_costs_are_those_of_the_copies_that_would_be_found(dataset):
     replace_table(dataset, "clips", make_table("clips", rows))
 
     def lost(options: SelectOptions) -> tuple[int, int]:
-        costs = {row["rule"]: row for row in rule_costs(dataset, Recipe(select=options), 0.4)}
+        costs = {row["rule"]: row for row in costs_of(dataset, Recipe(select=options))}
         return costs["duplicate"]["clips_only"], sum(row["clips_in_order"] for row in costs.values())
 
     assert lost(SelectOptions()) == (1, 1), "also before anything was selected"
@@ -249,7 +253,7 @@ def test_costs_are_those_of_the_copies_that_would_be_found(dataset):
 
 
 def test_costs_alone_only_and_in_order(dataset):
-    costs = {row["rule"]: row for row in rule_costs(dataset, Recipe(), 0.4)}
+    costs = {row["rule"]: row for row in costs_of(dataset, Recipe())}
     assert set(costs) == {r for r in costs if r not in ("too_long", "low_quality")}, "rules that are off cost nothing"
     yaw, blurred = costs["yaw"], costs["blurred"]
     assert (yaw["clips_alone"], yaw["clips_only"], yaw["clips_in_order"]) == (2, 1, 2)
@@ -258,7 +262,7 @@ def test_costs_alone_only_and_in_order(dataset):
     assert (blurred["hours_alone"], blurred["hours_only"], blurred["hours_in_order"]) == (1.0, 0.0, 0.0)
     assert sum(row["clips_in_order"] for row in costs.values()) == 2, "as many as are rejected"
     tight = replace(SelectOptions(), max_pitch_deg=1.0)
-    assert {row["rule"]: row for row in rule_costs(dataset, Recipe(select=tight), 0.4)}["pitch"]["clips_alone"] == 4
+    assert {row["rule"]: row for row in costs_of(dataset, Recipe(select=tight))}["pitch"]["clips_alone"] == 4
 
 
 def shown(draw) -> str:
@@ -346,6 +350,6 @@ def test_a_run_was_in_vain_where_nothing_was_usable_or_all_that_failed_left_no_c
 
 
 def test_table_of_costs(dataset):
-    text = shown(lambda console: print_costs(rule_costs(dataset, Recipe(), 0.4), console))
+    text = shown(lambda console: print_costs(costs_of(dataset, Recipe()), console))
     yaw = next(line.split() for line in text.splitlines() if line.startswith("yaw"))
     assert yaw[-9:] == ["2", "2.00", "h", "1", "1.00", "h", "2", "2.00", "h"]

@@ -81,21 +81,30 @@ class MotionDetector(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """ConvNeXtV2's initial weights; the scale head, which has no activation, starts at scale 1."""
+        """ConvNeXtV2's initial weights, but for heads without an activation: faces start at scale 1, in the middle,
+        with next to no expression.
+
+        The heads read layer-normed features, whose length is the root of their number, so that weights of 0.02 alone
+        would spread scale and translation by 0.55 about where they are to start.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        for head in (self.fc_scale, self.fc_t):
+            nn.init.zeros_(head.weight)
         self.fc_scale.bias.fill_(1.0)
+        self.fc_exp.weight.mul_(0.1)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        x = image
+        x, dtype = image, self.norm.weight.dtype
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
+            # Under autocast the blocks' sums stay in the weights' own precision, too: 8 bits would round each of them.
+            x = stage(downsample(x).to(dtype))
         heads = ("pitch", "yaw", "roll", "t", "exp", "scale", "kp")
         # Key points and angles need more than 8 bits: under autocast the heads stay in the weights' own precision.
         with without_autocast(x.device):
-            pooled = self.norm(x.mean(dim=(2, 3)).to(self.norm.weight.dtype))
+            pooled = self.norm(x.mean(dim=(2, 3), dtype=dtype))
             return {head: getattr(self, f"fc_{head}")(pooled) for head in heads}
 
 

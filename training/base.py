@@ -125,7 +125,9 @@ class BaseStage(Stage):
             self.ema = Ema(self.model.networks(), half_life_images=recipe.optimizer.ema_half_life_images)
         synchronise_batch_norm(self.model, process)
         apply_compute_options(self.model, recipe.compute)
-        self.optimizers = {"networks": make_adam(self.model, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
+        options = recipe.optimizer
+        # Apart, because M's gradient is that of many terms: clipped with the others it would set their length.
+        self.optimizers = {"networks": make_adam(self.model, options.learning_rate, options.betas, apart=True)}
         self.replicated = process.replicate(self.model)
         self._make_discriminators()
         self.replicas = tuple(module for module in (self.replicated, self.discriminators) if module is not None)

@@ -20,7 +20,7 @@ from training.checkpoints import CheckpointFolder, RunState
 from training.data import Batch, augment
 from training.distributed import Process, ranks_that_share
 from training.metrics import Reporter
-from training.nonfinite import NonFiniteError, save_batch
+from training.nonfinite import LostSteps
 from training.recipe import Recipe, recipe_toml
 from training.stage import Stage, open_loader
 from training.stopping import stop_request
@@ -41,7 +41,7 @@ def train(
 
     SIGTERM and SIGINT end the run after the current step, with a checkpoint at once: pictures and validation that are
     due then are left out. init: what the stage's weights are from, to be noted. ValueError for what the user can mend,
-    NonFiniteError for a run that diverged.
+    NonFiniteError for a run that diverged; single steps without finite gradients are left out.
     """
     with stop_request() as request:  # from here on: what reads and imports below would swallow an interrupt
         per_rank = batch_per_rank(recipe.batch_size, process)
@@ -58,7 +58,7 @@ def train(
             (interrupted,) = process.any(request.made)
             if state.images == 0 and not interrupted:
                 report_held_out(stage, recipe, state, dataset, output, process, reporter)
-            batches = reporter.timed(loader)
+            batches, lost = reporter.timed(loader), LostSteps(output, process)
             while state.images < recipe.num_images and not interrupted:
                 batch, problem = read_batch(batches)
                 interrupted, is_unreadable = process.any(request.made, problem is not None)  # meanwhile
@@ -68,11 +68,9 @@ def train(
                 if interrupted:
                     break
                 losses = step(stage, recipe, batch, state, process)
-                reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped)
-                interrupted, diverged = process.any(request.made, not all(map(math.isfinite, losses.values())))
-                if diverged:
-                    folder.finish()
-                    raise NonFiniteError(save_batch(batch, losses, output, process, folder.newest_name()))
+                interrupted, is_lost = process.any(request.made, not all(map(math.isfinite, losses.values())))
+                reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped, is_lost=is_lost)
+                lost.note(batch, losses, folder, is_lost=is_lost)
                 if interrupted:
                     break
                 is_best = report_held_out(stage, recipe, state, dataset, output, process, reporter)

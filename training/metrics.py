@@ -35,7 +35,7 @@ class Reporter:
         self._path = output / "metrics.jsonl"
         self._totals: dict[str, list[float]] = {}
         self._wait_s = self._paused_s = 0.0
-        self._num_skipped = 0
+        self._num_skipped = self._num_lost = 0
         self._line_images = first_image
         self._line_time = self._start = time.perf_counter()
         self._board: Any = None
@@ -72,11 +72,14 @@ class Reporter:
         yield
         self._paused_s += time.perf_counter() - start
 
-    def add(self, losses: Mapping[str, float], images: int, step: int, *, num_skipped: int) -> None:
-        """Take in one step; a line is due at multiples of the recipe's interval."""
-        for name, value in losses.items():
+    def add(
+        self, losses: Mapping[str, float], images: int, step: int, *, num_skipped: int, is_lost: bool = False
+    ) -> None:
+        """Take in one step; a line is due at multiples of the recipe's interval. Lost steps count as such alone."""
+        for name, value in ({} if is_lost else losses).items():
             self._totals.setdefault(name, []).append(value)
         self._num_skipped += num_skipped
+        self._num_lost += is_lost
         every, batch_size = self._recipe.reports.log_every_images, self._recipe.batch_size
         if images // every > (images - batch_size) // every or images >= self._recipe.num_images:
             self._line(images, step)
@@ -86,13 +89,14 @@ class Reporter:
         seconds = max(now - self._line_time - self._paused_s, 1e-9)
         means = {name: math.fsum(values) / len(values) for name, values in self._totals.items()}
         skipped = self._process.sum({"skipped": (float(self._num_skipped), 1)})["skipped"][0]
-        means = self._process.mean(means)
+        means = self._process.mean(means) if means else {}  # none where all steps since the last line were lost
         speed = (images - self._line_images) / seconds
         performance = {
             "images_per_s": speed,
             "data_wait_percent": 100 * self._wait_s / seconds,
             "memory_gib": peak_memory_gib(self._process.device),
         }
+        counts = {"skipped": skipped, "lost_steps": self._num_lost}  # since the start
         self._totals, self._wait_s, self._paused_s = {}, 0.0, 0.0
         self._line_images, self._line_time = images, now
         if not self._process.is_main:
@@ -113,8 +117,10 @@ class Reporter:
         ]
         if skipped:
             parts.append(f"{amount(round(skipped), 'sample')} skipped")
-        self._say("  ".join(parts))
-        record = {"images": images, "step": step, "time": time.time(), **means, **performance, "skipped": skipped}
+        if counts["lost_steps"]:
+            parts.append(f"{amount(counts['lost_steps'], 'step')} lost")
+        self._say("  ".join(part for part in parts if part))
+        record = {"images": images, "step": step, "time": time.time(), **means, **performance, **counts}
         self._write("train", record, {**means, **{f"performance/{k}": v for k, v in performance.items()}}, images)
 
     def validation(self, figures: Mapping[str, float], images: int) -> None:

@@ -48,8 +48,9 @@ class OptimizerOptions:
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates."""
     max_gradient_norm: float = 10.0
-    """Gradients of all networks together are scaled down to this norm, those of all discriminators likewise; 0 never
-    scales."""
+    """Gradients of each network are scaled down to this norm, those of all discriminators together likewise; 0 never
+    scales. Where that is most of the time, Adam, which divides by the usual length anyway, learns all the same; what is
+    averted is one batch that counts as hundreds."""
     warmup_images: int = 0
     """The learning rate rises from zero over this many images."""
     decay: Literal["constant", "cosine", "linear"] = "constant"

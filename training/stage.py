@@ -8,7 +8,7 @@ the discriminators' spectral norms, and the balancer's averages.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -78,9 +78,12 @@ class Stage:
     def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One step of every optimiser, by the mean gradients of the batch. Returns scalars to tell: losses, norms.
 
+        Where the norm of any gradient is NaN or infinite, weights, moments and buffers stay as they are. All ranks have
+        the same norms, and nobody waits for them.
         images: pairs seen by all ranks in the steps before. generator: on the device, seeded for this step alike on all
         ranks.
         """
+        before = BuffersBefore(self.modules.values())
         num = len(batch) // self.recipe.compute.pairs_at_once(len(batch), self.pairs_multiple)
         state = generator.get_state()
         first, total, told = self.process.rank * num, self.process.world_size * num, []
@@ -95,8 +98,13 @@ class Stage:
                 values = self.add_gradients(part, images, draws)
                 told.append({name: value.detach() for name, value in values.items()})
         means = {name: torch.stack([values[name] for values in told]).mean() for name in told[0]}
-        max_norm = self.recipe.optimizer.max_gradient_norm
-        norms = {name: take_step(optimizer, max_norm, num) for name, optimizer in self.optimizers.items()}
+        norms: dict[str, Tensor] = {}
+        for name, optimizer in self.optimizers.items():
+            norms |= clip_gradients(optimizer, self.recipe.optimizer.max_gradient_norm, num, name=name)
+        is_lost = ~torch.stack([*norms.values()]).isfinite().all()
+        for optimizer in self.optimizers.values():
+            take_step(optimizer, is_lost)
+        before.restore_if(is_lost)
         return means | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
 
     def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
@@ -148,22 +156,65 @@ def open_loader(
     )
 
 
-def make_adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Adam of all parameters of a module; the schedule multiplies `learning_rate`."""
-    group = {"params": [*module.parameters()], "lr": learning_rate, "initial_lr": learning_rate}
-    return torch.optim.Adam([group], betas=betas, fused=True)
+def make_adam(
+    module: nn.Module, learning_rate: float, betas: tuple[float, float], *, apart: bool = False
+) -> torch.optim.Adam:
+    """Adam of all parameters of a module; the schedule multiplies `learning_rate`.
 
-
-def take_step(optimizer: Optimizer, max_norm: float, num_parts: int = 1) -> Tensor:
-    """Clip the gradients of the optimiser's parameters together, step, and drop them. Returns the norm before.
-
-    max_norm 0 never clips. num_parts: how many gradients were added up, to take their mean. The norm is that of the
-    gradients averaged over parts and ranks, so it is equal on all of them.
+    apart: each of its children has a group of its own, whose gradients are clipped by themselves.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if num_parts > 1:
-        torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], num_parts)
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    common = {"lr": learning_rate, "initial_lr": learning_rate}
+    parts = module.named_children() if apart else [("", module)]
+    groups = [{"params": [*part.parameters()], "name": name, **common} for name, part in parts]
+    return torch.optim.Adam(groups, betas=betas, fused=True)
+
+
+def clip_gradients(optimizer: Optimizer, max_norm: float, num_parts: int = 1, *, name: str = "") -> dict[str, Tensor]:
+    """Scale the gradients of each of the optimiser's groups down to a norm. Returns the norms before, by group.
+
+    max_norm 0 never scales. num_parts: how many gradients were added up, to take their mean. Norms are those of the
+    gradients averaged over parts and ranks, so they are equal on all of them. name: of a group that has none.
+    """
+    norms = {}
+    for group in optimizer.param_groups:
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        if num_parts > 1:
+            torch._foreach_div_(gradients, num_parts)
+        norm = nn.utils.clip_grad_norm_(group["params"], max_norm if max_norm > 0 else math.inf)
+        norms[group.get("name") or name] = norm
+    return norms
+
+
+def take_step(optimizer: Optimizer, is_lost: Tensor) -> None:
+    """Step, unless the step is lost, and drop the gradients. Without waiting for the device, by a fused optimiser.
+
+    is_lost: bool scalar on the device.
+    """
+    optimizer.found_inf = is_lost.float()  # what `torch.amp.GradScaler` tells fused optimisers by
     optimizer.step()
+    del optimizer.found_inf
     optimizer.zero_grad(set_to_none=True)
-    return norm
+
+
+class BuffersBefore:
+    """Buffers of networks as they are before a step, whose forward pass changes them: statistics of batch norm, vectors
+    of spectral norms, averages of the balancer."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for module in modules:
+            for buffer in module.buffers():
+                kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        self._kinds = [(buffers, _joined(buffers)) for buffers in kinds.values()]
+
+    @torch.no_grad()
+    def restore_if(self, is_lost: Tensor) -> None:
+        """Put them back where the step is lost, without waiting for the device. is_lost: bool scalar on the device."""
+        for buffers, before in self._kinds:
+            values = torch.where(is_lost, before, _joined(buffers)).split([buffer.numel() for buffer in buffers])
+            parts = [value.view_as(buffer) for value, buffer in zip(values, buffers, strict=True)]
+            torch._foreach_copy_(buffers, parts)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])

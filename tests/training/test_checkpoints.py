@@ -24,7 +24,7 @@ from training.checkpoints import CheckpointFolder, RunState, read_tensors
 from training.ema import Ema
 from training.export import checkpoint_folder
 from training.losses import GradientBalancer
-from training.stage import Stage, take_step
+from training.stage import Stage
 from training.stage_tensors import stage_tensors
 
 RECIPE = BaseRecipe()
@@ -49,7 +49,8 @@ class SmallStage(Stage):
         self.modules["net"](torch.randn(5, 3)).square().sum().backward()
         self.modules["other"](torch.randn(5, 2)).sum().backward()
         for optimizer in self.optimizers.values():
-            take_step(optimizer, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         self.ema.update(100, 10)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -64,6 +65,22 @@ def test_a_line_tells_means_speed_wait_and_time_to_go(tmp_path, monkeypatch) -> 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(20, 2.0)]
+
+
+def test_lost_steps_are_counted_and_leave_the_means_alone(tmp_path) -> None:
+    recipe = dataclasses.replace(
+        BaseRecipe(), num_images=400, batch_size=10, reports=ReportOptions(log_every_images=20)
+    )
+    out = io.StringIO()
+    with Reporter(tmp_path, recipe, Process(), first_image=0, out=out) as reporter:
+        for step, (loss, is_lost) in enumerate([(2.0, False), (math.nan, True), (math.nan, True), (math.inf, True)], 1):
+            reporter.add({"loss": loss}, 10 * step, step, num_skipped=0, is_lost=is_lost)
+    first, second = out.getvalue().splitlines()
+    assert "images 20  loss 2  " in first
+    assert first.endswith("  1 step lost")
+    assert "loss" not in second.removesuffix("3 steps lost")
+    records = [*map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())]
+    assert [(record.get("loss"), record["lost_steps"]) for record in records] == [(2.0, 1), (None, 3)]
 
 
 def test_a_full_disk_ends_the_files_and_not_the_run(tmp_path, monkeypatch, capfd) -> None:

@@ -13,11 +13,13 @@ from torch import distributed
 from training.base import BaseRecipe, BaseStage
 from training.data import PreparedBatch
 from training.distributed import Process
+from training.ema import Ema
 from training.loop import require_same_judges
 from training.motion import MotionRecipe, MotionStage
 from training.recipe import ComputeOptions, load_recipe
 from training.running import describe
-from training.stage import Draws, Stage, take_step
+from training.stage import Draws, Stage, clip_gradients, make_adam
+from training.stage_tensors import stage_tensors
 
 make_batch = runpy.run_path(str(Path(__file__).with_name("step_gradients.py")))["make_batch"]
 
@@ -74,7 +76,8 @@ def test_parts_of_stage_one_are_its_mean(quick_recipe: Path) -> None:
     recipe = dataclasses.replace(recipe, batch_size=4, optimizer=optimizer, told_share=0.5, edited_every=2)
     batch = make_batch(4, recipe.model.image_size)
     told, gradients = recorded(BaseStage(in_parts(recipe, 2), Process()), batch)
-    assert {"gradient_norm/networks", "gradient_norm/discriminators", "adversarial"} <= told.keys()
+    norms = {f"gradient_norm/{name}" for name in ("appearance", "motion", "warping", "generator", "discriminators")}
+    assert norms | {"adversarial"} <= told.keys()
     stage, losses = BaseStage(recipe, Process()), 0.0
     networks = [(f"{name}.{key}", p) for name, module in stage.modules.items() for key, p in module.named_parameters()]
     for part, half in enumerate(batch.parts(2)):
@@ -90,9 +93,69 @@ def test_parts_of_stage_one_are_its_mean(quick_recipe: Path) -> None:
 
 def test_parts_are_clipped_together() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.tensor([6.0, 8.0])  # of two parts
-    assert take_step(torch.optim.SGD([parameter], lr=1.0), 10.0, 2).item() == 5.0
-    assert parameter.tolist() == [-3.0, -4.0]
+    parameter.grad = torch.tensor([60.0, 80.0])  # of two parts
+    assert clip_gradients(torch.optim.SGD([parameter]), 10.0, 2, name="all") == {"all": 50.0}
+    torch.testing.assert_close(parameter.grad, torch.tensor([6.0, 8.0]))
+    assert clip_gradients(torch.optim.SGD([parameter]), 0.0)[""].item() == pytest.approx(10)
+    torch.testing.assert_close(parameter.grad, torch.tensor([6.0, 8.0]))
+
+
+def test_networks_are_clipped_apart() -> None:
+    """A gradient of M that is far too long leaves those of the others as they are."""
+    networks = torch.nn.ModuleDict({name: torch.nn.Linear(2, 1, bias=False) for name in ("motion", "generator")})
+    optimizer = make_adam(networks, 1e-3, (0.5, 0.9), apart=True)
+    networks["motion"].weight.grad = torch.tensor([[300.0, 400.0]])
+    networks["generator"].weight.grad = torch.tensor([[3.0, 4.0]])
+    assert clip_gradients(optimizer, 10.0) == {"motion": 500.0, "generator": 5.0}
+    torch.testing.assert_close(networks["motion"].weight.grad, torch.tensor([[6.0, 8.0]]))
+    assert networks["generator"].weight.grad.tolist() == [[3.0, 4.0]]
+
+
+class TwoLayers(Stage):
+    """With batch norm, and a second optimiser; the pictures of a batch are multiplied by `factor`."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.recipe, self.process = BaseRecipe(), Process()
+        networks = torch.nn.Sequential(torch.nn.Linear(32, 4), torch.nn.BatchNorm1d(4))
+        self.modules = {"networks": networks, "other": torch.nn.Linear(4, 1)}
+        self.optimizers = {name: make_adam(module, 1e-2, (0.5, 0.9)) for name, module in self.modules.items()}
+        self.ema = Ema({"networks": networks}, half_life_images=4)
+        self.factor = 1.0
+
+    def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, torch.Tensor]:
+        found = self.modules["networks"](self.factor * batch.driving.image.mean(dim=(1, 2)))
+        loss = found.square().mean() + found.mean()
+        loss.backward()
+        other = self.modules["other"](found.detach().nan_to_num()).mean()
+        other.backward()
+        return {"loss": loss, "other": other}
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+def test_a_step_without_finite_gradients_changes_nothing(factor: float) -> None:
+    """Neither weights nor moments, statistics of batch norm, the average, or the network whose gradient was finite; and
+    the run goes on as if that batch had not been there."""
+    batch, generator = make_batch(4, 32), torch.Generator().manual_seed(0)
+    stages = TwoLayers(), TwoLayers()
+    for number, stage in enumerate(stages):
+        for step in range(3):
+            stage.training_step(batch, 4 * step, generator)
+            stage.ema.update(100, 4)
+        before = {name: value.clone() for name, value in stage_tensors(stage).items()}
+        if number == 0:
+            stage.factor = factor
+            told = stage.training_step(batch, 12, generator)
+            assert not told["gradient_norm/networks"].isfinite()
+            assert told["gradient_norm/other"].isfinite()
+            stage.factor = 1.0
+            for name, value in stage_tensors(stage).items():
+                assert torch.equal(value, before[name]), name
+            assert all(p.grad is None for module in stage.modules.values() for p in module.parameters())
+        stage.training_step(batch, 16, generator)
+    lost, straight = map(stage_tensors, stages)
+    assert all(torch.equal(value, straight[name]) for name, value in lost.items())
+    assert not torch.equal(lost["modules.networks.0.weight"], before["modules.networks.0.weight"])
 
 
 def _rank(rank: int, folder: str) -> None:

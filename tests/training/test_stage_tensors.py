@@ -12,7 +12,7 @@ from training.base import BaseRecipe
 from training.base_model import use_channels_last
 from training.checkpoints import CheckpointFolder, RunState
 from training.ema import Ema
-from training.stage import Stage, make_adam, take_step
+from training.stage import Stage, make_adam
 from training.stage_tensors import stage_tensors
 
 
@@ -34,7 +34,8 @@ def test_moments_are_laid_out_like_their_weights(tmp_path: Path, saved_so: bool)
     def work(stage: Stage, step: int) -> None:
         pictures = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(step))
         stage.modules["net"](pictures).square().mean().backward()
-        take_step(stage.optimizers["networks"], 1.0)
+        stage.optimizers["networks"].step()
+        stage.optimizers["networks"].zero_grad()
         stage.ema.update(100, 10)
 
     (before, _), folder = make(saved_so), CheckpointFolder(tmp_path, keep_last=2, writes=True)

@@ -70,6 +70,7 @@ class BaseStage(Stage):
     name = "base"
     best_metric = "l1_face"
     validates_on_videos = True
+    learns_motion = True
     takes_recompute = True
 
     def __init__(

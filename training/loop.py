@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +53,9 @@ def train(
         require_one_start(state, output, process)
         loader = open_loader(stage, recipe, dataset, process, per_rank, position=state.images)
         if process.is_main and state.images < recipe.num_images:
-            folder.note_clips(loader.order.index.describe(), state)
+            folder.note_clips(clips := loader.order.index.describe(), state)
+            stills = loader.order.describe_stills(learns_motion=stage.learns_motion)
+            print(f"{dataset}: {clips}; {stills}", file=sys.stderr)
             write_bytes_atomically(output / "recipe.toml", recipe_toml(recipe).encode())
         with folder, Reporter(output, recipe, process, first_image=state.images) as reporter:
             (interrupted,) = process.any(request.made)

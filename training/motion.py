@@ -37,6 +37,7 @@ class MotionStage(Stage):
 
     name = "motion"
     best_metric = "keypoint_error"
+    learns_motion = True
 
     def __init__(self, recipe: MotionRecipe, process: Process) -> None:
         require_slots(recipe.model.num_keypoints)  # already for its validation

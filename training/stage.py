@@ -66,6 +66,8 @@ class Stage:
     """Averaged weights of the networks that will be exported."""
     cross_identity: bool = False
     """Whether the driving frame is of another person than the source."""
+    learns_motion: bool = False
+    """Whether it learns from what moves between source and driving frame: in stills nothing does."""
     validates_on_videos: bool = False
     """Whether validation leaves stills out where there are videos: source and driving frame of a still are one."""
     best_metric: str | None = None

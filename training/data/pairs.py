@@ -24,6 +24,8 @@ from training.data.draws import draw_below, draw_uniform, shuffled
 _log = logging.getLogger(__name__)
 _ORDER, _PHASE, _FRAMES, _OTHER, _REPLACEMENT = 11, 12, 13, 14, 15  # purposes of draws
 _MAX_DRAWS_OF_OTHER = 64
+MANY_STILLS = Fraction(3, 10)
+"""Of the pairs, where motion is learned, from the others."""
 _TYPICAL_MOTION = np.array([10.0, 10.0, 10.0, 0.1, 0.1, 0.15], np.float32)
 """Of the numbers of MOTION (degrees, openness): what a talking head does within seconds. A blink counts as a turn."""
 
@@ -53,7 +55,8 @@ class PairOptions:
     driving_candidates: int = 1
     """Driving frames to draw, of which the one that differs most from the source in pose, eyes and lips is taken."""
     still_share: float | None = None
-    """Part of the samples that are stills; None: as their weights say."""
+    """Part of the samples that are stills; None: as their weights say, which balance persons: the stills of many who
+    are seen once then outweigh videos."""
     held_out_share: float = 0.0
     """Part of the frames of each video, its last ones, that is kept back from training: split `held_out` drives with
     these the other frames of the same clips."""
@@ -192,6 +195,16 @@ class PairOrder:
         """Which clips drive other persons: videos, and stills only where videos show fewer than two."""
         self.may_drive[drivers] = True
 
+    def describe_stills(self, *, learns_motion: bool) -> str:
+        """How many of the pairs are stills, and what to do where that is much of what motion is to be learned from."""
+        if self._streams[True] is None:
+            return "no stills"
+        told = f"{100 * float(self.still_share):.1f} % of the pairs are stills"
+        if not learns_motion or self.still_share <= MANY_STILLS:
+            return told
+        remedy = "set --data.still-share, as to 0.05" if self._streams[False] is not None else "add videos"
+        return f"{told}, in which nothing moves: {remedy}"
+
     def pair_of_clip(self, clip: int, *keys: int) -> Pair:
         """A pair of frames of this clip by `keys`; for streams, where the clip comes first. Its index is 0."""
         source, driving = self._frames.choose(clip, self._seed, _FRAMES, *keys, clip)
@@ -249,9 +262,8 @@ def share_of_stills(asked: float | None, video_weight: float, still_weight: floa
     """The ratio that is used: as asked or by the weights, and 0 or 1 where there are clips of one kind only."""
     if not video_weight or not still_weight:
         share = Fraction(0 if video_weight else 1)
-        if asked is not None and Fraction(asked) != share:
-            kind = "videos" if video_weight else "stills"
-            _log.warning("still_share is %g, but this split has only %s: all samples are %s", asked, kind, kind)
+        if asked == 1 and video_weight:
+            _log.warning("still_share is 1, but this split has only videos: all samples are videos")
         return share
     by_weight = still_weight / (video_weight + still_weight)
     return Fraction(by_weight if asked is None else asked).limit_denominator(10_000)

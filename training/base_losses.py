@@ -46,10 +46,10 @@ class MotionLosses:
     """Mean over key points and both axes, in units where the picture's side is 2; face-vid2vid's 20 is for the sum."""
     keypoint_prior: float = 10.0
     """Sum over ordered pairs, plus the mean depth's distance from 0.33; of x_d."""
-    head_pose: float = 20.0
-    """Degrees, sum of the three angles, mean of the source and the driving frame."""
-    deformation_prior: float = 315.0
-    """Mean over key points and axes of the driving frame."""
+    head_pose: float = 0.5
+    """Degrees, sum of the three angles, mean of the source and the driving frame; face-vid2vid has 20."""
+    deformation_prior: float = 20.0
+    """Mean over key points and axes of the driving frame; face-vid2vid's 5 for the sum would be 315 here."""
     guidance: float = 5.0
     """Wing of ten key points against landmarks, mean over points of the sum over x and y; our choice."""
     openness: float = 0.0
@@ -70,9 +70,12 @@ class MotionLosses:
 class BaseLosses(MotionLosses):
     """Weights of the loss terms, each with the reduction that it multiplies. 0 leaves a term out.
 
-    The paper publishes none. The start is face-vid2vid's, restated for our reductions: its 5 for the deformation is
-    for a sum over the 3 x 21 numbers, of which we take the mean. The exception is the equivariance: its 20 is kept, but
-    is here for the mean of the 2 x 21 numbers that face-vid2vid sums, so that the term counts 42 times less.
+    The paper publishes none. The start is face-vid2vid's, with three exceptions, because here M alone gives what there
+    a detector of key points and an estimator of pose give, each with an optimiser of its own. The equivariance's 20 is
+    for the mean of the 2 x 21 numbers that face-vid2vid sums, so that the term counts 42 times less. Head pose and
+    deformation at 20 and 5 (the latter for the sum of 3 x 21 numbers: 315 of the mean) give M's backbone gradients of
+    norm 940 and 97, against 51 of the guidance, 8 of the prior and 1.3 of the equivariance (the small M, trained); at
+    0.5 and 20 they are 23 and 6. That M learned pose to 1.3 degrees at a weight of 0.05.
     """
 
     perceptual: float = 10.0

@@ -60,8 +60,8 @@ class Options:
     """Pairs."""
     num_kinds: int = 40
     """Rows."""
-    recompute: bool = True
-    """As the recipe says; --no-recompute for none."""
+    recompute: tuple[str, ...] = ()
+    """Blocks of G whose activations the backward pass computes again, in place of the recipe's."""
 
 
 class Traffic(TorchDispatchMode):
@@ -159,7 +159,7 @@ def count_step(recipe: BaseRecipe) -> Traffic:
 def main(options: Options) -> None:
     """Count and print."""
     recipe = load_recipe(BaseRecipe, "base", options.recipe)
-    compute = recipe.compute if options.recompute else dataclasses.replace(recipe.compute, recompute=())
+    compute = dataclasses.replace(recipe.compute, recompute=options.recompute or recipe.compute.recompute)
     traffic = count_step(dataclasses.replace(recipe, batch_size=options.batch_size, compute=compute))
     multiplies = [kind for kind in traffic.num_bytes if kind[0] in _MULTIPLIES]
     others = [kind for kind in traffic.num_bytes if kind[0] not in _MULTIPLIES]

@@ -8,10 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from training.base import BaseRecipe
 from training.data.clips import open_index
 from training.data.draws import draw_bits, draw_uniform, shuffled, uniform_of_each
 from training.data.pairs import PairOptions, PairOrder, _fit, num_training_frames, share_of_stills
 from training.data.storage import DatasetStorage
+from training.motion import MotionRecipe
+from training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,34 @@ def test_without_a_ratio_stills_come_as_their_weights_say(index):
     assert share_of_stills(0.5, 3.0, 0.0) == 0
     with pytest.raises(ValueError, match=r"still_share is 1\.5"):
         PairOptions(still_share=1.5)
+
+
+def test_much_of_stills_is_told_where_motion_is_learned(index, write_dataset, tmp_path, index_folder):
+    def told(clips, share=None, learns_motion=True):
+        return PairOrder(clips, PairOptions(still_share=share), seed=1).describe_stills(learns_motion=learns_motion)
+
+    assert told(index, 0.05) == told(index, 0.05, False) == "5.0 % of the pairs are stills"
+    many = "33.3 % of the pairs are stills"
+    assert told(index) == f"{many}, in which nothing moves: set --data.still-share, as to 0.05"
+    assert told(index, learns_motion=False) == many
+    for name, numbers in (("videos", ()), ("stills", range(18))):
+        folder = write_dataset(tmp_path / name, still_numbers=tuple(numbers))
+        clips = open_index(DatasetStorage(folder), "train", folder=index_folder)
+        expected = "no stills" if name == "videos" else "100.0 % of the pairs are stills, in which nothing moves: add"
+        assert told(clips, 0.05).startswith(expected)
+
+
+def test_the_recipes_at_full_size_learn_from_videos_above_all():
+    """Whatever the weights say, which are of 61 K stills of as many persons and 766 h of videos here."""
+    for cls, stage, name in (
+        (BaseRecipe, "base", "paper"),
+        (BaseRecipe, "base", "finetune"),
+        (MotionRecipe, "motion", "default"),
+    ):
+        asked = load_recipe(cls, stage, name).data.still_share
+        assert float(share_of_stills(asked, 162_000.0, 288_000.0)) == pytest.approx(0.05)
+        assert share_of_stills(asked, 1.0, 0.0) == 0
+        assert share_of_stills(asked, 0.0, 1.0) == 1
 
 
 def test_frames_are_far_enough_apart_and_never_repeats(index):

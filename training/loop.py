@@ -76,6 +76,8 @@ def train(
                 lost.note(batch, losses, folder, is_lost=is_lost)
                 if interrupted:
                     break
+                if is_lost:  # no checkpoint: the step before may have broken the weights that lose all to come
+                    continue
                 is_best = report_held_out(stage, recipe, state, dataset, output, process, reporter)
                 if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
                     folder.save(stage, recipe, state)

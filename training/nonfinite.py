@@ -39,8 +39,8 @@ class LostSteps:
     def note(self, batch: Batch, losses: Mapping[str, float], folder: CheckpointFolder, *, is_lost: bool) -> None:
         """Take in one step.
 
-        The state after the last of too many is not saved: the step before them, finite as it was, may have broken the
-        weights, and the run would resume from there. `folder` has earlier ones.
+        The state after too many is not saved: the step before them, finite as it was, may have broken the weights, and
+        the run would resume from there. `folder` has earlier ones.
 
         Raises:
             NonFiniteError: too many were lost in a row.

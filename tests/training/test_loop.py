@@ -282,7 +282,8 @@ def test_a_resumed_run_that_diverges_names_the_flag_for_what_it_advises(
     checkpoints.mkdir(parents=True)
     (checkpoints / "images-0000000040").symlink_to(straight / "checkpoints" / "images-0000000040")
     arguments = ["base", "--recipe", str(quick_recipe), "--data", str(dataset), "--output", str(tmp_path / "run")]
-    assert main([*arguments, "--optimizer.learning-rate", "1e30", "--allow-other-recipe"]) == 1
+    too_high = ["--optimizer.learning-rate", "1e30", "--num-images", "100"]
+    assert main([*arguments, *too_high, "--allow-other-recipe"]) == 1
     said = capsys.readouterr().err
     assert "from images-0000000040. Lower the learning rate or optimizer.max_gradient_norm (with --allow-" in said
     assert main([*arguments, "--num-images", "44", "--optimizer.learning-rate", "1e-4", "--allow-other-recipe"]) == 0

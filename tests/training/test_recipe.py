@@ -58,6 +58,16 @@ def test_paper_has_the_published_numbers() -> None:
     assert weights.pixel == 0
 
 
+def test_paper_suits_its_length() -> None:
+    """80 M images: the rate falls to a tenth, grids stay below 2 GB, and a crash costs 250,000 images at most."""
+    recipe = load_recipe(BaseRecipe, "base", "paper")
+    assert [recipe.optimizer.factor(images, recipe.num_images) for images in (0, 80_000_000)] == pytest.approx([1, 0.1])
+    grid_bytes = 10.6e6
+    assert recipe.num_images / recipe.reports.pictures_every_images * grid_bytes < 2e9
+    assert recipe.checkpoints.every_images <= 250_000
+    assert recipe.compute.recompute == ()
+
+
 GRADIENTS = {"equivariance": 0.07, "keypoint_prior": 0.8, "head_pose": 47.0, "deformation_prior": 0.3, "guidance": 10.2}
 """Norms of the terms' gradients at M's backbone, unweighted: of the recipe `small` of `training motion`, trained."""
 

@@ -51,7 +51,9 @@ def portrait() -> LivePortrait:
     portrait = LivePortrait.untrained(0, TINY)
     with torch.no_grad():
         portrait.motion.detector.fc_kp.weight.mul_(3)
-        portrait.motion.detector.fc_exp.weight.mul_(3)
+        portrait.motion.detector.fc_exp.weight.mul_(30)
+        for head in (portrait.motion.detector.fc_scale, portrait.motion.detector.fc_t):
+            head.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
         portrait.motion.detector.fc_kp.bias.copy_(torch.linspace(-0.5, 0.5, 63))
     return portrait
 

@@ -11,6 +11,7 @@ import math
 import tomllib
 import types
 import typing
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -57,7 +58,7 @@ def named_on(arguments: list[str], option: str) -> str | None:
     Of an option that is given twice the last counts, as for the parser.
     """
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in pairwise([*arguments, None]):
         if argument == option:
             found = following
         elif argument.startswith(f"{option}="):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from curation import demo
 from curation.__main__ import COMMANDS, main
 from curation.pipeline import open_dataset
 from curation.recipe import Recipe, load_recipe, recipe_of, recipe_toml
@@ -176,6 +177,21 @@ def test_help_of_every_command(capsys, command):
         main([command, "--help"])
     assert end.value.code == 0
     assert f"usage: python -m curation {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_without_arguments_starts_or_says_what_it_needs(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "run_demo", lambda output, options: 0)
+    needs_none = command in ("demo", "weights", "rules")
+    try:
+        status = main([command])
+    except SystemExit as error:
+        status = error.code
+    shown = capsys.readouterr().err
+    assert (status, shown.startswith("error: ")) == (0 if needs_none else 2, False)
+    assert needs_none or f"Missing from python -m curation {command}:" in shown
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_names_the_commands(capsys):

@@ -275,3 +275,16 @@ def test_every_command_has_help(command: str, capsys) -> None:
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"usage: python -m training {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_without_arguments_says_what_it_needs(command: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main([command])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    said = capsys.readouterr().err
+    assert f"Missing from python -m training {command}:" in said or "--data demo_dataset: no data set there" in said
+    assert not list(tmp_path.iterdir())

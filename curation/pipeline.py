@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -32,8 +31,8 @@ from curation.recipe import (
 )
 from curation.removal import without_names
 from curation.runs import RunRecord, record_command, record_run
-from curation.safeguards import SourcesLost, require_results, require_rights, require_sources
-from curation.sandbox import FatalError, Sandbox, SandboxError
+from curation.safeguards import SourcesLost, check_networks, require_results, require_rights, require_sources
+from curation.sandbox import FatalError
 from curation.select import select
 from curation.units import BROUGHT_DOWN, NOT_OF_THE_FILE, Ledger
 from manifests.storage import Place, list_files, list_folders, make_folder, remove_tree
@@ -76,7 +75,8 @@ def run(
     Raises:
         ValueError: an input is missing, or the output is no data set or belongs to another version of recipes, or
             another command writes to it, or its rights would be loosened, or clips would be lost.
-        FatalError: the work cannot go on at all; what was finished stays and the same call continues.
+        FatalError: the work cannot go on at all; what was finished stays and the same call continues. Where it cannot
+            even start, the recipe stays, too.
     """
     cluster_options = cluster_options or ClusterOptions()
     if cluster_options.gpus_per_worker and not recipe.needs_gpu:
@@ -92,14 +92,18 @@ def run(
         if before.recipe is not None and not allow_looser_rights:
             require_rights(dataset, before.recipe, recipe)
         recipe = _without_forgotten(dataset, recipe)
-        changes = _replace_recipe(dataset, before.recipe, recipe)
+        changes = [] if before.recipe is None else told_changes(before.recipe, recipe)
+        if before.recipe is None:
+            _replace_recipe(dataset, recipe)  # with records and without a recipe it would be no data set
         with record_run(dataset, inputs, recipe, address, changes=changes) as record:
             retried = (*NOT_OF_THE_FILE, *(BROUGHT_DOWN if retry_failed else ()))
             job = _Job(dataset, recipe, workers, record, retried, may_lose_clips=allow_lost_clips)
+            job.require_means(sources)
+            _replace_recipe(dataset, recipe, changes)
             try:
                 job.do_all(sources)
             except SourcesLost:
-                _replace_recipe(dataset, None, before.recipe or recipe)  # it stays in force
+                _replace_recipe(dataset, before.recipe or recipe)  # it stays in force
                 raise
         if not keep_staging:
             with suppress(OSError):
@@ -112,36 +116,11 @@ def _without_forgotten(dataset: Dataset, recipe: Recipe) -> Recipe:
     return without_names(recipe, tombstones.forgets(read_table(dataset, "tombstones").to_pylist()))
 
 
-def _replace_recipe(dataset: Dataset, before: Recipe | None, recipe: Recipe) -> list[str]:
-    """Write the recipe of the data set. Returns the options in which it differs from the one before, and tells them."""
-    changes = [] if before is None else told_changes(before, recipe)
+def _replace_recipe(dataset: Dataset, recipe: Recipe, changes: Sequence[str] = ()) -> None:
+    """Write the recipe of the data set, and tell the options in which it differs from the one before."""
     if changes:
         print(f"the data set's recipe changes: {', '.join(changes)}", file=sys.stderr)
     write_bytes_atomically(dataset.recipe_file, recipe_toml(recipe).encode())
-    return changes
-
-
-def check_networks(recipe: Recipe) -> None:
-    """Load every network that the recipe names, in a process that may die, before hours are spent on reading files;
-    the decoder is tried, too.
-
-    Raises:
-        FatalError: one cannot be used; the message says which and what to do.
-    """
-    sandbox = Sandbox(functools.partial(_load_networks, recipe), deadline_s=3600)
-    try:
-        sandbox(None)
-    except SandboxError as error:
-        raise FatalError(f"the face networks cannot be loaded: {error}") from error
-    finally:
-        sandbox.close()
-
-
-def _load_networks(recipe: Recipe) -> Callable[[None], None]:
-    from curation.crop import CropStage
-
-    CropStage(recipe, Path())
-    return lambda _: None
 
 
 def reselect(dataset: Dataset, recipe: Recipe) -> Selection:
@@ -153,7 +132,8 @@ def reselect(dataset: Dataset, recipe: Recipe) -> Selection:
     with only_run(dataset):
         require_reselectable(dataset, recipe)
         recipe = _without_forgotten(dataset, recipe)
-        changes = _replace_recipe(dataset, recipe_of(dataset.root), recipe)
+        changes = told_changes(recipe_of(dataset.root), recipe)
+        _replace_recipe(dataset, recipe, changes)
         with record_command(dataset, recipe, "select", changes=changes) as record:
             return record.note_selection(select(dataset, recipe, same_person_similarity(recipe.faces)))
 
@@ -213,11 +193,22 @@ class _Job:
         self._retried, self._may_lose_clips = retried, may_lose_clips
         self.num_units = 0
 
+    def require_means(self, sources: list[dict[str, Any]]) -> None:
+        """Where work is left: see that networks, decoder and Ray can be used, before what other options of scan or crop
+        have made is dropped for it.
+
+        Raises:
+            FatalError: one cannot; nothing has been read or dropped.
+        """
+        planned = {"index": lambda: [u["name"] for u in sources], "scan": self.scan_names, "crop": self.crop_names}
+        if all(set(names()) <= self.ledger(stage).finished_units() for stage, names in planned.items()):
+            return
+        check = functools.partial(check_networks, with_full_paths(self.recipe))
+        self.workers.check(check, needs_gpu=self.recipe.needs_gpu)
+        self.workers.connect()
+
     def do_all(self, sources: list[dict[str, Any]]) -> None:
         """From the listed files to shards in their places."""
-        if not {unit["name"] for unit in sources} <= self.ledger("index").finished_units():
-            check = functools.partial(check_networks, with_full_paths(self.recipe))
-            self.workers.check(check, needs_gpu=self.recipe.needs_gpu)
         refused = tombstones.refused_contents(read_table(self.dataset, "tombstones").to_pylist())
         listed = {unit["uri"]: unit["name"] for unit in sources}
         ledger = self.ledger("index")

@@ -1,16 +1,19 @@
-"""Where a run stops rather than go on: it would let in what rights keep out, lose clips that nobody can make again, or
-take units for done that are not there.
+"""Where a run stops rather than go on: it would let in what rights keep out, lose clips that nobody can make again,
+read files for hours before a network is missing, or take units for done that are not there.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow.compute as pc
 
 from curation import places
 from curation.recipe import Recipe, looser_rights
-from curation.sandbox import FatalError
+from curation.sandbox import FatalError, Sandbox, SandboxError
 from curation.units import Ledger
 from manifests.errors import StoreUnreachable
 from manifests.storage import filesystem_of, map_places
@@ -67,6 +70,29 @@ def _is_there(uri: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def check_networks(recipe: Recipe) -> None:
+    """Load every network that the recipe names, in a process that may die, before hours are spent on reading files;
+    the decoder is tried, too.
+
+    Raises:
+        FatalError: one cannot be used; the message says which and what to do.
+    """
+    sandbox = Sandbox(functools.partial(_load_networks, recipe), deadline_s=3600)
+    try:
+        sandbox(None)
+    except SandboxError as error:
+        raise FatalError(f"the face networks cannot be loaded: {error}") from error
+    finally:
+        sandbox.close()
+
+
+def _load_networks(recipe: Recipe) -> Callable[[None], None]:
+    from curation.crop import CropStage
+
+    CropStage(recipe, Path())
+    return lambda _: None
 
 
 def require_results(ledger: Ledger, missing: set[str], workers: set[str]) -> None:

@@ -44,7 +44,7 @@ class _Here:
         pass
 
     def check(self, do: Callable[[], None], needs_gpu: bool) -> None:
-        pass
+        do()
 
     def run(self, stage: str, recipe: Recipe, folder: Path, units: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         make_folder(folder)

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from curation import distribute, leftovers, pipeline
+from curation import distribute, leftovers
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.leftovers import ATTEMPTS
 from curation.pipeline import run
 from curation.ray_start import make_ray_folder, require_room
 from curation.recipe import CropOptions, Recipe
+from curation.safeguards import check_networks
 from curation.sandbox import FatalError, NoSpaceError, SandboxError
 from curation.termination import Terminated
 from curation.worker import NoScratchError, UnitWorker, committed_summary, give_up
@@ -101,7 +102,7 @@ def test_gpus_that_nobody_would_use_are_refused(tmp_path: Path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_missing_is_told_before_anything_is_read():
     with pytest.raises(FatalError, match="cannot start: decoder is nvdec, but no video can be decoded on a GPU here"):
-        pipeline.check_networks(Recipe(decoder="nvdec"))
+        check_networks(Recipe(decoder="nvdec"))
 
 
 def test_given_up_units_are_named_once(tmp_path: Path):

@@ -12,6 +12,7 @@ from PIL import Image
 from curation import __main__ as command
 from curation import pipeline
 from curation.recipe import Recipe, SelectOptions
+from curation.safeguards import check_networks
 from curation.verify import verify
 from manifests.store import Dataset, read_table
 
@@ -57,6 +58,37 @@ def test_clips_whose_sources_are_gone_are_not_lost(dataset: Dataset, new: Path, 
     assert command.main([*run, *other, "--allow-lost-clips"]) == 0
     assert len(read_table(dataset, "clips")) == 1
     assert list(verify(dataset)) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (("--crop.quality-model", "typo.pb"), "cannot start: crop.quality_model: no such file: "),
+        (("--faces", "insightface", "--faces.root", "nowhere"), "cannot start: "),
+    ],
+)
+def test_networks_that_cannot_be_loaded_cost_nothing(
+    sources: list[str], tmp_path: Path, monkeypatch, capsys, bad: tuple[str, ...], said: str
+) -> None:
+    """Of a finished data set, whose rows and recipe other networks would replace."""
+    dataset = Dataset(tmp_path / "dataset")
+    pipeline.run(sources, dataset.root, RECIPE)
+
+    def contents() -> dict[Path, bytes]:
+        made = (path for path in dataset.root.rglob("*") if path.is_file() and "runs" not in path.parts)
+        return {path: path.read_bytes() for path in made if path.name not in ("run.json", ".lock")}
+
+    before = contents()
+    monkeypatch.setattr(pipeline, "check_networks", check_networks)
+    monkeypatch.chdir(tmp_path)
+    run = ["run", *sources, "--output", str(dataset.root), *LAX]
+    assert command.main([*run, *bad]) == 1
+    assert f"error: {said}" in (shown := capsys.readouterr().err)
+    assert "recipe changes" not in shown
+    assert contents() == before
+    assert read_table(dataset, "runs").to_pylist()[-1]["status"] == "failed"
+    assert command.main(run) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_sources_that_are_named_where_they_are_now(dataset: Dataset, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import skimage.data
 
 from curation.distribute import ClusterOptions
-from curation.pipeline import run
+from curation.pipeline import open_dataset, run
 from curation.recipe import load_recipe
 from curation.review import build
 from curation.summary import print_summary
-from manifests.store import Dataset
+from manifests.storage import full_path, printable
+from manifests.store import Dataset, read_table
 from model.video import VideoWriter
 
 _FPS = 25
@@ -25,8 +26,14 @@ _FACE_PX = (224.0, 110.0)  # between the eyes of scikit-image's astronaut (a NAS
 
 
 def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
-    """Make the clips beside `output`, curate them into it, and say where to look."""
+    """Make the clips beside `output`, curate them into it, and say where to look.
+
+    Raises:
+        ValueError: the output is there and no earlier demonstration; nothing has been made.
+    """
     videos = output.parent / f"{output.name}_videos"
+    _require_no_other_sources(Dataset(output), videos)
+    open_dataset(output)
     make_videos(videos)
     recipe = load_recipe("default")
     run([str(videos)], output, recipe, cluster_options=cluster_options)
@@ -38,6 +45,16 @@ def run_demo(output: Path, cluster_options: ClusterOptions) -> int:
     print(f'ask it:     python -m manifests {quoted} "SELECT clip_id, decision, failed_rules, duration_s FROM clips"')
     print("your own:   python -m curation run YOUR_VIDEOS --output YOUR_DATASET")
     return 0
+
+
+def _require_no_other_sources(dataset: Dataset, videos: Path) -> None:
+    """By the runs rather than the sources: of a run that was interrupted there may be none yet."""
+    inputs = {text for row in read_table(dataset, "runs", ["inputs"]).to_pylist() for text in row["inputs"] or []}
+    if others := inputs - {printable(full_path(str(videos)))}:
+        raise ValueError(
+            f"{dataset.root} is a data set of other sources ({min(others)}), and the demonstration would be mixed into"
+            " it: name a new folder as --output"
+        )
 
 
 def make_videos(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 import simplejpeg
 import webdataset
 
+from curation import demo, pipeline
+from curation.__main__ import main
+from curation.recipe import Recipe
 from manifests.store import Dataset, read_table
 from model.faces import FacesConfig, load_analyser
 
@@ -129,3 +133,24 @@ def test_tables_agree(demo_dataset):
     (shard,) = read_table(dataset, "shards").to_pylist()
     assert shard["num_clips"] == 3
     assert shard["size_bytes"] == (dataset.shards / shard["shard"]).stat().st_size
+
+
+def test_is_not_mixed_into_what_is_there(sources, tmp_path, monkeypatch, capsys):
+    """And leaves no videos behind; its own data set it takes again."""
+    made = []
+    monkeypatch.setattr(demo, "make_videos", lambda to: made.append(shutil.copytree(*sources, to, dirs_exist_ok=True)))
+    monkeypatch.setattr(demo, "build", lambda dataset: "page")
+    mine, folder, own = tmp_path / "mine", tmp_path / "folder", tmp_path / "own"
+    pipeline.run(sources, mine, Recipe())
+    before = {path: path.stat().st_mtime_ns for path in mine.rglob("*")}
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine")
+    for output, said in ((mine, f"is a data set of other sources ({sources[0]})"), (folder, "is no data set")):
+        assert main(["demo", "--output", str(output)]) == 2
+        assert said in capsys.readouterr().err
+        assert made == []
+    assert {path: path.stat().st_mtime_ns for path in mine.rglob("*")} == before
+    for _ in range(2):
+        assert main(["demo", "--output", str(own)]) == 0
+    assert made == [tmp_path / "own_videos"] * 2
+    assert len(read_table(Dataset(own), "sources")) == 6

@@ -55,8 +55,7 @@ class SmallStage(Stage):
 
 
 def save(folder: CheckpointFolder, stage: Stage, images: int, *, is_best: bool = False) -> bool:
-    best_images = images if is_best else -1
-    folder.save(stage, RECIPE, RunState(images=images, step=images // 8, best_images=best_images))
+    folder.save(stage, RECIPE, RunState(images=images, step=images // 8, best_images=images if is_best else -1))
     return folder.finish()
 
 

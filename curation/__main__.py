@@ -20,7 +20,7 @@ from curation.weights import act_on_weights
 from manifests.broken_pipe import ending_quietly
 from manifests.console import make_console
 from manifests.recipes import named_on
-from manifests.storage import place, require_local
+from manifests.storage import place, require_local, require_writable_file
 from manifests.store import Dataset
 from model.arguments import with_home
 from model.termination import Terminated, sigterm_interrupts
@@ -289,7 +289,7 @@ class Card:
         from curation.card import write_card
 
         if self.output is not None:
-            require_local(self.output, "name a local file; --output")
+            require_writable_file(self.output, "name a local file; --output")
         print(write_card(Dataset(self.dataset), self.output))
         return 0
 

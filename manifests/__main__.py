@@ -27,7 +27,7 @@ import tyro
 from manifests.broken_pipe import ending_quietly
 from manifests.console import make_console
 from manifests.query import check_reads_only, find_query, find_sources, is_name, named_queries, without_end
-from manifests.storage import is_local, place, require_local
+from manifests.storage import is_local, place, require_writable_file
 from manifests.store import Dataset
 from manifests.summary import print_summary
 from manifests.views import connect
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(query: Query) -> None:
     if query.output is not None:
-        output = require_local(query.output.expanduser(), "name a local file; --output")
+        output = require_writable_file(query.output.expanduser(), "name a local file; --output")
         query = replace(query, output=output)
     db = connect(query.dataset)
     db.execute("SET python_enable_replacements = false")  # names in a query are views, never our variables

@@ -116,6 +116,26 @@ def require_local(path: Place, what: str) -> Path:
     return path  # type: ignore[return-value]
 
 
+def require_writable_file(path: Place, what: str) -> Path:
+    """`path`, when it is local and a file of that name can be made.
+
+    Raises:
+        ValueError: as `require_local`, or there is no such folder, it is a folder itself, or the system refuses it.
+    """
+    path = require_local(path, what)
+    try:
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"cannot write {path}: its folder does not exist")
+        if path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder")
+        if not os.path.lexists(path):
+            path.touch()
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
 def make_folder(path: Place) -> None:
     """Make a folder and its parents; on an object store there are none."""
     if is_local(path):

@@ -32,11 +32,15 @@ def only_command(output: Path) -> Iterator[None]:
     """Hold the folder; the kernel lets go of it when the process dies. It is made if it is missing, and removed again
     if it stays empty.
 
-    ValueError when another command trains into it.
+    ValueError when another command trains into it, or nothing can be written there.
     """
     is_new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
     path = output / ".lock"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise ValueError(f"cannot write to --output {output}: {error.strerror}") from error
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

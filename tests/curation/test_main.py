@@ -216,6 +216,18 @@ def test_printed_commands_can_be_copied(sources, tmp_path, capsys):
     assert "\npython -m curation verify 'my set'\n" in (folder / "report" / "card.md").read_text()
 
 
+def test_a_card_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """Told before the data set is read."""
+    monkeypatch.chdir(tmp_path)
+    for output, said in (
+        ("absent/card.md", "its folder does not exist"),
+        ("", "it is a folder"),
+        ("/proc/c.md", "No "),
+    ):
+        assert f"cannot write {output or '.'}: {said}" in error_of(capsys, "card", "dataset", "--output", output)
+    assert not list(tmp_path.iterdir())
+
+
 def test_rules_are_listed(capsys):
     assert main(["rules", "--recipe", "lenient"]) == 0
     text = capsys.readouterr().out

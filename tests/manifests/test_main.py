@@ -282,10 +282,23 @@ def test_bad_sql(dataset, capfd, sql, format):
 
 
 @pytest.mark.parametrize("format", ["table", "csv"])
-def test_output_that_cannot_be_written(dataset, tmp_path, capfd, format):
-    path = tmp_path / "no" / "such" / "folder" / "answer"
-    assert main([str(dataset.root), QUERY, "--format", format, "--output", str(path)]) == 2
-    assert capfd.readouterr().err.startswith("error: ")
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("absent/answer", "cannot write absent/answer: its folder does not exist"),
+        ("", "cannot write .: it is a folder"),
+        ("/proc/answer", "cannot write /proc/answer: No such file or directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_output_that_cannot_be_written(dataset, tmp_path, monkeypatch, capfd, format, output, said):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([str(dataset.root), QUERY, "--format", format, "--output", output]) == 2
+    shown = capfd.readouterr().err
+    assert shown.startswith("error: cannot write ")
+    assert shown.rstrip().endswith(said)
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_no_data_set(tmp_path, capfd):

@@ -50,6 +50,12 @@ def test_a_data_set_weights_or_a_file_are_no_folder_for_a_run(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_folder_that_cannot_be_made_is_told(arguments: list[str], dry, capsys) -> None:
+    assert main([*arguments, "/proc/run", *dry]) == 2
+    assert capsys.readouterr().err.strip() == "error: cannot write to --output /proc/run: No such file or directory"
+
+
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [

@@ -5,6 +5,7 @@ read files for hours before a network is missing, or take units for done that ar
 from __future__ import annotations
 
 import functools
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,8 @@ def require_rights(dataset: Dataset, before: Recipe, recipe: Recipe) -> None:
     if looser := looser_rights(before, recipe):
         raise ValueError(
             f"{dataset.root} keeps clips out for their rights, and this run would take them in ({', '.join(looser)}):"
-            f" --recipe {dataset.recipe_file} keeps its options; --allow-looser-rights if this is meant"
+            f" --recipe {shlex.quote(str(dataset.recipe_file))} keeps its options; --allow-looser-rights if this is"
+            " meant"
         )
 
 
@@ -57,7 +59,8 @@ def require_sources(dataset: Dataset, stage: str) -> None:
         raise SourcesLost(
             f"other options of {stage} than before have all clips made anew, and the sources of {num_clips} kept clips"
             f" cannot be found ({some}{', ...' if len(lost) > 1 else ''}): put them back, name them where they are now,"
-            f" or keep the options (--recipe {dataset.recipe_file}); --allow-lost-clips gives these clips up"
+            f" or keep the options (--recipe {shlex.quote(str(dataset.recipe_file))}); --allow-lost-clips gives these"
+            " clips up"
         )
 
 

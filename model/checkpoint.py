@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shlex
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -172,8 +173,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         files = _released_files(path) or sorted(path.glob("*.safetensors"))
         if not files and (path / "checkpoints").is_dir():
             raise FileNotFoundError(
-                f"{path}: the folder of a training run; `python -m training export {path} --output WEIGHTS` makes "
-                "weights of it"
+                f"{path}: the folder of a training run; "
+                f"`python -m training export {shlex.quote(str(path))} --output WEIGHTS` makes weights of it"
             )
         if not files:
             raise FileNotFoundError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -69,7 +70,7 @@ class Export:
             notes = export(self.runs, self.output, average=self.weights == "average", which=self.checkpoint)
         for note in notes:
             print(note)
-        print(f"{self.output}: written; try `python -m model inspect {self.output}`")
+        print(f"{self.output}: written; try `python -m model inspect {shlex.quote(str(self.output))}`")
         return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,8 @@ def load_landmarks(run: Path) -> LandmarkNetwork:
     run = run.expanduser()
     if not is_run(run):
         raise ValueError(
-            f"--landmarks {run}: no run there; make one with `python -m training landmarks --output {run}`"
+            f"--landmarks {run}: no run there; make one with "
+            f"`python -m training landmarks --output {shlex.quote(str(run))}`"
         )
     folder = checkpoint_folder(run)
     told = read_run(folder)

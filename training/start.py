@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def load_start(path: Path, recipe: Recipe | None = None) -> LivePortrait:
         return load_portrait(path)
     if recipe is None:
         raise ValueError(
-            f"--init {path} holds M alone: train a base model on it first, `python -m training base --init {path}`"
+            f"--init {path} holds M alone: train a base model on it first, "
+            f"`python -m training base --init {shlex.quote(str(path))}`"
         )
     portrait = LivePortrait.untrained(recipe.seed, recipe.model)
     try:

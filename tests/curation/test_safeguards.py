@@ -12,7 +12,7 @@ from PIL import Image
 from curation import __main__ as command
 from curation import pipeline
 from curation.recipe import Recipe, SelectOptions
-from curation.safeguards import check_networks
+from curation.safeguards import check_networks, require_rights
 from curation.verify import verify
 from manifests.store import Dataset, read_table
 
@@ -24,7 +24,7 @@ OTHERS = (("--crop.jpeg-quality", "90"), ("--scan.embed-every-s", "0.5"))
 @pytest.fixture
 def dataset(sources: list[str], tmp_path: Path) -> Dataset:
     """Of five stills, which have been moved away since."""
-    dataset = Dataset(tmp_path / "dataset")
+    dataset = Dataset(tmp_path / "my set")
     pipeline.run(sources, dataset.root, RECIPE)
     os.rename(sources[0], tmp_path / "away")
     return dataset
@@ -50,7 +50,9 @@ def test_clips_whose_sources_are_gone_are_not_lost(dataset: Dataset, new: Path, 
     run = ["run", str(new), "--output", str(dataset.root), *LAX]
     for _ in range(2):
         assert command.main([*run, *other]) == 2
-        assert "the sources of 5 kept clips cannot be found" in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert "the sources of 5 kept clips cannot be found" in shown
+        assert f"keep the options (--recipe '{dataset.recipe_file}')" in shown
         assert content_of(dataset) == before
         assert dataset.recipe_file.read_bytes() == recipe
     assert command.main(["run", str(new), "--output", str(dataset.root), "--recipe", str(dataset.recipe_file)]) == 0
@@ -89,6 +91,12 @@ def test_networks_that_cannot_be_loaded_cost_nothing(
     assert read_table(dataset, "runs").to_pylist()[-1]["status"] == "failed"
     assert command.main(run) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_the_recipe_that_keeps_rights_is_named_as_a_shell_takes_it() -> None:
+    strict = Recipe(select=SelectOptions(require_licence=True))
+    with pytest.raises(ValueError, match=r"--recipe '/data/my set/recipe\.toml' keeps its options"):
+        require_rights(Dataset("/data/my set"), strict, Recipe())
 
 
 def test_sources_that_are_named_where_they_are_now(dataset: Dataset, tmp_path: Path) -> None:

@@ -92,9 +92,10 @@ def test_mistakes(media: Path, tmp_path: Path, common: list[str], capsys: pytest
     _fails(capsys, animate(still, talk, *common, "--device", "bogus"), "'bogus' is unknown")
     _fails(capsys, ["serve", "--port", "99999"], "port 99999")
     _fails(capsys, ["inspect", str(tmp_path / "absent")], "absent")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    _fails(capsys, ["inspect", str(tmp_path / "run")], "training export")
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.mp4", "run"}
+    run = tmp_path / "my run"
+    (run / "checkpoints").mkdir(parents=True)
+    _fails(capsys, ["inspect", str(run)], f"python -m training export '{run}' --output WEIGHTS")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.mp4", "my run"}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -111,7 +111,7 @@ def test_stitching_on_real_people(base: Path, dataset: Path, media_dataset: Path
     ("arguments", "words"),
     [
         (["--init", "nowhere"], "--init nowhere does not exist"),
-        (["--landmarks", "nowhere"], "python -m training landmarks"),
+        (["--landmarks", "my run"], "python -m training landmarks --output 'my run'`"),
         (
             ["--landmarks", "facemesh", "--weights-dir", "nowhere"],
             "with --weights-dir, or a run of `training landmarks`",

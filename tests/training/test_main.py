@@ -56,8 +56,10 @@ def test_export_has_the_released_files_and_the_averaged_weights(run: Path, tmp_p
 
 
 def test_export_says_what_was_never_trained_and_spares_runs(run: Path, tmp_path: Path, capsys) -> None:
-    assert main(["export", str(run), "--output", str(tmp_path / "weights.safetensors")]) == 0
+    output = tmp_path / "my weights.safetensors"
+    assert main(["export", str(run), "--output", str(output)]) == 0
     said = capsys.readouterr().out
+    assert f"{output}: written; try `python -m model inspect '{output}'`" in said
     for name, command in (("stitching", "stitching"), ("retarget_eye", "retargeting --part eyes")):
         assert f"not trained: {name}, which changes nothing yet (training {command})" in said
     assert main(["export", str(run), "--output", str(run)]) == 2

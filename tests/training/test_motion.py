@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,11 @@ def test_it_learns_resumes_and_starts_stage_1(dataset: Path, tmp_path: Path, cap
     capsys.readouterr()
     assert main([*others, "--model.backbone-depths", "1", "1", "1", "1"]) == 2
     assert "its M has other sizes" in capsys.readouterr().err
-    assert main(["stitching", *QUICK[:2], "--init", str(run), "--data", str(dataset), "--output", str(tmp_path)]) == 2
-    assert "holds M alone" in capsys.readouterr().err
+    blank = shutil.copytree(run, tmp_path / "my run")
+    assert main(["stitching", *QUICK[:2], "--init", str(blank), "--data", str(dataset), "--output", str(tmp_path)]) == 2
+    assert f"holds M alone: train a base model on it first, `python -m training base --init '{blank}'`" in (
+        capsys.readouterr().err
+    )
     assert main(["export", str(run), "--output", str(tmp_path / "weights")]) == 2
     assert "is a run of `training motion` and holds no whole model" in capsys.readouterr().err
     assert not (tmp_path / "weights").exists()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def open_index(storage: DatasetStorage, split: str, *, with_motion: bool = False
     if not marks["clips"]:
         raise ValueError(
             f"no data set at {storage.root}: no Parquet files in its manifests/clips. Make one with "
-            f"`python -m curation run VIDEOS --output {storage.root}`"
+            f"`python -m curation run VIDEOS --output {shlex.quote(str(storage.root))}`"
         )
     key = hashlib.sha256(json.dumps([_FORMAT, storage.root, split, with_motion, marks]).encode()).hexdigest()[:24]
     place = Path(folder).expanduser() if folder else Path(tempfile.gettempdir()) / f"portrait-clips-{os.getuid()}"

@@ -176,8 +176,8 @@ def test_pictures_of_another_size_are_damage(damaged, write_dataset, config, ind
 
 
 def test_what_is_no_data_set_is_told(coded_dataset, tmp_path, config):
-    with pytest.raises(ValueError, match=r"no data set at .*nowhere.*python -m curation run"):
-        take(tmp_path / "nowhere", config, 1)
+    with pytest.raises(ValueError, match=r"no data set at .*python -m curation run VIDEOS --output '.*/my set'`"):
+        take(tmp_path / "my set", config, 1)
     words = r"no packed clips in split 'val'; it has train \(18 clips\)\. .*--select\.val-share .*--split held_out"
     with pytest.raises(ValueError, match=words):
         make_loader(str(coded_dataset), config=config(), batch_size=2, seed=1, split="val")

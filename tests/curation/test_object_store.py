@@ -154,7 +154,7 @@ def test_shards_are_copied_by_ranges_over_clips(s3, flaky_s3, sources, remote_st
     flaky_s3.requests.clear()
     pipeline.run([remote_stills], ROOT, replace(RECIPE, select=replace(RECIPE.select, max_exposure=0.5)))
     by_time = ("/.lock", "/run.json")
-    assert sum(not path.endswith(by_time) for _, path in flaky_s3.requests) < 200
+    assert sum(not path.endswith(by_time) for _, path in flaky_s3.requests) < 240, "whole tables alone"
 
 
 def test_errors_of_the_store_change_nothing(s3, flaky_s3, sources, remote_stills, tmp_path):

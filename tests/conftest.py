@@ -187,5 +187,6 @@ def flaky_s3(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyStore]:
     """
     store = FlakyStore(os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+    monkeypatch.setattr("manifests.object_store._FIRST_WAIT_S", 0.01)
     yield store
     store.close()

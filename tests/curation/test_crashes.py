@@ -83,7 +83,7 @@ def files_left(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.name.endswith(".tmp") or "staging" in p.parts or p.name == ".lock"]
 
 
-EVERY = pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.mark.parametrize("step", [19, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @EVERY
@@ -102,7 +102,7 @@ def test_first_run_may_die_anywhere(sources, tmp_path, step):
         shutil.rmtree(output)
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("then", ["the same again", "back to the first"])
 def test_other_thresholds_may_die_anywhere(sources, tmp_path, then, step):
     """Shards are rewritten from shards; then the same thresholds again, or the old ones after all."""
@@ -123,7 +123,7 @@ def test_other_thresholds_may_die_anywhere(sources, tmp_path, then, step):
         shutil.rmtree(output)
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_kept_clip_is_lost_with_its_source(sources, tmp_path, step):
     """A run that writes other shards dies, and one with other thresholds comes next: the old shards are the only place
     of the pictures, and both runs keep them."""
@@ -179,7 +179,7 @@ def clips_in_shards(folder: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("what", "then"),
     [

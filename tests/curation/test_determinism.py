@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from curation.demo import make_videos
+from curation.recipe import load_recipe
 from manifests.schema import TABLES
 from manifests.store import Dataset, read_table
 
@@ -27,7 +29,8 @@ FEW = (
     "images/i11_two_men_in_office.jpg",
     "images/i32_laughing_man_in_denim_shirt_outdoors_dark_skin.jpg",
 )
-SMALL_SHARDS = ("--pack.shard-bytes", "2000000")
+SHARD_BYTES = 2_000_000
+SMALL_SHARDS = ("--pack.shard-bytes", str(SHARD_BYTES))
 
 
 def content_of(folder: Path) -> dict[str, object]:
@@ -82,17 +85,19 @@ def few(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 
 
 @pytest.fixture(scope="module")
-def undisturbed(few: Path, curate, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], float]:
+def undisturbed(few: Path, run_here, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], float]:
+    """What one process makes of them without Ray, and how many seconds it takes."""
     folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    recipe = load_recipe("default")
     start = time.monotonic()
-    curate("run", few, "--output", folder, "--workers", 1, *SMALL_SHARDS)
+    run_here([str(few)], folder, replace(recipe, pack=replace(recipe.pack, shard_bytes=SHARD_BYTES)))
     assert_nothing_left(folder)
     content = content_of(folder)
     assert len(content["shard files"]) >= 2, "the test wants several shards"
     return content, time.monotonic() - start
 
 
-def test_two_workers_equal_one(few: Path, undisturbed, curate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_workers_equal_one_process(few: Path, undisturbed, curate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MALLOC_PERTURB_", "85")  # glibc fills memory with it: nothing depends on what was there before
     curate("run", few, "--output", tmp_path / "dataset", "--workers", 2, *SMALL_SHARDS)
     assert_same(undisturbed[0], content_of(tmp_path / "dataset"))

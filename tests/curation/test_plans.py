@@ -101,6 +101,7 @@ def test_bundles_on_an_object_store_are_written_side_by_side(flaky_s3):
     """There may be ten thousand; more go at once than the ten connections that a client has by itself."""
     flaky_s3.failed_share, flaky_s3.delay_s = 0.0, 0.3
     plan = Plan(place("s3://data/plan"), units([100.0] * 32), 2)
+    flaky_s3.delay_s = 0.0
     assert [read_bundle(path)[0]["name"] for path in plan.bundles()] == [f"u{k:04d}" for k in range(32)]
     assert flaky_s3.most_at_once > 10
 

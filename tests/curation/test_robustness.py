@@ -74,7 +74,7 @@ def mutate(data: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("num_files", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_files", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_mutations(num_files: int, request: pytest.FixtureRequest, curate, rows_of, tmp_path: Path):
     sources = tmp_path / "sources"
     sources.mkdir()
@@ -99,6 +99,7 @@ def test_mutations(num_files: int, request: pytest.FixtureRequest, curate, rows_
     assert before == {p.name: p.read_bytes() for p in sources.iterdir()}, "a source was changed"
 
 
+@pytest.mark.slow  # what becomes of such units without Ray: test_sandbox.py
 def test_an_analyser_that_crashes_or_hangs(curate, rows_of, tmp_path: Path):
     import cv2
     import skimage.data

@@ -230,7 +230,6 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 def test_connections_that_break_off_in_a_body_are_waited_out(s3, flaky_s3, monkeypatch, reader):
     """Of a small object, and of the parts of a large one; without any, nothing is asked for twice."""
-    monkeypatch.setattr("manifests.object_store._FIRST_WAIT_S", 0.01)
     flaky_s3.failed_share = 0.0
     for size, most_requests in ((200_000, 2), (17 << 20, 3)):
         s3.put_object(Bucket="data", Key="x", Body=(content := os.urandom(size)))

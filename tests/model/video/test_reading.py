@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import itertools
 import math
@@ -38,12 +39,17 @@ def _ranges(num_frames: int) -> list[tuple[int, int]]:
     return [(0, 6), *((start, start + 4) for start in inside), (num_frames - 4, num_frames)]
 
 
-def _check_ranges_against_whole_decode(path: Path, num_frames: int, decoder: str) -> str | None:
-    ranges = _ranges(num_frames)
-    wanted = set(itertools.chain.from_iterable(range(*r) for r in ranges))
+@functools.cache
+def _decode_whole(path: Path, num_frames: int) -> list[tuple[int | None, int, str]]:
+    wanted = set(itertools.chain.from_iterable(range(*r) for r in _ranges(num_frames)))
     with open_video(path) as video:
         whole = [(f.index, f.pts, _digest(f.rgb()) if f.index in wanted else "") for f in video]
         assert video.stopped_early is None
+    return whole
+
+
+def _check_ranges_against_whole_decode(path: Path, num_frames: int, decoder: str) -> str | None:
+    ranges, whole = _ranges(num_frames), _decode_whole(path, num_frames)
     assert len(whole) == num_frames
     assert index_packets(path).pts.tolist() == [pts for _, pts, _ in whole]
 

@@ -146,8 +146,9 @@ def animate(
     if template_output is not None:
         save_template(driven.template(), template_output)
     fps = asked or driven.fps or _own_rate(source)
+    max_s = float(len(driven.motion) / fps) if driven.is_video else options.max_s  # the result is no longer than either
     origin = origin or load_source(
-        source, engine, analyser, which=options.faces_in_source, fps=fps, max_s=options.max_s, report=report
+        source, engine, analyser, which=options.faces_in_source, fps=fps, max_s=max_s, report=report
     )
     if not options.paste_back:
         origin = replace(origin, faces=origin.faces[:1])
@@ -169,7 +170,7 @@ def animate(
             sound_notes = (f"sound: {writer.sound_stopped_early}; the rest is silent",)
     return AnimateResult(
         num_frames=num_frames,
-        num_faces=sum(face.start < num_frames for face in origin.faces),
+        num_faces=len(origin.faces),
         fps=fps,
         width=width,
         height=height,
@@ -281,14 +282,10 @@ def side_by_side(pictures: list[np.ndarray | None]) -> np.ndarray:
 
 
 def _num_frames(source: Source, driving: Driving) -> int:
-    """Frames of the result. ValueError where no face of the source moves in them."""
+    """Frames of the result."""
     if not source.is_video:
         return len(driving.motion)
-    num_frames = min(source.num_frames, len(driving.motion)) if driving.is_video else source.num_frames
-    first = min(face.start for face in source.faces)
-    if first >= num_frames:
-        raise ValueError(f"the source's face appears at frame {first}, the driving motion ends at {num_frames}")
-    return num_frames
+    return min(source.num_frames, len(driving.motion)) if driving.is_video else source.num_frames
 
 
 def _check_single(num_frames: int, output: str | Path) -> None:
@@ -321,8 +318,7 @@ def _own_rate(source: str | Path) -> Fraction:
 def _notes(source: Source, driving: Driving, num_frames: int) -> Iterator[str]:
     yield from (*source.notes, *driving.notes)
     if source.is_video and not any(face.start == 0 and face.stop >= num_frames for face in source.faces):
-        faces = [face for face in source.faces if face.start < num_frames]
-        shown = ", ".join(f"{face.start} to {min(face.stop, num_frames)}" for face in faces)
+        shown = ", ".join(f"{face.start} to {face.stop}" for face in source.faces)
         yield f"source faces were followed over the frames {shown} of {num_frames}; the others are as they were"
 
 

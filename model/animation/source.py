@@ -77,7 +77,7 @@ def load_source(
 ) -> Source:
     """The faces of a source file: the largest, all, or the n-th largest ("0", "1", ...). ValueError with one line.
 
-    fps: rate at which a video is read; its own if None.
+    fps: rate at which a video is read; its own if None. max_s: how much of it is read, and thus where faces are chosen.
     """
     clip = open_clip(path, fps=fps, max_s=max_s)
     if clip is None:
@@ -86,7 +86,8 @@ def load_source(
     tracks = track_faces(frames, analyser, min_face_px=MIN_FACE_PX)
     if not tracks:
         remedy = "a larger `--faces.detection-size-px` shows smaller ones of large pictures"
-        raise ValueError(f"{path}: no face found in the source video; {remedy}")
+        part = "" if max_s is None else f"the first {max_s:.4g} s of "
+        raise ValueError(f"{path}: no face found in {part}the source video; {remedy}")
     chosen = [tracks[i] for i in choose_faces(len(tracks), which, str(path))]
     num_face_frames = max(track.stop for track in chosen)
     landmarks = [track.filled() for track in chosen]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model.animation import AnimateOptions, MotionTemplate, animate, load_template, save_template
-from model.animation.animating import _AnimatedFace, _max_size_px, _notes, _num_frames, animated_frames, side_by_side
+from model.animation.animating import _AnimatedFace, _max_size_px, _notes, animated_frames, side_by_side
 from model.animation.driving import Driving, load_driving
 from model.animation.pictures import load_still, open_clip
 from model.animation.source import Source, SourceFace, load_source
@@ -250,7 +250,7 @@ def test_wrong_inputs_are_refused_in_words(media: Path, tmp_path: Path, engine, 
         ((media / "images/i31_cup_of_coffee.png", media / STILL), "no face"),
         ((media / STILL, media / "images/i31_cup_of_coffee.png"), "no face found in the driving picture"),
         ((media / STILL, media / "videos/v18_black_vp9_no_duration.webm"), "no face found in the driving video"),
-        ((media / "videos/v18_black_vp9_no_duration.webm", media / STILL), "a larger `--faces.detection-size-px`"),
+        ((media / "videos/v18_black_vp9_no_duration.webm", media / STILL), "the first 0.5 s of the source"),
         ((media / "images/i31_cup_of_coffee.png", tmp_path / "absent.mp4"), "no face of at least"),  # told first
         ((media / STILL, text), "neither a picture nor a video"),
         ((text, media / STILL), "neither a picture nor a video"),
@@ -296,28 +296,31 @@ def test_a_wrong_output_is_said_before_the_work(media: Path, tmp_path: Path, eng
     assert not list(tmp_path.iterdir())
 
 
-def test_a_face_after_the_end_of_the_motion_is_told() -> None:
-    face = SourceFace(start=20, matrices=np.zeros((30, 3, 3)), motion=None)
-    source = Source(faces=[face], is_video=True, num_frames=50, frames=None)
-    with pytest.raises(ValueError, match="face appears at frame 20, the driving motion ends at 10"):
-        _num_frames(source, SimpleNamespace(is_video=True, motion=range(10)))
-    notes = list(_notes(source, SimpleNamespace(notes=()), 30))
-    assert notes == ["source faces were followed over the frames 20 to 30 of 30; the others are as they were"]
+def test_source_faces_that_come_and_go_are_noted() -> None:
+    face = SourceFace(start=20, matrices=np.zeros((10, 3, 3)), motion=None)
+    source = Source(faces=[face], is_video=True, num_frames=30, frames=None)
+    (note,) = _notes(source, SimpleNamespace(notes=()), 30)
+    assert note == "source faces were followed over the frames 20 to 30 of 30; the others are as they were"
 
 
-def test_faces_that_never_appear_are_not_counted(tmp_path: Path, engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    faces = [SourceFace(start=start, matrices=np.eye(3)[None], motion=_still_motion(1)) for start in (0, 1, 5)]
-    frames = [np.zeros((128, 128, 3), np.uint8)] * 8
-    source = Source(faces=faces, is_video=True, num_frames=8, frames=lambda: iter(frames))
-    driving = Driving(motion=_still_motion(3), is_video=True, fps=Fraction(25))
-    monkeypatch.setattr("model.animation.animating.open_clip", lambda _: object())
-    monkeypatch.setattr("model.animation.animating.load_source", lambda *_, **__: source)
-    monkeypatch.setattr("model.animation.animating.load_driving", lambda *_, **__: driving)
-    for paste_back, num_faces in ((True, 2), (False, 1)):
-        options = AnimateOptions(paste_back=paste_back)
-        output = tmp_path / f"{paste_back}.mp4"
-        result = animate("source.mp4", "talk.mp4", output, engine=engine, analyser=None, options=options)
-        assert (result.num_frames, result.num_faces) == (3, num_faces)
+def test_a_source_is_read_as_far_as_it_is_seen(media: Path, tmp_path: Path, engine, monkeypatch) -> None:
+    read, faces = [], 2 * [SourceFace(start=0, matrices=np.eye(3)[None], motion=_still_motion(1))]
+
+    def load(path: Path, *_, fps: Fraction, max_s: float | None, **__) -> Source:
+        read.append(open_clip(path, fps=fps, max_s=max_s).max_frames)
+        return Source(faces=faces, is_video=True, num_frames=1, frames=lambda: iter([np.zeros((128, 128, 3), "u1")]))
+
+    monkeypatch.setattr("model.animation.animating.load_source", load)
+    template = tmp_path / "motion.safetensors"
+    for length, fps, max_s, num_frames in [
+        (1001, Fraction(24000, 1001), None, 1001),
+        (12, Fraction(30), 0.1, 3),
+        (1, Fraction(25), 0.2, 5),  # without motion: the source runs on
+    ]:
+        save_template(MotionTemplate(motion=_still_motion(length), fps=fps), template)
+        options, output = AnimateOptions(max_s=max_s, paste_back=max_s is None), tmp_path / str(length)
+        result = animate(media / TALK, template, output, engine=engine, analyser=None, options=options)
+        assert (read[-1], result.num_faces) == (num_frames, 2 if options.paste_back else 1)
 
 
 def test_a_still_with_the_motion_of_a_still_is_a_still(media: Path, tmp_path: Path, engine, analyser) -> None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from model.animation.driving import Driving, driving_rate, expected_frames, load_driving
-from model.animation.pasting import paste_crop
+from model.animation.pasting import paste_crops
 from model.animation.pictures import (
     DEFAULT_FPS,
     check_output,
@@ -197,13 +197,16 @@ def animated_frames(
             results = [
                 _letterbox(picture, engine.config.output_size) for picture in originals
             ]  # until the face is there
+        placed: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in batch]
         for face in faces:
             for position, crop in face.render(originals, index):
                 if options.paste_back:
-                    face.paste(results[position], crop, index + position, originals[position])
+                    scaling = resize_transform(shown[position], originals[position])
+                    placed[position].append((crop, face.matrix(index + position, crop.shape[0]) @ scaling))
                 elif face is faces[0]:
                     results[position] = crop
-        for before, result in zip(shown, results, strict=True):
+        for before, result, crops in zip(shown, results, placed, strict=True):
+            paste_crops(result, crops)
             if options.side_by_side:
                 driver = next(driving_pictures) if driving_pictures is not None else None
                 result = side_by_side([driver, before, result])
@@ -245,10 +248,9 @@ class _AnimatedFace:
             )
         self._volume = None
 
-    def paste(self, frame: np.ndarray, crop: np.ndarray, index: int, original: np.ndarray) -> None:
-        """Put the rendered crop of output frame `index` into the frame, in place; it may be `original` scaled down."""
-        matrix = self.face.matrix(index if self._is_video else 0, size_px=crop.shape[0])
-        paste_crop(frame, crop, matrix @ resize_transform(frame, original))
+    def matrix(self, index: int, size_px: int) -> np.ndarray:
+        """Pixels of the source's picture of output frame `index` to those of a crop of side `size_px`: [3, 3]."""
+        return self.face.matrix(index if self._is_video else 0, size_px=size_px)
 
     def render(self, originals: list[np.ndarray], index: int) -> Iterator[tuple[int, np.ndarray]]:
         """(position in the batch, animated crop) of the frames where the face is; the batch begins at frame `index`."""

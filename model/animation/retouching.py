@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.animation.pasting import paste_crop
+from model.animation.pasting import paste_crops
 from model.animation.pictures import check_output, load_still, names_a_still, open_clip, save_still
 from model.animation.source import Source, still_source
 from model.faces import FaceAnalyser
@@ -39,13 +39,14 @@ class EditableStill:
 
     def edited(self, edit: FaceEdit, *, stitching: bool = True, paste_back: bool = True) -> np.ndarray:
         """The whole picture with edited faces, or only the crop of the first face: uint8 [H, W, 3]."""
-        result = self._picture.copy()
+        result, placed = self._picture.copy(), []
         for face, volume in zip(self.source.faces, self._volumes, strict=True):
             x_s, x_d = edit_keypoints(face.motion, edit, networks=self._engine.portrait, stitching=stitching)
             crop = self._engine.render(volume, x_s, x_d)[0]
             if not paste_back:
                 return crop
-            paste_crop(result, crop, face.matrix(0, size_px=crop.shape[0]))
+            placed.append((crop, face.matrix(0, size_px=crop.shape[0])))
+        paste_crops(result, placed)
         return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.animation.pasting import paste_crop, soft_mask
+from model.animation.pasting import paste_crops, soft_mask
 from model.framing import warp
 
 
@@ -39,7 +39,7 @@ def test_unchanged_crop_leaves_the_frame_as_it_was(matrix: np.ndarray) -> None:
     frame = _smooth_picture(300, 400)
     crop = warp(frame, matrix, 256)
     result = frame.copy()
-    paste_crop(result, crop, matrix)
+    paste_crops(result, [(crop, matrix)])
     inside = warp(np.ones((300, 400), np.float32), matrix, 256).min() == 1.0
     if inside:
         assert np.abs(result.astype(int) - frame).max() <= 4
@@ -49,7 +49,7 @@ def test_unchanged_crop_leaves_the_frame_as_it_was(matrix: np.ndarray) -> None:
 def test_only_the_frame_under_the_crop_changes() -> None:
     frame = np.full((200, 300, 3), 100, np.uint8)
     crop = np.full((64, 64, 3), 200, np.uint8)
-    paste_crop(frame, crop, _matrix(1.0, 0, -120, -60))  # covers x 120..183, y 60..123
+    paste_crops(frame, [(crop, _matrix(1.0, 0, -120, -60))])  # covers x 120..183, y 60..123
     assert (frame[60 + 16 : 124 - 16, 120 + 16 : 184 - 16] == 200).all()
     frame[60:124, 120:184] = 100
     assert (frame == 100).all()
@@ -58,9 +58,26 @@ def test_only_the_frame_under_the_crop_changes() -> None:
 def test_crop_beyond_the_picture() -> None:
     frame = np.full((100, 100, 3), 100, np.uint8)
     crop = np.full((64, 64, 3), 200, np.uint8)
-    paste_crop(frame, crop, _matrix(1.0, 0, 32, 32))  # the picture's corner is the crop's centre
+    paste_crops(frame, [(crop, _matrix(1.0, 0, 32, 32))])  # the picture's corner is the crop's centre
     assert frame[0, 0, 0] == 200
     assert frame[40, 40, 0] == 100
     outside = frame.copy()
-    paste_crop(outside, crop, _matrix(1.0, 0, 500, 500))
+    paste_crops(outside, [(crop, _matrix(1.0, 0, 500, 500))])
     assert np.array_equal(outside, frame)
+
+
+def test_faces_close_together_leave_each_other_as_they_move() -> None:
+    """Crops are 2.3 times as large as their faces, so faces side by side lie in each other's crops."""
+    original = _smooth_picture(300, 400)
+    matrices = [_matrix(1.0, 0, -40, -30), _matrix(1.0, 0, -40 - 100, -30)]  # of faces of 100 pixels
+    unmoved = [warp(original, matrix, 230) for matrix in matrices]
+    face = np.hypot(*(np.mgrid[0:230, 0:230] - 114.5)) < 50
+    moved = np.where(face[..., None], 255 - unmoved[0], unmoved[0])
+    alone = original.copy()
+    paste_crops(alone, [(moved, matrices[0])])
+    placed = [(moved, matrices[0]), (unmoved[1], matrices[1])]
+    for faces in (placed, placed[::-1]):
+        result = original.copy()
+        paste_crops(result, faces)
+        lost = np.abs(result.astype(int) - alone).sum() / np.abs(original.astype(int) - alone).sum()
+        assert lost < 0.05

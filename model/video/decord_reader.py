@@ -18,6 +18,7 @@ from model.video.pyav_reader import PyavReader
 _CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "avi"}
 # Of formats with fewer colours than pixels those that become RGB without an interpolation, in which decord's differs.
 _SUBSAMPLED = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p"}
+_EXIF_CODECS = {"mjpeg", "png"}
 _MIN_SIDE_PX = 16
 # decord tells frame times as float32 seconds.
 _TIME_TOLERANCE_S = 2e-3
@@ -124,6 +125,8 @@ def _check_pictures(info: VideoInfo) -> None:
         raise RuntimeError(f"it is not exact in {info.container} files")
     if info.is_hdr or info.is_mirrored:
         raise RuntimeError("it knows neither HDR nor mirrored pictures")
+    if info.rotation_deg and info.codec in _EXIF_CODECS:
+        raise RuntimeError("it turns pictures as the container says, not as they say themselves")
     if info.is_interlaced:
         raise RuntimeError("it leaves the combs of interlaced pictures")
     width, height = info.coded_width, info.coded_height

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,6 +14,7 @@ import numpy as np
 from av.codec.hwaccel import HWAccel
 
 from model.video.brightness import is_hdr
+from model.video.orientation import read_orientation
 
 VideoSource = str | Path | BinaryIO
 
@@ -224,7 +224,7 @@ def _refuse_huge(width: int, height: int, name: str) -> None:
 def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:
     sar = _fraction(stream.sample_aspect_ratio) or Fraction(1)
     sar = sar if Fraction(1, _MAX_SAR) <= sar <= _MAX_SAR else Fraction(1)
-    rotation_deg, is_mirrored = _orientation(first)
+    rotation_deg, is_mirrored = read_orientation(first)
     width, height = max(1, round(first.width * sar)), first.height
     if rotation_deg in (90, 270):
         width, height = height, width
@@ -272,17 +272,6 @@ def _rate_of_packets(source: VideoSource) -> Fraction | None:
 def _fraction(value: Any) -> Fraction | None:
     """A rate or time base of PyAV, which from 19 on has a type of its own for them; None for none and for 0."""
     return Fraction(value.numerator, value.denominator) if value else None
-
-
-def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
-    """Degrees counter-clockwise that show the stored picture upright (0, 90, 180, 270), and whether it is mirrored
-    then."""
-    degrees, is_mirrored = picture.rotation, False
-    if matrix := picture.side_data.get("DISPLAYMATRIX"):
-        across, down, _, across_2, down_2 = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-        if is_mirrored := across * down_2 < down * across_2:  # FFmpeg's angle takes no account of it
-            degrees = -math.degrees(math.atan2(down, -across))
-    return round(degrees / 90) * 90 % 360, is_mirrored
 
 
 def index_packets(source: VideoSource) -> PacketIndex:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from model.video import open_video
 from model.video.frame import pick_blocks
@@ -193,3 +196,33 @@ def test_mirrored_video_is_shown_as_it_asks(tmp_path: Path, matrix: tuple[int, .
     path.write_bytes(data)
     for picture, original in zip(_require_the_same(path), stored, strict=True):
         np.testing.assert_array_equal(picture, show(original))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_that_tell_more_than_their_orientation(tmp_path: Path, orientation: int) -> None:
+    """Frames with EXIF data and a named colour profile, as photographs that were made an animated PNG."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pictures = [Image.fromarray(np.roll(_bars(64, 48), k, axis=0)) for k in (0, 10)]
+    path = tmp_path / "animated.png"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100, exif=exif, icc_profile=profile)
+    for (*_, shown), stored in zip(_read(path), pictures, strict=True):
+        stored.getexif()[ExifTags.Base.Orientation] = orientation
+        np.testing.assert_array_equal(shown, ImageOps.exif_transpose(stored))
+
+
+def test_pictures_of_a_video_that_tell_their_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    jpeg = io.BytesIO()
+    Image.fromarray(_bars(320, 240)).save(jpeg, "JPEG", exif=exif, quality=95)
+    with av.open(str(tmp_path / "camera.avi"), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuvj420p"
+        for number in range(2):
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), number, number
+            output.mux(packet)
+    for picture in _require_the_same(tmp_path / "camera.avi"):
+        assert np.abs(picture[:, :200].astype(int) - np.rot90(_bars(320, 240), -1)[:, :200]).mean() < 5

@@ -43,8 +43,8 @@ class VideoError(ValueError):
     """A file that cannot be used as a video.
 
     reason: one of missing_file, empty_file, not_a_video, still_image, no_video_stream, encrypted, missing_codec,
-    no_frames (opens, but nothing decodes), too_large (more pixels than any camera has), unreadable (the file system
-    refuses).
+    no_frames (opens, but nothing decodes), too_large (more pixels than any camera has), unsupported_colours (FFmpeg
+    cannot bring them to RGB), unreadable (the file system refuses).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -210,6 +210,7 @@ def _probe(source: VideoSource, name: str) -> VideoInfo:
             raise VideoError("no_frames", f"{name}: no frame can be decoded (its video stream is empty)")
         info = _describe(container, stream, first)
         _refuse_huge(info.width, info.height, name)
+        _refuse_unknown_colours(first, name)
         return info
 
 
@@ -219,6 +220,19 @@ def _refuse_huge(width: int, height: int, name: str) -> None:
             "too_large",
             f"{name}: its pictures of {width}x{height} pixels are too large (at most {_MAX_PX / 1e6:.0f} million)",
         )
+
+
+def _refuse_unknown_colours(picture: av.VideoFrame, name: str) -> None:
+    sample = av.VideoFrame(16, 16, picture.format.name)
+    sample.colorspace = picture.colorspace
+    try:
+        sample.reformat(format="rgb24", threads=1)
+    except OSError as error:  # as FFmpeg says that it does not support something
+        stored = f"{picture.format.name}, colour matrix {picture.colorspace} of ITU-T H.273"
+        remedy = "re-encode the video as BT.709"
+        raise VideoError(
+            "unsupported_colours", f"{name}: FFmpeg cannot convert its colours to RGB ({stored}); {remedy}"
+        ) from error
 
 
 def _describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> VideoInfo:

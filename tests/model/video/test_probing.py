@@ -179,6 +179,23 @@ def test_huge_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert caught.value.reason == "too_large"
 
 
+@pytest.mark.parametrize("matrix", [1, 8, 9, 10, 14])
+def test_colours_that_cannot_be_converted_are_told(tmp_path: Path, matrix: int) -> None:
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        stream.codec_context.colorspace = matrix
+        output.mux(stream.encode(av.VideoFrame(64, 48, "yuv444p")))
+        output.mux(stream.encode(None))
+    if matrix in (1, 9):  # BT.709, BT.2020
+        assert probe_video(path).pix_fmt == "yuv444p"
+        return
+    with pytest.raises(VideoError, match=rf"yuv444p, colour matrix {matrix} of .* re-encode .* BT\.709") as caught:
+        probe_video(path)
+    assert caught.value.reason == "unsupported_colours"
+
+
 def test_pictures_in_the_formats_of_videos_are_stills(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
     pictures[0].save(tmp_path / "one.ico", sizes=[(48, 48)])

@@ -34,7 +34,7 @@ from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
 from curation.termination import sigterm_kept_from_ray
 from curation.waiting import telling_of_the_wait
-from curation.worker import NoScratchError, UnitWorker, give_up
+from curation.worker import NoScratchError, UnitWorker, fatal_answer, give_up
 from manifests.recipes import require_finite
 from manifests.scratch import Scratch
 from manifests.storage import Place, make_folder
@@ -184,12 +184,11 @@ class Cluster:
         self.connect()
         import ray
 
-        task = ray.remote(num_cpus=1, num_gpus=self._options.gpus_per_worker, max_retries=0)(_message_of)
+        task = ray.remote(num_cpus=1, num_gpus=self._options.gpus_per_worker, max_retries=0)(_answer_of)
         answer = task.options(name="check").remote(do)
         if not ray.wait([answer], timeout=60)[0]:
             print("waiting for a worker with a GPU", file=sys.stderr)
-        if message := ray.get(answer):
-            raise FatalError(message)
+        self._require_going(ray.get(answer))
 
     def run(
         self, stage: str, recipe: Recipe, folder: Place, units: Iterable[dict[str, Any]]
@@ -218,8 +217,7 @@ class Cluster:
         bundles = plan.bundles()
         for first in range(0, len(bundles), _BUNDLES_AT_ONCE):
             for summary in self._run_pool(bundles[first : first + _BUNDLES_AT_ONCE], worker, options, num_gpus):
-                if "fatal" in summary:
-                    raise FatalError(summary["fatal"])
+                self._require_going(summary)
                 if plan.answered(summary["unit"]):
                     yield summary
         if plan.num_unanswered:
@@ -231,6 +229,14 @@ class Cluster:
         if self._is_embedded:
             return self.workers
         return min(self._options.workers or sys.maxsize, max(self.workers, _WORKERS_TO_COME))
+
+    def _require_going(self, answer: dict[str, Any]) -> None:
+        """FatalError where a worker has answered that it can do nothing (see `fatal_answer`); of several nodes, the one
+        that it is on is named."""
+        if "fatal" in answer:
+            node, message = f"node {answer['node']}", answer["fatal"]
+            is_clear = self._is_embedded or message.startswith(f"{node} ")
+            raise FatalError(message if is_clear else f"{node}: {message}")
 
     def _run_pool(
         self, bundles: list[str], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
@@ -283,8 +289,7 @@ class Cluster:
                 answer_came()
                 if isinstance(answer, leftovers.Loss):
                     answer = _give_up_lost(options["folder"], options["stage"], unit, answer)
-                if "fatal" in answer:
-                    raise FatalError(answer["fatal"])
+                self._require_going(answer)
                 yield answer if "was_committed" in answer else count_unit(options["stage"], unit, answer)
 
 
@@ -296,12 +301,12 @@ def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftove
     return give_up(folder, stage, unit, reason, message, loss.attempts)
 
 
-def _message_of(do: Callable[[], None]) -> str:
+def _answer_of(do: Callable[[], None]) -> dict[str, str]:
     try:
         do()
     except FatalError as error:
-        return str(error)
-    return ""
+        return fatal_answer(error)
+    return {}
 
 
 @contextmanager

@@ -96,6 +96,11 @@ def _require_folder(folder: Place, what: str = "a local output") -> None:
         )
 
 
+def fatal_answer(error: Exception) -> dict[str, str]:
+    """What a worker answers that can do nothing any more, whatever the unit; on a cluster the driver names the node."""
+    return {"fatal": str(error), "node": socket.gethostname()}
+
+
 def _read_shared(bundle: str) -> list[dict[str, Any]]:
     try:
         return read_bundle(bundle)
@@ -141,7 +146,7 @@ class UnitWorker:
                     time.sleep(pause_s)
                     left = self._do_what_has_room(left, summaries)
         except (FatalError, StoreUnreachable) as error:
-            summaries = [{"fatal": str(error)}]
+            summaries = [fatal_answer(error)]
         return [{"summary": json.dumps(summary)} for summary in summaries]
 
     def _require_folders(self) -> None:
@@ -168,7 +173,7 @@ class UnitWorker:
                 return summary | {"was_committed": True}
             return self._do(unit)
         except (FatalError, StoreUnreachable) as error:
-            return {"fatal": str(error)}
+            return fatal_answer(error)
 
     def _do(self, unit: dict[str, Any]) -> dict[str, Any]:
         deadline_s = self._deadline_s or 300 + 20 * unit.get("expected_s", 0.0)

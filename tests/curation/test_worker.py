@@ -11,8 +11,45 @@ from pathlib import Path
 
 import pytest
 
+from curation.distribute import Cluster, ClusterOptions
 from curation.recipe import Recipe
+from curation.sandbox import FatalError
 from curation.worker import UnitWorker
+
+_NODE = socket.gethostname()
+
+
+def _run_here(stage: str, folder: Path, units: list[dict], monkeypatch, *, is_embedded: bool) -> list[dict]:
+    """`Cluster.run` with a worker in this process in place of its pool."""
+
+    def run_pool(made: Cluster, bundles: list[str], worker: type[UnitWorker], options: dict, num_gpus: float):
+        for path in bundles:
+            yield from (json.loads(row["summary"]) for row in worker(**options)({"bundle": path}))
+
+    monkeypatch.setattr(Cluster, "connect", lambda made: None)
+    monkeypatch.setattr(Cluster, "_workers_to_plan_for", 1)
+    monkeypatch.setattr(Cluster, "_run_pool", run_pool)
+    made = Cluster(ClusterOptions())
+    made._is_embedded = is_embedded
+    return list(made.run(stage, Recipe(), folder, units))
+
+
+@pytest.mark.parametrize(
+    ("is_embedded", "said", "told"),
+    [
+        (False, "cannot start: no weights", f"node {_NODE}: cannot start: no weights"),
+        (False, f"node {_NODE} does not see /data", f"node {_NODE} does not see /data"),
+        (True, "cannot start: no weights", "cannot start: no weights"),
+    ],
+)
+def test_of_several_nodes_the_one_that_can_do_nothing_is_named(tmp_path: Path, monkeypatch, is_embedded, said, told):
+    def refuse(worker: UnitWorker, unit: dict) -> dict:
+        raise FatalError(said)
+
+    monkeypatch.setattr(UnitWorker, "_do", refuse)
+    with pytest.raises(FatalError) as error:
+        _run_here("scan", tmp_path / "scan-1", [{"name": "u1"}], monkeypatch, is_embedded=is_embedded)
+    assert str(error.value) == told
 
 
 def test_a_node_that_does_not_see_the_sources_ends_the_run_and_blames_none(tmp_path: Path):
@@ -21,7 +58,7 @@ def test_a_node_that_does_not_see_the_sources_ends_the_run_and_blames_none(tmp_p
     staging.mkdir()
     options = {"stage": "index", "recipe": Recipe(), "folder": staging, "deadline_s": 0.0, "kept_bytes": 0}
     worker = UnitWorker(**options, sources=str(raw))
-    said = f"node {socket.gethostname()} does not see {raw}: a folder of sources must be on a file system that all"
+    said = f"node {_NODE} does not see {raw}: a folder of sources must be on a file system that all"
     (row,) = worker({"bundle": str(staging / "000000.json")})
     assert json.loads(row["summary"])["fatal"].startswith(said)
     assert worker.finish({"name": "u", "uri": str(raw / "a.mp4")})["fatal"].startswith(said)
@@ -51,6 +88,6 @@ except NoScratchError as error:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     if os.geteuid() != 0 or done.returncode == 77:
         pytest.skip("needs the right to mount")
-    said = f"node {socket.gethostname()} cannot write to its scratch: OSError: [Errno 28] No usable temporary directory"
+    said = f"node {_NODE} cannot write to its scratch: OSError: [Errno 28] No usable temporary directory"
     assert done.stdout.startswith(said), done.stderr
     assert "Contents" not in s3.list_objects_v2(Bucket="data", Prefix="out/"), "nothing was committed"

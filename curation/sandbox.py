@@ -55,7 +55,8 @@ class Sandbox:
             SandboxError: the child died ("crashed") or was killed, as by a system that is short of memory ("killed"),
                 took longer than the deadline ("deadline"), or was refused a file by the system or a store
                 ("unreadable").
-            FatalError: no argument can work: the worker cannot be built, or the object store is out of reach.
+            FatalError: no argument can work: the child cannot be started, or the worker not be built, or the object
+                store is out of reach.
             NoSpaceError: the disk is full or read-only.
             RuntimeError: what the worker itself raised, as words.
         """
@@ -102,6 +103,14 @@ class Sandbox:
             return None
 
     def _start(self) -> None:
+        try:
+            self._launch()
+        except OSError as error:  # the system has no process or no file left for it
+            raise FatalError(f"cannot start a worker process: {error}") from error
+        assert self._pipe is not None
+        self._pipe.send(self._make)
+
+    def _launch(self) -> None:
         # Not by multiprocessing, whose children import the main module first: in an actor that is Ray, half a second.
         self._pipe, child_pipe = multiprocessing.Pipe()
         life, self._life = multiprocessing.Pipe(duplex=False)  # its closing tells the child that this process is gone
@@ -113,7 +122,6 @@ class Sandbox:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
                 pass_fds=ends,
             )
-        self._pipe.send(self._make)
 
 
 def serve(pipe_end: int, life_end: int) -> None:

@@ -7,7 +7,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _worker_name() -> str:
 def _require_folder(folder: Place, what: str = "a local output") -> None:
     """FatalError on a node that does not see where the results go, and would write them to its own disk, or where the
     sources are, and would report all of them as missing."""
-    if is_local(folder) and not folder.is_dir():
+    if is_local(folder) and not os.path.isdir(folder):
         raise FatalError(
             f"node {socket.gethostname()} does not see {folder}: {what} must be on a file system that all nodes see;"
             " mount it there, or leave the node out, and run again"
@@ -101,12 +102,25 @@ def fatal_answer(error: Exception) -> dict[str, str]:
     return {"fatal": str(error), "node": socket.gethostname()}
 
 
-def _read_shared(bundle: str) -> list[dict[str, Any]]:
+@contextmanager
+def _reading(file: Place | str) -> Iterator[None]:
+    """Around what reads a file of the data set: FatalError where this node cannot, as for want of a key or of rights.
+    No unit is to blame, and another would fare no better; a store that fails for a while has been waited for."""
     try:
-        return read_bundle(bundle)
-    except FileNotFoundError:  # a folder of the same name is there, but not the shared one
-        _require_folder(place(bundle).parent)
+        yield
+    except StoreUnreachable:
         raise
+    except (OSError, ValueError) as error:  # a ValueError: no such bucket, or no package for such a store
+        raise FatalError(f"cannot read {file}: {error}") from error
+
+
+def _read_shared(bundle: str) -> list[dict[str, Any]]:
+    with _reading(bundle):
+        try:
+            return read_bundle(bundle)
+        except FileNotFoundError:  # a folder of the same name is there, but not the shared one
+            _require_folder(place(bundle).parent)
+            raise
 
 
 def _scratch_name() -> str:
@@ -169,7 +183,9 @@ class UnitWorker:
         Others are not counted yet: this actor may die before it has exported its counters."""
         try:
             self._require_folders()
-            if summary := committed_summary(self._folder, unit):
+            with _reading(self._folder / f"{unit['name']}.json"):
+                summary = committed_summary(self._folder, unit)
+            if summary:
                 return summary | {"was_committed": True}
             return self._do(unit)
         except (FatalError, StoreUnreachable) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -87,3 +88,12 @@ def test_crash_hang_and_exception_cost_one_argument_each():
         assert killed.value.reason == "killed"
     finally:
         sandbox.close()
+
+
+def test_a_system_without_room_for_a_process_blames_no_argument(monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    with pytest.raises(FatalError, match=r"cannot start a worker process: .*Resource temporarily unavailable"):
+        Sandbox(_make_worker, deadline_s=20)("a")

@@ -15,6 +15,7 @@ from curation.distribute import Cluster, ClusterOptions
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
 from curation.worker import UnitWorker
+from manifests.errors import NoBucket
 
 _NODE = socket.gethostname()
 
@@ -50,6 +51,23 @@ def test_of_several_nodes_the_one_that_can_do_nothing_is_named(tmp_path: Path, m
     with pytest.raises(FatalError) as error:
         _run_here("scan", tmp_path / "scan-1", [{"name": "u1"}], monkeypatch, is_embedded=is_embedded)
     assert str(error.value) == told
+
+
+@pytest.mark.parametrize("problem", [PermissionError("no key"), NoBucket("no bucket"), OSError(5, "no key"), None])
+def test_a_node_that_cannot_read_the_data_set_ends_the_run_and_blames_none(tmp_path: Path, monkeypatch, problem):
+    """It would take all bundles from the others. None: there is another file system of the same names."""
+
+    def read(path: Path) -> bytes:
+        raise problem or FileNotFoundError(2, "no file", str(path))
+
+    worker = UnitWorker(stage="scan", recipe=Recipe(), folder=tmp_path / "scan-1", deadline_s=0.0, kept_bytes=0)
+    monkeypatch.setattr("curation.plans.read_bytes", read)
+    with pytest.raises(FatalError, match=f"^node {_NODE}: cannot read {tmp_path}/plan-scan/000000.json: .*no "):
+        _run_here("scan", tmp_path / "scan-1", [{"name": "u1"}], monkeypatch, is_embedded=False)
+    monkeypatch.setattr("curation.worker.read_bytes", read)
+    if problem:
+        assert worker.finish({"name": "u1"})["fatal"] == f"cannot read {tmp_path}/scan-1/u1.json: {problem}"
+    assert list((tmp_path / "scan-1").iterdir()) == [], "nothing was committed"
 
 
 def test_a_node_that_does_not_see_the_sources_ends_the_run_and_blames_none(tmp_path: Path):

@@ -221,7 +221,9 @@ class Cluster:
                 if plan.answered(summary["unit"]):
                     yield summary
         if plan.num_unanswered:
-            yield from self._run_leftovers(list(plan.unanswered()), worker, options, num_gpus)
+            why = "their worker died or had no room"
+            print(f"{stage}: {plan.num_unanswered} units came back undone ({why}): doing them again", file=sys.stderr)
+            yield from self._run_leftovers(plan.unanswered(), worker, options, num_gpus)
         plan.remove()
 
     @property
@@ -279,10 +281,8 @@ class Cluster:
                 raise FatalError(f"no worker could do anything: {leftovers.describe_loss(error)}{hint}") from error
 
     def _run_leftovers(
-        self, units: list[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
+        self, units: Iterable[dict[str, Any]], worker: type[UnitWorker], options: dict[str, Any], num_gpus: float
     ) -> Iterator[dict[str, Any]]:
-        why = "their worker died or had no room"
-        print(f"{options['stage']}: {len(units)} units came back undone ({why}): doing them again", file=sys.stderr)
         actors = leftovers.Actors(worker, options, num_gpus)
         with telling_of_the_wait(options["stage"]) as answer_came:
             for unit, answer in leftovers.do_again(units, actors, max(1, self.workers)):
@@ -298,6 +298,9 @@ def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftove
     if isinstance(loss.error, NoScratchError):
         reason = "unreadable"
         message = f"no node has room for it, the last one that was asked: {loss.message}; the next run tries again"
+    elif not loss.is_death:
+        what = f"{type(loss.error).__name__}: {loss.message}"
+        reason, message = "error", f"every worker that it was given to failed, the last one with {what}"
     return give_up(folder, stage, unit, reason, message, loss.attempts)
 
 

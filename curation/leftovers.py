@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,14 @@ class Loss:
 
     attempts: int
     error: BaseException
-    """What was heard of the last one."""
+    """What was heard of the last one: what it raised, or what Ray says of its death."""
+
+    @property
+    def is_death(self) -> bool:
+        """Whether the last one died; else it raised what nobody had foreseen."""
+        import ray
+
+        return isinstance(self.error, ray.exceptions.RayError)
 
     @property
     def message(self) -> str:
@@ -85,7 +92,9 @@ class _Worker:
         return ray.get(self.node)
 
 
-def do_again(units: list[dict[str, Any]], actors: Actors, workers: int) -> Iterator[tuple[dict[str, Any], Any | Loss]]:
+def do_again(
+    units: Iterable[dict[str, Any]], actors: Actors, workers: int
+) -> Iterator[tuple[dict[str, Any], Any | Loss]]:
     """Each unit once, with the answer of an actor or with its `Loss`, in any order; up to `workers` side by side.
 
     What was lost with the node of its actor counts against no unit. One for which a node has no room goes to the other
@@ -94,7 +103,7 @@ def do_again(units: list[dict[str, Any]], actors: Actors, workers: int) -> Itera
     Raises:
         FatalError: a node lacks a Python package.
     """
-    suspects = yield from _do([_Case(unit) for unit in units], actors, workers, ATTEMPTS - 1)
+    suspects = yield from _do((_Case(unit) for unit in units), actors, workers, ATTEMPTS - 1)
     for suspect in suspects:
         suspect.refused_on.clear()
         for case in (yield from _do([suspect], actors, 1, ATTEMPTS)):
@@ -102,19 +111,19 @@ def do_again(units: list[dict[str, Any]], actors: Actors, workers: int) -> Itera
 
 
 def _do(
-    cases: list[_Case], actors: Actors, workers: int, deaths: int
+    cases: Iterable[_Case], actors: Actors, workers: int, deaths: int
 ) -> Generator[tuple[dict[str, Any], Any], None, list[_Case]]:
-    """Yields units with their answers; returns those that took so many actors down or that all nodes refused."""
+    """Yields units with their answers; returns those that took so many actors down or that all nodes refused. Takes
+    `cases` one by one, because together they may be more than the memory holds."""
     import ray
 
-    waiting, given_up = deque(cases), []
+    fresh, waiting, given_up = iter(cases), deque[_Case](), []
     busy: dict[Any, tuple[_Worker, _Case]] = {}
     idle: _Worker | None = None
     full: set[str] = set()
     try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                case = waiting.popleft()
+        while True:
+            while len(busy) < workers and (case := next(fresh, None) or (waiting.popleft() if waiting else None)):
                 left = actors.nodes() - case.refused_on
                 if case.refused_on and not left:
                     given_up.append(case)
@@ -124,10 +133,12 @@ def _do(
                 else:
                     worker = _start(actors, case.refused_on | (full if left - full else set()))
                 busy[worker.actor.finish.remote(case.unit)] = worker, case
+            if not busy:
+                return given_up
             if idle is not None:  # after the loss of a node there may be no room for the others until it is gone
                 ray.kill(idle.actor)
                 idle = None
-            answer = next(iter(ray.wait(list(busy), num_returns=1, timeout=_LOOK_S)[0]), None) if busy else None
+            answer = next(iter(ray.wait(list(busy), num_returns=1, timeout=_LOOK_S)[0]), None)
             if answer is None:
                 waiting += _recall(busy, actors.nodes())
                 continue
@@ -151,7 +162,6 @@ def _do(
     finally:
         for worker in [*([idle] if idle else []), *(worker for worker, _ in busy.values())]:
             ray.kill(worker.actor)
-    return given_up
 
 
 def _start(actors: Actors, avoid: set[str]) -> _Worker:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from curation.distribute import _give_up_lost
 from curation.leftovers import ATTEMPTS, Actors, Loss, describe_loss, do_again, missing_package
 from curation.sandbox import FatalError
 from curation.waiting import _has_workers
@@ -129,13 +131,18 @@ class _ActorOf:
         return f"{unit['name']} done"
 
 
-def test_a_lost_node_counts_against_none_of_the_units_that_it_had(monkeypatch):
+@pytest.fixture
+def two_nodes(monkeypatch) -> None:
+    """Ray, as `_ActorOf` needs it, with two nodes, of which the first is lost."""
     import ray
 
     monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer())
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers[:1], answers[1:]))
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": k, "Alive": k != "a"} for k in "ab"])
+
+
+def test_a_lost_node_counts_against_none_of_the_units_that_it_had(two_nodes):
     nodes = iter(9 * "a" + 20 * "b")
     units = [{"name": "u1"}, {"name": "u2"}, {"name": "poison", "kills": True}]
     actors = SimpleNamespace(start=lambda avoid: _ActorOf(next(nodes), {"a"}), nodes=lambda: {"a", "b"})
@@ -143,6 +150,29 @@ def test_a_lost_node_counts_against_none_of_the_units_that_it_had(monkeypatch):
     assert answers["u1"] == "u1 done", "it was lost three times with its node"
     assert answers["u2"] == "u2 done"
     assert answers["poison"].attempts == ATTEMPTS, "on the node that is there"
+
+
+def test_units_are_taken_as_workers_are_free_for_them(two_nodes):
+    """All units of a stage may come back: they are not held together."""
+    taken = []
+    units = ({"name": f"u{k}"} for k in range(100) if taken.append(k) is None)
+    actors = SimpleNamespace(start=lambda avoid: _ActorOf("b", set()), nodes=lambda: {"b"})
+    with closing(do_again(units, actors, 3)) as answers:
+        assert next(answers)[1] == "u0 done"
+        assert taken == [0, 1, 2]
+        assert len(list(answers)) == 99
+
+
+def test_a_worker_is_said_to_have_died_only_where_it_did(tmp_path: Path):
+    from ray.exceptions import ActorDiedError
+
+    def failure_of(error: Exception) -> tuple[str, str]:
+        (failure,) = _give_up_lost(tmp_path, "scan", {"name": "u1"}, Loss(ATTEMPTS, error))["failures"]
+        return failure["reason"], failure["message"].removeprefix("every worker that it was given to ")
+
+    assert failure_of(OSError("none")) == ("error", "failed, the last one with OSError: none")
+    died = "died, the last one: The actor died unexpectedly before finishing this task."
+    assert failure_of(ActorDiedError()) == ("worker_died", died)
 
 
 def test_a_node_without_a_package_is_told_and_no_unit_is_blamed(ray, monkeypatch):

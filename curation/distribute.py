@@ -298,6 +298,10 @@ def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftove
     if isinstance(loss.error, NoScratchError):
         reason = "unreadable"
         message = f"no node has room for it, the last one that was asked: {loss.message}; the next run tries again"
+    elif loss.is_for_memory:
+        reason = "killed"
+        message = f"every worker that it was given to was killed, the last one for want of memory: {loss.message};"
+        message += " the next run tries again"
     elif not loss.is_death:
         what = f"{type(loss.error).__name__}: {loss.message}"
         reason, message = "error", f"every worker that it was given to failed, the last one with {what}"

@@ -9,6 +9,7 @@ nothing beside it (the machine may have been short of memory, or the disk full o
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from curation.worker import NoScratchError
 
 ATTEMPTS = 3  # at a unit that comes here and takes its actors down
 _LOOK_S = 60.0
+_MEMORY_PAUSE_S = 10.0  # when nothing ran beside a unit: what takes its node's memory is of others
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class Loss:
         import ray
 
         return isinstance(self.error, ray.exceptions.RayError)
+
+    @property
+    def is_for_memory(self) -> bool:
+        """Whether Ray has killed the last one because its node was short of memory."""
+        return _is_for_memory(self.error)
 
     @property
     def message(self) -> str:
@@ -155,6 +162,8 @@ def _do(
                     case.refused_on.add(worker.node_id)
                 else:
                     case.deaths += not _is_lost(worker.node)
+                    if _is_for_memory(case.error) and not busy and case.deaths < ATTEMPTS:
+                        time.sleep(_MEMORY_PAUSE_S)
                 (waiting if case.deaths < deaths else given_up).append(case)
             else:
                 idle = worker
@@ -196,6 +205,12 @@ def _is_lost(node: Any) -> bool:
     except ray.exceptions.RayError as error:
         return "its node has died" in str(error)
     return not any(other["Alive"] for other in ray.nodes() if other["NodeID"] == node_id)
+
+
+def _is_for_memory(error: BaseException) -> bool:
+    import ray
+
+    return isinstance(error, ray.exceptions.OutOfMemoryError)
 
 
 def _cause_of(error: BaseException) -> BaseException:

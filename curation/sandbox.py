@@ -21,7 +21,8 @@ from manifests.scratch import tells_of_no_room
 
 
 class SandboxError(Exception):
-    """The child died, overran its deadline or was refused a file. `reason` is a short code, the message says it."""
+    """The child died, overran its deadline or was refused a file or memory. `reason` is a short code, the message says
+    it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -52,9 +53,9 @@ class Sandbox:
         """The worker's result.
 
         Raises:
-            SandboxError: the child died ("crashed") or was killed, as by a system that is short of memory ("killed"),
-                took longer than the deadline ("deadline"), or was refused a file by the system or a store
-                ("unreadable").
+            SandboxError: the child died ("crashed") or was killed, as by a system that is short of memory, or got no
+                memory ("killed"), took longer than the deadline ("deadline"), or was refused a file by the system or a
+                store ("unreadable").
             FatalError: no argument can work: the child cannot be started, or the worker not be built, or the object
                 store is out of reach.
             NoSpaceError: the disk is full or read-only.
@@ -79,7 +80,7 @@ class Sandbox:
             raise NoSpaceError(value)
         if status == "fatal":
             raise FatalError(value)
-        if status == "unreadable":
+        if status in ("unreadable", "killed"):
             raise SandboxError(status, value)
         if status == "error":
             raise RuntimeError(value)
@@ -152,6 +153,8 @@ def serve(pipe_end: int, life_end: int) -> None:
 def _weigh(error: Exception) -> str:
     if tells_of_no_room(error):
         return "no_space"
+    if isinstance(error, MemoryError):
+        return "killed"
     # A foreign web server that breaks off costs the file that it serves.
     if isinstance(error, StoreUnreachable):
         return "fatal"

@@ -128,6 +128,8 @@ class _ActorOf:
 
         if self._is_lost or unit.get("kills"):
             raise ray.exceptions.RayActorError
+        if unit.get("needs_memory"):
+            raise ray.exceptions.OutOfMemoryError("running low on memory")
         return f"{unit['name']} done"
 
 
@@ -152,6 +154,17 @@ def test_a_lost_node_counts_against_none_of_the_units_that_it_had(two_nodes):
     assert answers["poison"].attempts == ATTEMPTS, "on the node that is there"
 
 
+def test_what_was_killed_for_want_of_memory_waits_where_nothing_runs_that_would_give_it_back(two_nodes, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    units = [{"name": "u1"}, {"name": "large", "needs_memory": True}]
+    actors = SimpleNamespace(start=lambda avoid: _ActorOf("b", set()), nodes=lambda: {"b"})
+    answers = {unit["name"]: answer for unit, answer in do_again(units, actors, 2)}
+    assert answers["u1"] == "u1 done"
+    assert (answers["large"].attempts, answers["large"].is_for_memory) == (ATTEMPTS, True)
+    assert pauses == [10.0, 10.0]
+
+
 def test_units_are_taken_as_workers_are_free_for_them(two_nodes):
     """All units of a stage may come back: they are not held together."""
     taken = []
@@ -164,7 +177,7 @@ def test_units_are_taken_as_workers_are_free_for_them(two_nodes):
 
 
 def test_a_worker_is_said_to_have_died_only_where_it_did(tmp_path: Path):
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
 
     def failure_of(error: Exception) -> tuple[str, str]:
         (failure,) = _give_up_lost(tmp_path, "scan", {"name": "u1"}, Loss(ATTEMPTS, error))["failures"]
@@ -173,6 +186,9 @@ def test_a_worker_is_said_to_have_died_only_where_it_did(tmp_path: Path):
     assert failure_of(OSError("none")) == ("error", "failed, the last one with OSError: none")
     died = "died, the last one: The actor died unexpectedly before finishing this task."
     assert failure_of(ActorDiedError()) == ("worker_died", died)
+    reason, message = failure_of(OutOfMemoryError("... killed due to the node running low on memory."))
+    assert reason == "killed", "every run tries again"
+    assert message.startswith("was killed, the last one for want of memory: ... killed due to the node running low on")
 
 
 def test_a_node_without_a_package_is_told_and_no_unit_is_blamed(ray, monkeypatch):

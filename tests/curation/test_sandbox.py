@@ -28,6 +28,8 @@ def _make_worker():
             time.sleep(60)
         if argument == "raise":
             raise KeyError("no such thing")
+        if argument == "large":
+            raise MemoryError("Unable to allocate 99 GiB")
         if argument == "refused":
             raise PermissionError(13, "Permission denied", "a.mp4")
         return os.getpid(), len(calls)
@@ -72,7 +74,10 @@ def test_crash_hang_and_exception_cost_one_argument_each():
         with pytest.raises(SandboxError, match=r"Permission denied: 'a.mp4'") as refused:
             sandbox("refused")
         assert refused.value.reason == "unreadable"
-        assert sandbox("c") == (first_pid, 5), "an exception does not cost the child"
+        with pytest.raises(SandboxError, match="MemoryError: Unable to allocate") as large:
+            sandbox("large")
+        assert large.value.reason == "killed"
+        assert sandbox("c") == (first_pid, 6), "an exception does not cost the child"
         with pytest.raises(SandboxError, match="SIGSEGV") as crash:
             sandbox("segfault")
         assert crash.value.reason == "crashed"

@@ -210,18 +210,19 @@ class Cluster:
             "folder": folder,
             "deadline_s": self._options.deadline_s,
             "kept_bytes": int(self._options.kept_sources_gb * 1e9),
-            "sources": plan.source_folder if os.path.isdir(plan.source_folder) else "",
         }
         self._has_remote_sources |= plan.has_remote_sources
         num_gpus = self._options.gpus_per_worker if stage in ("scan", "crop") else 0
         bundles = plan.bundles()
         for first in range(0, len(bundles), _BUNDLES_AT_ONCE):
             for summary in self._run_pool(bundles[first : first + _BUNDLES_AT_ONCE], worker, options, num_gpus):
+                if _has_gone(summary, plan):
+                    continue  # what is not answered for is done again
                 self._require_going(summary)
                 if plan.answered(summary["unit"]):
                     yield summary
         if plan.num_unanswered:
-            why = "their worker died or had no room"
+            why = "their worker died, had no room or found no source"
             print(f"{stage}: {plan.num_unanswered} units came back undone ({why}): doing them again", file=sys.stderr)
             yield from self._run_leftovers(plan.unanswered(), worker, options, num_gpus)
         plan.remove()
@@ -306,6 +307,18 @@ def _give_up_lost(folder: Place, stage: str, unit: dict[str, Any], loss: leftove
         what = f"{type(loss.error).__name__}: {loss.message}"
         reason, message = "error", f"every worker that it was given to failed, the last one with {what}"
     return give_up(folder, stage, unit, reason, message, loss.attempts)
+
+
+def _has_gone(answer: dict[str, Any], plan: Plan) -> bool:
+    """Whether a source that a node does not see (see `UnseenSource`) has been removed during the run. That is a matter
+    of this source; where the folder of all local ones is gone, too, of a disk or a mount."""
+    if "unseen" not in answer or not os.path.isdir(plan.source_folder):
+        return False
+    try:
+        with open(answer["unseen"], "rb"):  # for which NFS asks the server; what else it says may be old
+            return False
+    except OSError:
+        return True
 
 
 def _answer_of(do: Callable[[], None]) -> dict[str, str]:

@@ -48,7 +48,8 @@ class Plan:
     """Units in bundles on disk, and which of them nobody has answered for."""
 
     def __init__(self, folder: Place, units: Iterable[dict[str, Any]], workers: int) -> None:
-        """Write `units`, some thousand at a time, into `folder`; what an earlier plan left there is removed."""
+        """Write `units`, some thousand at a time, into `folder`; what an earlier plan left there is removed. Each gets
+        `seen_at` (see `_with_seen`)."""
         self._folder = folder
         self._costs: list[float] = []
         self._bundle_of: dict[str, int] = {}
@@ -64,7 +65,7 @@ class Plan:
             folders = {os.path.dirname(uri) for uri in uris if os.path.isabs(uri)}
             if folders:
                 self.source_folder = os.path.commonpath([self.source_folder or min(folders), *folders])
-            groups = list(enumerate(bundle(some, workers), len(self._costs)))
+            groups = list(enumerate(bundle(list(_with_seen(some)), workers), len(self._costs)))
             for number, group in groups:
                 self._costs.append(sum(unit.get("expected_s", 0.0) for unit in group))
                 self._bundle_of |= {unit["name"]: number for unit in group}
@@ -87,9 +88,10 @@ class Plan:
         return self._bundle_of.pop(name, None) is not None
 
     def unanswered(self) -> Iterator[dict[str, Any]]:
-        """The units that are left, in the order of the plan."""
+        """The units that are left, in the order of the plan, with `seen_at` as it is when each is taken."""
         for number in sorted(set(self._bundle_of.values())):
-            yield from (unit for unit in read_bundle(str(self._path(number))) if unit["name"] in self._bundle_of)
+            units = read_bundle(str(self._path(number)))
+            yield from _with_seen(unit for unit in units if unit["name"] in self._bundle_of)
 
     @property
     def num_unanswered(self) -> int:
@@ -98,6 +100,15 @@ class Plan:
     def remove(self) -> None:
         """Remove the files."""
         remove_tree(self._folder)
+
+
+def _with_seen(units: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Units with `seen_at`: the places of a local source where this machine sees it now. Empty where it sees none, and
+    where the source is on an object store, too."""
+    for unit in units:
+        uris = [place["uri"] for place in unit.get("places", [])] or [unit.get("uri", "")]
+        seen = [uri for uri in uris if os.path.isfile(uri)] if all(map(os.path.isabs, uris)) else []
+        yield unit | {"seen_at": seen}
 
 
 def read_bundle(path: str) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from curation.fetching import keep_up_to
@@ -87,19 +86,49 @@ def _worker_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
-def _require_folder(folder: Place, what: str = "a local output") -> None:
-    """FatalError on a node that does not see where the results go, and would write them to its own disk, or where the
-    sources are, and would report all of them as missing."""
+def _not_seen(where: Place | str, what: str) -> str:
+    return (
+        f"node {socket.gethostname()} does not see {where}: {what} must be on a file system that all nodes see;"
+        " mount it there, or leave the node out, and run again"
+    )
+
+
+def _require_folder(folder: Place) -> None:
+    """FatalError on a node that does not see where the results go, and would write them to its own disk."""
     if is_local(folder) and not os.path.isdir(folder):
-        raise FatalError(
-            f"node {socket.gethostname()} does not see {folder}: {what} must be on a file system that all nodes see;"
-            " mount it there, or leave the node out, and run again"
-        )
+        raise FatalError(_not_seen(folder, "a local output"))
+
+
+class UnseenSource(FatalError):
+    """This node does not see a local source at `path`, where the driver has seen it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(_not_seen(path, "a local source"))
+        self.path = path
+
+
+def _require_source(unit: dict[str, Any]) -> None:
+    """UnseenSource on a node that would report the sources of a whole folder as missing, because it has not mounted
+    what lies there. A single file that is not in its folder is no matter of the node."""
+    seen_at = unit.get("seen_at", [])
+    if seen_at and not any(os.path.exists(path) or _holds_anything(os.path.dirname(path)) for path in seen_at):
+        raise UnseenSource(seen_at[0])
+
+
+def _holds_anything(folder: str) -> bool:
+    """Whether something is in a folder that can be listed; where nothing is mounted there may be an empty one."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
 
 
 def fatal_answer(error: Exception) -> dict[str, str]:
-    """What a worker answers that can do nothing any more, whatever the unit; on a cluster the driver names the node."""
-    return {"fatal": str(error), "node": socket.gethostname()}
+    """What a worker answers that can do nothing any more, whatever the unit; on a cluster the driver names the node.
+    `unseen`: the path of an `UnseenSource`, for the driver to see whether it is still there."""
+    unseen = {"unseen": error.path} if isinstance(error, UnseenSource) else {}
+    return {"fatal": str(error), "node": socket.gethostname(), **unseen}
 
 
 @contextmanager
@@ -141,32 +170,24 @@ class UnitWorker:
     """Before it looks again whether there is room for what is left of a bundle. A node that refused at once would be
     given all bundles while the others work."""
 
-    def __init__(
-        self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float, kept_bytes: int, sources: str = ""
-    ) -> None:
-        """sources: the folder of local sources, which the driver sees; none where there are no such."""
-        self._stage, self._folder, self._sources, self._deadline_s = stage, folder, sources, deadline_s
+    def __init__(self, *, stage: str, recipe: Recipe, folder: Place, deadline_s: float, kept_bytes: int) -> None:
+        self._stage, self._folder, self._deadline_s = stage, folder, deadline_s
         self._sandbox = Sandbox(functools.partial(make_unit_worker, stage, recipe, folder, kept_bytes), deadline_s=3600)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """`row["bundle"]`: where a bundle of units lies; returns one row with a summary, as JSON, for each unit for
-        which there is room: the others are left to `leftovers`."""
+        which there is room: the others are left to `leftovers`. After a `fatal_answer` there are no more."""
         summaries: list[dict[str, Any]] = []
         try:
-            self._require_folders()
+            _require_folder(self._folder)
             left = self._do_what_has_room(_read_shared(row["bundle"]), summaries)
             for pause_s in self.room_pauses_s:
                 if left:
                     time.sleep(pause_s)
                     left = self._do_what_has_room(left, summaries)
         except (FatalError, StoreUnreachable) as error:
-            summaries = [fatal_answer(error)]
+            summaries.append(fatal_answer(error))
         return [{"summary": json.dumps(summary)} for summary in summaries]
-
-    def _require_folders(self) -> None:
-        _require_folder(self._folder)
-        if self._sources:
-            _require_folder(Path(self._sources), "a folder of sources")
 
     def _do_what_has_room(self, units: list[dict[str, Any]], summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Add the summaries of those for which there is room; returns the others."""
@@ -182,7 +203,7 @@ class UnitWorker:
         """The summary of a unit that another actor may have committed, and counted, before it died: `was_committed`.
         Others are not counted yet: this actor may die before it has exported its counters."""
         try:
-            self._require_folders()
+            _require_folder(self._folder)
             with _reading(self._folder / f"{unit['name']}.json"):
                 summary = committed_summary(self._folder, unit)
             if summary:
@@ -192,6 +213,7 @@ class UnitWorker:
             return fatal_answer(error)
 
     def _do(self, unit: dict[str, Any]) -> dict[str, Any]:
+        _require_source(unit)
         deadline_s = self._deadline_s or 300 + 20 * unit.get("expected_s", 0.0)
         attempts = 0
         while attempts < ATTEMPTS:

@@ -192,7 +192,7 @@ def test_a_unit_for_which_no_node_has_scratch_is_left_to_the_next_run(tmp_path: 
         in given_up["failures"][0]["message"]
     )
     local = options | {"folder": tmp_path}
-    (row,) = UnitWorker(**local)({"bundle": str(tmp_path / "bundle")})
+    *_, row = UnitWorker(**local)({"bundle": str(tmp_path / "bundle")})
     assert "No space left" in json.loads(row["summary"])["fatal"]
 
 

@@ -74,7 +74,9 @@ def test_a_plan_holds_every_unit_until_it_is_answered_for(tmp_path: Path):
     found = [read_bundle(path) for path in plan.bundles()]
     assert [u["name"] for u in found[0]] == ["u3000"], "the expensive one first, though it was planned last"
     assert [cost(group) for group in found] == sorted(map(cost, found), reverse=True)
-    assert sorted((u for group in found for u in group), key=lambda u: u["name"]) == work
+    assert sorted((u for group in found for u in group), key=lambda u: u["name"]) == [
+        unit | {"seen_at": []} for unit in work
+    ]
     assert len(list((tmp_path / "plan").iterdir())) == len(found), "nothing of the plan before"
     assert not plan.has_remote_sources
     assert all(plan.answered(unit["name"]) for unit in work[:-2])
@@ -95,6 +97,25 @@ def test_a_plan_knows_the_folder_of_local_sources(tmp_path: Path):
     assert folder_of("/mnt/raw/a.mp4") == "/mnt/raw"
     assert folder_of("/mnt/raw/b/a.mp4", "s3://raw/a.mp4", "/mnt/raw/c/a.mp4") == "/mnt/raw"
     assert folder_of("s3://raw/a.mp4") == Plan(tmp_path, units([1.0]), 2).source_folder == ""
+
+
+def test_a_plan_says_where_local_sources_were_seen(tmp_path: Path):
+    """All places of a source, unless it is on an object store, too; those of now, where it was not answered for."""
+    here, there, gone = (tmp_path / name for name in ("here.mp4", "there.mp4", "gone.mp4"))
+    here.touch()
+    there.touch()
+    places = [{"uri": str(path)} for path in (here, gone, there)]
+    work = [
+        {"name": "u0", "uri": str(here)},
+        {"name": "u1", "uri": str(here), "places": places},
+        {"name": "u2", "uri": str(here), "places": [*places, {"uri": "s3://raw/a.mp4"}]},
+        {"name": "u3"},
+    ]
+    plan = Plan(tmp_path / "plan", work, 2)
+    planned = [unit["seen_at"] for path in plan.bundles() for unit in read_bundle(path)]
+    assert planned == [[str(here)], [str(here), str(there)], [], []]
+    here.unlink()
+    assert [unit["seen_at"] for unit in plan.unanswered()] == [[], [str(there)], [], []]
 
 
 def test_bundles_on_an_object_store_are_written_side_by_side(flaky_s3):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from curation.distribute import Cluster, ClusterOptions
 from curation.recipe import Recipe
 from curation.sandbox import FatalError
-from curation.worker import UnitWorker
+from curation.worker import UnitWorker, UnseenSource
 from manifests.errors import NoBucket
 
 _NODE = socket.gethostname()
@@ -70,17 +72,56 @@ def test_a_node_that_cannot_read_the_data_set_ends_the_run_and_blames_none(tmp_p
     assert list((tmp_path / "scan-1").iterdir()) == [], "nothing was committed"
 
 
-def test_a_node_that_does_not_see_the_sources_ends_the_run_and_blames_none(tmp_path: Path):
-    """Its mount was forgotten, and the results go to a bucket."""
-    raw, staging = tmp_path / "raw", tmp_path / "staging"
-    staging.mkdir()
-    options = {"stage": "index", "recipe": Recipe(), "folder": staging, "deadline_s": 0.0, "kept_bytes": 0}
-    worker = UnitWorker(**options, sources=str(raw))
-    said = f"node {_NODE} does not see {raw}: a folder of sources must be on a file system that all"
-    (row,) = worker({"bundle": str(staging / "000000.json")})
-    assert json.loads(row["summary"])["fatal"].startswith(said)
-    assert worker.finish({"name": "u", "uri": str(raw / "a.mp4")})["fatal"].startswith(said)
-    assert list(staging.iterdir()) == [], "nothing was committed"
+@pytest.mark.parametrize("is_mount_point", [False, True])
+def test_a_node_that_does_not_see_a_source_folder_is_named_and_blames_none(tmp_path: Path, monkeypatch, is_mount_point):
+    """Its mount was forgotten, and there are others; an empty folder may be in its place."""
+    worker = UnitWorker(stage="index", recipe=Recipe(), folder=tmp_path, deadline_s=0.0, kept_bytes=0)
+    monkeypatch.setattr(worker, "_sandbox", lambda unit, deadline_s: {"unit": unit["name"], "failures": []})
+    videos = tmp_path / "videos"
+    if is_mount_point:
+        videos.mkdir()
+    unit = {"name": "u", "seen_at": [f"{videos}/a.mp4"]}
+    said = f"node {_NODE} does not see {videos}/a.mp4: a local source must be on a file system that all"
+    (tmp_path / "bundle").write_text(json.dumps([{"name": "stills", "seen_at": []}, unit]))
+    done, ended = (json.loads(row["summary"]) for row in worker({"bundle": str(tmp_path / "bundle")}))
+    assert done["unit"] == "stills"
+    assert ended["fatal"].startswith(said)
+    assert worker.finish(unit)["fatal"].startswith(said)
+    videos.mkdir(exist_ok=True)
+    (videos / "b.mp4").touch()
+    assert worker.finish(unit)["unit"] == "u", "the file alone is gone, which its child finds"
+
+
+@pytest.mark.parametrize("gone", ["", "videos", "all"])
+def test_sources_that_are_removed_during_a_run_are_no_matter_of_a_node(tmp_path: Path, monkeypatch, gone: str):
+    """What is still there a node does not see; where the folder of all is gone, no single source is to blame either."""
+    files = [tmp_path / "raw" / "videos" / "a.mp4", tmp_path / "raw" / "stills" / "b.png"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    units = [{"name": file.name, "uri": str(file)} for file in files]
+    left = []
+
+    def do(worker: UnitWorker, unit: dict) -> dict:
+        assert unit["seen_at"] == [unit["uri"]]
+        if unit["name"] == "b.png":
+            return {"unit": "b.png", "failures": []}
+        if gone:
+            shutil.rmtree(tmp_path / "raw" / (gone if gone != "all" else ""))
+        raise UnseenSource(unit["uri"])
+
+    def run_leftovers(made: Cluster, units: Iterable[dict], *_: object) -> Iterable[dict]:
+        left.extend(units)
+        return left
+
+    monkeypatch.setattr(UnitWorker, "_do", do)
+    monkeypatch.setattr(Cluster, "_run_leftovers", run_leftovers)
+    if gone == "videos":
+        _run_here("index", tmp_path / "index-1", units, monkeypatch, is_embedded=False)
+        assert [(unit["name"], unit["seen_at"]) for unit in left] == [("a.mp4", []), ("b.png", [files[1].as_posix()])]
+    else:
+        with pytest.raises(FatalError, match=f"^node {_NODE} does not see {files[0]}: "):
+            _run_here("index", tmp_path / "index-1", units, monkeypatch, is_embedded=False)
 
 
 def test_a_node_without_a_temporary_folder_blames_no_source(s3, tmp_path: Path):

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,12 +16,14 @@ from torch import Tensor
 from training.checkpoints import CheckpointFolder
 from training.data import Batch
 from training.distributed import Process
+from training.stage import NORMS
 
 _log = logging.getLogger(__name__)
 MAX_IN_A_ROW = 10
 """Lost steps, one after the other, that end a run: one batch may overflow, but not each."""
 MAX_BATCHES = 10
 """Batches of lost steps that each rank writes, for each start of a run; those that end it are further ones."""
+_MAX_CAUSES = 4  # ranks whose clips are named
 
 
 class NonFiniteError(RuntimeError):
@@ -50,23 +52,52 @@ class LostSteps:
             return
         self._num, self._num_in_a_row = self._num + 1, self._num_in_a_row + 1
         is_end = self._num_in_a_row == MAX_IN_A_ROW
-        where = "its batch is not kept"
+        where = "the batch is not kept"
         if self._num <= MAX_BATCHES or is_end:
             where = save_batch(batch, losses, self._output, self._process)
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        what = f"{', '.join(bad)} became NaN or infinite" if bad else "another rank's loss became NaN or infinite"
-        clips = ", ".join(sorted(set(_parts(batch)[1].get("source.clip_ids", []))))
-        what = f"{what} after {batch.position} images (clips {clips})"
+        clips = sorted({*batch.source.clip_ids, *batch.driving.clip_ids})
+        what = describe(self._process.gather(_OfRank(bad, clips, where)), batch.position)
         if is_end:
             folder.finish()
             checkpoint = folder.newest_name()
             resume = f"the run resumes from {checkpoint}" if checkpoint else "no checkpoint was written before"
             flag = " (with --allow-other-recipe)" if checkpoint else ""
             raise NonFiniteError(
-                f"{what}, as in each of the last {MAX_IN_A_ROW} steps; {where}; {resume}. Lower the learning rate or "
+                f"{what}, as in each of the last {MAX_IN_A_ROW} steps; {resume}. Lower the learning rate or "
                 f"optimizer.max_gradient_norm{flag}, or use float32, or remove the clip, and run again"
             )
-        _log.warning("step lost: %s; %s", what, where)
+        _log.warning("step lost: %s", what)
+
+
+class _OfRank(NamedTuple):
+    """What one rank tells the others of a lost step."""
+
+    bad: list[str]
+    """What of its losses, and of the norms that all have, is not finite."""
+    clips: list[str]
+    where: str
+    """In words, where its batch is."""
+
+    @property
+    def is_cause(self) -> bool:
+        """Whether losses of its own are bad: gradients are averaged, so that all ranks have the norms of a NaN."""
+        return any(not name.startswith(NORMS) for name in self.bad)
+
+
+def describe(ranks: Sequence[_OfRank], images: int) -> str:
+    """What was not finite in a step, and the pairs in which it was, as far as ranks tell them apart."""
+    causes = [(number, rank) for number, rank in enumerate(ranks) if rank.is_cause]
+    if len(ranks) == 1:
+        names, places = ranks[0].bad, f"(clips {', '.join(ranks[0].clips)}; {ranks[0].where})"
+    elif len(causes) in (0, len(ranks)):
+        names, places = ranks[0].bad, f"in all ranks (in rank 0 {ranks[0].where})"
+    else:
+        names = [name for _, rank in causes for name in rank.bad if not name.startswith(NORMS)]
+        places = " and ".join(
+            f"in rank {number} (clips {', '.join(rank.clips)}; {rank.where})" for number, rank in causes[:_MAX_CAUSES]
+        )
+    return f"{', '.join(dict.fromkeys(names))} became NaN or infinite after {images} images {places}"
 
 
 def save_batch(batch: Batch, losses: Mapping[str, float], output: Path, process: Process) -> str:
@@ -77,8 +108,8 @@ def save_batch(batch: Batch, losses: Mapping[str, float], output: Path, process:
     try:
         save_file(tensors, path, metadata={"format": "pt", "labels": json.dumps(labels)})
     except OSError as error:
-        return f"this rank's batch could not be written to {path} ({error})"
-    return f"this rank's batch is in {path}"
+        return f"the batch could not be written to {path} ({error})"
+    return f"the batch is in {path}"
 
 
 def _parts(value: Any, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -98,7 +98,9 @@ def run_stage(
                     allow_other_recipe=options.allow_other_recipe,
                 )
             except NonFiniteError as error:
-                print(f"error: {error}", file=sys.stderr)
+                if process.is_main:
+                    print(f"error: {error}", file=sys.stderr)
+                process.any(True)  # torchrun ends all ranks when one ends: not before it is told
                 return 1
             except torch.OutOfMemoryError as error:
                 raise OSError(too_large(stage, recipe, process, str(error).split(". ")[0])) from error

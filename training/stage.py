@@ -23,6 +23,9 @@ from training.distributed import Process
 from training.ema import Ema
 from training.recipe import Recipe
 
+NORMS = "gradient_norm/"
+"""What the names of gradients' norms begin with, among what a step tells."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
@@ -107,7 +110,7 @@ class Stage:
         for optimizer in self.optimizers.values():
             take_step(optimizer, is_lost)
         before.restore_if(is_lost)
-        return means | {f"gradient_norm/{name}": norm for name, norm in norms.items()}
+        return means | {f"{NORMS}{name}": norm for name, norm in norms.items()}
 
     def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
         """Forward and backward of one part of a step: gradients of its mean losses are added to those that are there.

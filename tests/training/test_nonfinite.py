@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,7 @@ class FewFrames:
 class SmallBatch:
     position: int
     source: FewFrames = field(default_factory=FewFrames)
+    driving: FewFrames = field(default_factory=lambda: FewFrames(["c_2", "b_1", "a_0"]))
 
 
 def test_a_step_is_passed_over_and_ten_in_a_row_are_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -39,18 +42,47 @@ def test_a_step_is_passed_over_and_ten_in_a_row_are_the_end(tmp_path: Path, capl
     assert len(caplog.messages) == 20
     path = tmp_path / "nonfinite-0-rank0.safetensors"
     assert caplog.messages[0] == (
-        "step lost: loss, gradient_norm/motion became NaN or infinite after 0 images (clips a_0, b_1); this rank's "
-        f"batch is in {path}"
+        "step lost: loss, gradient_norm/motion became NaN or infinite after 0 images (clips a_0, b_1, c_2; "
+        f"the batch is in {path})"
     )
-    assert caplog.messages[-1].endswith("; its batch is not kept")
+    assert caplog.messages[-1].endswith("; the batch is not kept)")
     assert len([*tmp_path.glob("nonfinite-*")]) == 10
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["labels"])["losses"] == {n: repr(value) for n, value in bad.items()}
-    with pytest.raises(NonFiniteError, match=r"after 88 images .*, as in each of the last 10 steps; .*-88-rank0"):
+    with pytest.raises(NonFiniteError, match=r"after 88 images .*-88-rank0.*, as in each of the last 10 steps"):
         lost.note(SmallBatch(88), bad, folder, is_lost=True)
 
 
-def test_a_rank_whose_own_losses_are_fine_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = CheckpointFolder(tmp_path, keep_last=1, writes=False)
-    LostSteps(tmp_path, Process(rank=1, world_size=2)).note(SmallBatch(8), {"loss": 1.0}, folder, is_lost=True)
-    assert caplog.messages[0].startswith("step lost: another rank's loss became NaN or infinite after 8 images")
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ((1.0, math.nan), "loss became NaN or infinite after 8 images in rank 1 (clips b_1, d_3; the batch is in {1})"),
+        ((1.0, 1.0), "gradient_norm/motion became NaN or infinite after 8 images in all ranks (in rank 0 the batch is"),
+        ((math.inf, math.nan), "loss, gradient_norm/motion became NaN or infinite after 8 images in all ranks"),
+    ],
+)
+def test_ranks_with_bad_losses_of_their_own_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, losses: tuple[float, float], told: str
+) -> None:
+    """A NaN in the gradients of one is in the mean, so that all have its norm. The first alone is heard."""
+    given: list[object] = [None, None]
+    both = threading.Barrier(2, timeout=10)
+
+    class Rank(Process):
+        def gather(self, value: object) -> list[object]:
+            given[self.rank] = value
+            both.wait()
+            return given
+
+    def note(rank: int) -> None:
+        batch = SmallBatch(8, FewFrames([f"{'ab'[rank]}_{rank}"]), FewFrames([f"{'cd'[rank]}_{rank + 2}"]))
+        values = {"loss": losses[rank], "gradient_norm/motion": math.nan}
+        lost = LostSteps(tmp_path, Rank(rank=rank, world_size=2))
+        lost.note(batch, values, CheckpointFolder(tmp_path, keep_last=1, writes=False), is_lost=True)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(note, (0, 1)))
+    paths = [tmp_path / f"nonfinite-8-rank{rank}.safetensors" for rank in (0, 1)]
+    assert all(path.is_file() for path in paths)
+    assert len({*caplog.messages}) == 1
+    assert caplog.messages[0].startswith(f"step lost: {told.format(*paths)}")

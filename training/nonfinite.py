@@ -7,9 +7,11 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,7 +109,9 @@ def save_batch(batch: Batch, losses: Mapping[str, float], output: Path, process:
     labels["losses"] = {name: repr(value) for name, value in losses.items()}
     try:
         save_file(tensors, path, metadata={"format": "pt", "labels": json.dumps(labels)})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # the part that there was room for
         return f"the batch could not be written to {path} ({error})"
     return f"the batch is in {path}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -86,3 +88,20 @@ def test_ranks_with_bad_losses_of_their_own_are_named(
     assert all(path.is_file() for path in paths)
     assert len({*caplog.messages}) == 1
     assert caplog.messages[0].startswith(f"step lost: {told.format(*paths)}")
+
+
+def test_a_full_disk_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By a real limit of the operating system."""
+    frames = FewFrames(images=torch.zeros(100_000, dtype=torch.uint8))
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        folder = CheckpointFolder(tmp_path, keep_last=1, writes=False)
+        LostSteps(tmp_path, Process()).note(SmallBatch(8, frames), {"loss": math.nan}, folder, is_lost=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    (message,) = caplog.messages
+    assert f"the batch could not be written to {tmp_path}/nonfinite-8-rank0.safetensors (" in message
+    assert "File too large" in message
+    assert not list(tmp_path.iterdir())

@@ -62,6 +62,7 @@ def train(
             if state.images == 0 and not interrupted:
                 report_held_out(stage, recipe, state, dataset, output, process, reporter)
             batches, lost = reporter.timed(loader), LostSteps(output, process)
+            done_at = state.images  # until where all that was due is done
             while state.images < recipe.num_images and not interrupted:
                 batch, problem = read_batch(batches)
                 interrupted, is_unreadable = process.any(request.made, problem is not None)  # meanwhile
@@ -76,11 +77,13 @@ def train(
                 lost.note(batch, losses, folder, is_lost=is_lost)
                 if interrupted:
                     break
-                if is_lost:  # no checkpoint: the step before may have broken the weights that lose all to come
+                # What is due waits for a good step: the one before may have broken the weights that lose all to come.
+                if is_lost and (lost.num_in_a_row > 1 or state.images < recipe.num_images):
                     continue
-                is_best = report_held_out(stage, recipe, state, dataset, output, process, reporter)
-                if is_best or due(recipe.checkpoints.every_images, state.images, recipe.batch_size):
+                is_best = report_held_out(stage, recipe, state, dataset, output, process, reporter, done_at=done_at)
+                if is_best or due(recipe.checkpoints.every_images, state.images, done_at):
                     folder.save(stage, recipe, state)
+                done_at = state.images
                 folder.poll()
             saved = state.images == 0 or folder.save_last(stage, recipe, state)
             reporter.last(state.images, interrupted=interrupted, saved=saved)
@@ -150,20 +153,29 @@ def step(stage: Stage, recipe: Recipe, batch: Batch, state: RunState, process: P
 
 
 def report_held_out(
-    stage: Stage, recipe: Recipe, state: RunState, dataset: str, output: Path, process: Process, reporter: Reporter
+    stage: Stage,
+    recipe: Recipe,
+    state: RunState,
+    dataset: str,
+    output: Path,
+    process: Process,
+    reporter: Reporter,
+    *,
+    done_at: int = 0,
 ) -> bool:
     """Pictures and validation of held-out pairs where they are due, also before the first step.
 
     Whether the figure that tells the best checkpoint is the best so far, which `state` then notes.
+    done_at: images at which what was due was last done.
     """
     reports, images = recipe.reports, state.images
     at_end = images >= recipe.num_images
-    if reports.pictures_every_images and (at_end or due(reports.pictures_every_images, images, recipe.batch_size)):
+    if reports.pictures_every_images and (at_end or due(reports.pictures_every_images, images, done_at)):
         with reporter.paused():
             save_pictures(stage, recipe, images, dataset=dataset, output=output, process=process, reporter=reporter)
     if not reports.validate_every_images:
         return False
-    if not (at_end or due(reports.validate_every_images, images, recipe.batch_size)):
+    if not (at_end or due(reports.validate_every_images, images, done_at)):
         return False
     with reporter.paused():
         figures = validate(stage, recipe, dataset=dataset, process=process)
@@ -175,9 +187,9 @@ def report_held_out(
     return True
 
 
-def due(every_images: int, images: int, batch_size: int) -> bool:
-    """Whether a multiple of `every_images` lies within the step that ended after `images`."""
-    return images == 0 or images // every_images > (images - batch_size) // every_images
+def due(every_images: int, images: int, done_at: int) -> bool:
+    """Whether there is a multiple of `every_images` among the images after `done_at` until `images`."""
+    return images == 0 or images // every_images > done_at // every_images
 
 
 def batch_per_rank(batch_size: int, process: Process) -> int:

@@ -38,7 +38,9 @@ class LostSteps:
 
     def __init__(self, output: Path, process: Process) -> None:
         self._output, self._process = output, process
-        self._num = self._num_in_a_row = 0
+        self._num = 0
+        self.num_in_a_row = 0
+        """How many the last steps are."""
 
     def note(self, batch: Batch, losses: Mapping[str, float], folder: CheckpointFolder, *, is_lost: bool) -> None:
         """Take in one step.
@@ -50,10 +52,10 @@ class LostSteps:
             NonFiniteError: too many were lost in a row.
         """
         if not is_lost:
-            self._num_in_a_row = 0
+            self.num_in_a_row = 0
             return
-        self._num, self._num_in_a_row = self._num + 1, self._num_in_a_row + 1
-        is_end = self._num_in_a_row == MAX_IN_A_ROW
+        self._num, self.num_in_a_row = self._num + 1, self.num_in_a_row + 1
+        is_end = self.num_in_a_row == MAX_IN_A_ROW
         where = "the batch is not kept"
         if self._num <= MAX_BATCHES or is_end:
             where = save_batch(batch, losses, self._output, self._process)

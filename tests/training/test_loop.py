@@ -289,6 +289,33 @@ def test_a_resumed_run_that_diverges_names_the_flag_for_what_it_advises(
     assert main([*arguments, "--num-images", "44", "--optimizer.learning-rate", "1e-4", "--allow-other-recipe"]) == 0
 
 
+@pytest.fixture
+def run_losing(dataset: Path, quick_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Runs `training base` into `tmp_path / "run"` with steps that only count; those that end at given images are
+    lost. Gives the exit status."""
+
+    def run(*arguments: object, lost: set[int], stop_at: int = 0) -> int:
+        def step(stage: Any, recipe: Any, batch: Any, state: Any, process: Any) -> dict[str, float]:
+            state.images, state.step = state.images + recipe.batch_size, state.step + 1
+            if state.images == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"loss": math.nan if state.images in lost else 1.0}
+
+        monkeypatch.setattr(training.loop, "step", step)
+        places = ["--recipe", quick_recipe, "--data", dataset, "--output", tmp_path / "run"]
+        return main(["base", *map(str, [*places, *arguments])])
+
+    return run
+
+
+def test_what_is_due_at_a_lost_step_comes_after_the_next_good_one(run_losing: Callable, tmp_path: Path) -> None:
+    every = ("--checkpoints.every-images", 8, "--reports.validate-every-images", 8, "--reports.num-validation", 4)
+    assert run_losing("--num-images", 24, *every, lost={8, 24}) == 0
+    assert [*records(tmp_path / "run", "validation")] == [0, 12, 16, 24]
+    names = CheckpointFolder(tmp_path / "run", keep_last=1, writes=False).names()
+    assert names == [f"images-00000000{images}" for images in (12, 16, 24)]
+
+
 def test_what_has_not_met_the_discriminators_is_not_the_best(dataset: Path, quick_recipe: Path, tmp_path: Path) -> None:
     """Nor while the averaged weights have hardly: warm-up 8 and half-life 40, validated at 4 and 8 images."""
     output, recipe = tmp_path / "run", load_recipe(BaseRecipe, "base", str(quick_recipe))
@@ -303,5 +330,5 @@ def test_what_has_not_met_the_discriminators_is_not_the_best(dataset: Path, quic
 
 
 def test_intervals() -> None:
-    assert [images for images in range(0, 41, 8) if due(20, images, 8)] == [0, 24, 40]
-    assert [images for images in range(0, 41, 8) if due(4, images, 8)] == [0, 8, 16, 24, 32, 40]
+    assert [images for images in range(0, 41, 8) if due(20, images, images - 8)] == [0, 24, 40]
+    assert [images for images in range(0, 41, 8) if due(4, images, images - 8)] == [0, 8, 16, 24, 32, 40]

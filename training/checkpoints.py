@@ -174,7 +174,7 @@ class CheckpointFolder:
             self._name_best(state.best_images)
         data = self.inputs.get("data", "")
         is_alike = _is_same_place(data, self._inputs_before.get("data", data)) and recipe.validates_like(run["recipe"])
-        if not is_alike or not self._is_there(_name_at(state.best_images)):
+        if not is_alike or not self._is_there(name_at(state.best_images)):
             # Figures by other weights of losses, on other pairs, or of a lost checkpoint, measure nothing to come.
             state = dataclasses.replace(state, best_value=float("inf"), best_images=-1)
         self._best = dataclasses.replace(state)
@@ -202,7 +202,7 @@ class CheckpointFolder:
     def _name_best(self, images: int) -> None:
         """Have `best` name the checkpoint at so many images, if there is one: a run that was killed between a
         checkpoint and this name would lose the checkpoint with the next one."""
-        name = _name_at(images)
+        name = name_at(images)
         if name != self.best_name() and self._is_there(name):
             write_bytes_atomically(self.root / "best", name.encode())
 
@@ -230,7 +230,7 @@ class CheckpointFolder:
         if not self.writes:
             return
         self.finish()
-        name = _name_at(state.images)
+        name = name_at(state.images)
         future = None if self._is_there(name) else self._write(name, stage, recipe, state)  # there: at a run's end
         self._pending = (future, name, state, dataclasses.replace(state))
 
@@ -280,7 +280,7 @@ class CheckpointFolder:
             self._best = saved
         except (Exception, CheckpointException) as error:  # DCP's is no Exception
             shutil.rmtree(self.root / f"{_PARTIAL}{name}", ignore_errors=True)
-            if state.best_images == saved.best_images and not self._is_there(_name_at(saved.best_images)):
+            if state.best_images == saved.best_images and not self._is_there(name_at(saved.best_images)):
                 state.best_value, state.best_images = self._best.best_value, self._best.best_images
             kept = self.newest_name()
             print(
@@ -329,7 +329,7 @@ def _tell_other_length(run: Mapping[str, Any], recipe: Recipe) -> None:
         )
 
 
-def _name_at(images: int) -> str:
+def name_at(images: int) -> str:
     """Name of the checkpoint at so many images."""
     return f"images-{images:010d}"
 

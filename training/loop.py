@@ -42,7 +42,7 @@ def train(
 
     SIGTERM and SIGINT end the run after the current step, with a checkpoint at once: pictures and validation that are
     due then are left out. init: what the stage's weights are from, to be noted. ValueError for what the user can mend,
-    NonFiniteError for a run that diverged; single steps without finite gradients are left out.
+    NonFiniteError for a run that diverged, or ends while steps are lost one after the other: their state is not saved.
     """
     with stop_request() as request:  # from here on: what reads and imports below would swallow an interrupt
         per_rank = batch_per_rank(recipe.batch_size, process)
@@ -62,19 +62,18 @@ def train(
             if state.images == 0 and not interrupted:
                 report_held_out(stage, recipe, state, dataset, output, process, reporter)
             batches, lost = reporter.timed(loader), LostSteps(output, process)
-            done_at = state.images  # until where all that was due is done
+            done_at = state.images  # after the last good step, until which all that was due is done
             while state.images < recipe.num_images and not interrupted:
                 batch, problem = read_batch(batches)
                 interrupted, is_unreadable = process.any(request.made, problem is not None)  # meanwhile
                 if is_unreadable:
-                    saved = state.images == 0 or folder.save_last(stage, recipe, state)
-                    raise_problem(problem, state, process, saved=saved)
+                    raise_problem(problem, state, process, saved=save_last(stage, recipe, state, folder, lost))
                 if interrupted:
                     break
                 losses = step(stage, recipe, batch, state, process)
                 interrupted, is_lost = process.any(request.made, not all(map(math.isfinite, losses.values())))
                 reporter.add(losses, state.images, state.step, num_skipped=batch.num_skipped, is_lost=is_lost)
-                lost.note(batch, losses, folder, is_lost=is_lost)
+                lost.note(batch, losses, folder, good_until=done_at, is_lost=is_lost)
                 if interrupted:
                     break
                 # What is due waits for a good step: the one before may have broken the weights that lose all to come.
@@ -85,10 +84,16 @@ def train(
                     folder.save(stage, recipe, state)
                 done_at = state.images
                 folder.poll()
-            saved = state.images == 0 or folder.save_last(stage, recipe, state)
+            saved = save_last(stage, recipe, state, folder, lost)
             reporter.last(state.images, interrupted=interrupted, saved=saved)
+            lost.end(folder, good_until=done_at)
         (failed,) = process.any(not saved)
         return 1 if failed else 130 if interrupted and request.by == signal.SIGINT else 0
+
+
+def save_last(stage: Stage, recipe: Recipe, state: RunState, folder: CheckpointFolder, lost: LostSteps) -> bool:
+    """Save the state that a run ends with, unless its weights may be broken. Whether there is nothing to lose."""
+    return state.images == 0 or (not lost.may_be_broken and folder.save_last(stage, recipe, state))
 
 
 def read_batch(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:

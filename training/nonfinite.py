@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.checkpoints import CheckpointFolder
+from training.checkpoints import CheckpointFolder, name_at
 from training.data import Batch
 from training.distributed import Process
 from training.stage import NORMS
@@ -42,11 +42,16 @@ class LostSteps:
         self.num_in_a_row = 0
         """How many the last steps are."""
 
-    def note(self, batch: Batch, losses: Mapping[str, float], folder: CheckpointFolder, *, is_lost: bool) -> None:
-        """Take in one step.
+    @property
+    def may_be_broken(self) -> bool:
+        """Whether the state is not to be saved: the step before the lost ones, finite as it was, may have broken the
+        weights, and the run would resume from there. A single one is more likely lost to its batch."""
+        return self.num_in_a_row > 1
 
-        The state after too many is not saved: the step before them, finite as it was, may have broken the weights, and
-        the run would resume from there. `folder` has earlier ones.
+    def note(
+        self, batch: Batch, losses: Mapping[str, float], folder: CheckpointFolder, *, good_until: int, is_lost: bool
+    ) -> None:
+        """Take in one step. good_until: images after the last good one before it, or at the start.
 
         Raises:
             NonFiniteError: too many were lost in a row.
@@ -63,15 +68,36 @@ class LostSteps:
         clips = sorted({*batch.source.clip_ids, *batch.driving.clip_ids})
         what = describe(self._process.gather(_OfRank(bad, clips, where)), batch.position)
         if is_end:
-            folder.finish()
-            checkpoint = folder.newest_name()
-            resume = f"the run resumes from {checkpoint}" if checkpoint else "no checkpoint was written before"
-            flag = " (with --allow-other-recipe)" if checkpoint else ""
-            raise NonFiniteError(
-                f"{what}, as in each of the last {MAX_IN_A_ROW} steps; {resume}. Lower the learning rate or "
-                f"optimizer.max_gradient_norm{flag}, or use float32, or remove the clip, and run again"
-            )
+            raise NonFiniteError(f"{what}, as in each of the last {MAX_IN_A_ROW} steps; {advice(folder, good_until)}")
         _log.warning("step lost: %s", what)
+
+    def end(self, folder: CheckpointFolder, *, good_until: int) -> None:
+        """Take in a run's end. Raises NonFiniteError where its weights may be broken."""
+        if self.may_be_broken:
+            raise NonFiniteError(
+                f"the last {self.num_in_a_row} steps were lost, and the one before them may have broken the weights: "
+                f"they are not saved; {advice(folder, good_until)}"
+            )
+
+
+def advice(folder: CheckpointFolder, good_until: int) -> str:
+    """Where a run goes on that has diverged, and what to do before. good_until: images after its last good step."""
+    folder.finish()
+    names = folder.names()
+    is_suspect = names[-1:] == [name_at(good_until)]  # it is of the step before the lost ones
+    left = names[:-1] if is_suspect else names
+    if is_suspect:
+        start = (
+            f"no step after {names[-1]} was good, so its weights may be broken: remove {folder.root / names[-1]} "
+            f"{f'to go on from {left[-1]}' if left else 'to begin anew'}"
+        )
+    else:
+        start = f"the run resumes from {left[-1]}" if left else "no checkpoint was written before"
+    flag = " (with --allow-other-recipe)" if left else ""
+    return (
+        f"{start}. Lower the learning rate or optimizer.max_gradient_norm{flag}, or use float32, or remove the clip, "
+        "and run again"
+    )
 
 
 class _OfRank(NamedTuple):

@@ -316,6 +316,21 @@ def test_what_is_due_at_a_lost_step_comes_after_the_next_good_one(run_losing: Ca
     assert names == [f"images-00000000{images}" for images in (12, 16, 24)]
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_run_that_ends_on_lost_steps_does_not_save_what_may_be_broken(
+    run_losing: Callable, tmp_path: Path, capsys, is_stopped: bool
+) -> None:
+    options = ("--num-images", 40) if is_stopped else ("--num-images", 20)
+    assert run_losing(*options, "--checkpoints.every-images", 8, lost={16, 20}, stop_at=20 * is_stopped) == 1
+    said = capsys.readouterr().err
+    assert "the last state is NOT saved\n" in said
+    told = (
+        "error: the last 2 steps were lost, and the one before them may have broken the weights: they are not saved; "
+    )
+    assert f"{told}the run resumes from images-0000000008. Lower" in said
+    assert CheckpointFolder(tmp_path / "run", keep_last=1, writes=False).names() == ["images-0000000008"]
+
+
 def test_what_has_not_met_the_discriminators_is_not_the_best(dataset: Path, quick_recipe: Path, tmp_path: Path) -> None:
     """Nor while the averaged weights have hardly: warm-up 8 and half-life 40, validated at 4 and 8 images."""
     output, recipe = tmp_path / "run", load_recipe(BaseRecipe, "base", str(quick_recipe))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import resource
 import signal
 import threading
@@ -18,7 +19,7 @@ from safetensors import safe_open
 
 from training.checkpoints import CheckpointFolder
 from training.distributed import Process
-from training.nonfinite import LostSteps, NonFiniteError
+from training.nonfinite import LostSteps, NonFiniteError, advice
 
 
 @dataclass
@@ -40,7 +41,7 @@ def test_a_step_is_passed_over_and_ten_in_a_row_are_the_end(tmp_path: Path, capl
     course = [True, True, False] + 9 * [True] + [False] + 9 * [True]
     with caplog.at_level(logging.WARNING):
         for number, is_lost in enumerate(course):
-            lost.note(SmallBatch(4 * number), bad if is_lost else good, folder, is_lost=is_lost)
+            lost.note(SmallBatch(4 * number), bad if is_lost else good, folder, good_until=0, is_lost=is_lost)
     assert len(caplog.messages) == 20
     path = tmp_path / "nonfinite-0-rank0.safetensors"
     assert caplog.messages[0] == (
@@ -52,7 +53,7 @@ def test_a_step_is_passed_over_and_ten_in_a_row_are_the_end(tmp_path: Path, capl
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["labels"])["losses"] == {n: repr(value) for n, value in bad.items()}
     with pytest.raises(NonFiniteError, match=r"after 88 images .*-88-rank0.*, as in each of the last 10 steps"):
-        lost.note(SmallBatch(88), bad, folder, is_lost=True)
+        lost.note(SmallBatch(88), bad, folder, good_until=52, is_lost=True)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,8 @@ def test_ranks_with_bad_losses_of_their_own_are_named(
         batch = SmallBatch(8, FewFrames([f"{'ab'[rank]}_{rank}"]), FewFrames([f"{'cd'[rank]}_{rank + 2}"]))
         values = {"loss": losses[rank], "gradient_norm/motion": math.nan}
         lost = LostSteps(tmp_path, Rank(rank=rank, world_size=2))
-        lost.note(batch, values, CheckpointFolder(tmp_path, keep_last=1, writes=False), is_lost=True)
+        folder = CheckpointFolder(tmp_path, keep_last=1, writes=False)
+        lost.note(batch, values, folder, good_until=4, is_lost=True)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(note, (0, 1)))
@@ -97,7 +99,8 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         folder = CheckpointFolder(tmp_path, keep_last=1, writes=False)
-        LostSteps(tmp_path, Process()).note(SmallBatch(8, frames), {"loss": math.nan}, folder, is_lost=True)
+        lost = LostSteps(tmp_path, Process())
+        lost.note(SmallBatch(8, frames), {"loss": math.nan}, folder, good_until=4, is_lost=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -105,3 +108,21 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert f"the batch could not be written to {tmp_path}/nonfinite-8-rank0.safetensors (" in message
     assert "File too large" in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "told"),
+    [
+        ([], "no checkpoint was written before. Lower the learning rate or optimizer.max_gradient_norm, or"),
+        ([4], "the run resumes from images-0000000004. Lower the learning rate or optimizer.max_gradient_norm (with"),
+        ([4, 8], "images-0000000008 was good, .*: remove {0}/images-0000000008 to go on from images-0000000004. Lower"),
+        ([8], "images-0000000008 was good, so .*: remove {0}/images-0000000008 to begin anew. .*_norm, or"),
+    ],
+)
+def test_the_checkpoint_of_the_step_before_is_not_trusted(tmp_path: Path, checkpoints: list[int], told: str) -> None:
+    """It was due when that step broke the weights, or the run has resumed from it."""
+    folder = CheckpointFolder(tmp_path, keep_last=3, writes=False)
+    for images in checkpoints:
+        (folder.root / f"images-{images:010d}").mkdir(parents=True)
+        (folder.root / f"images-{images:010d}" / "run.json").touch()
+    assert re.search(told.format(folder.root).replace("(", "[(]"), advice(folder, good_until=8))

@@ -21,7 +21,8 @@ from training.data.pairs import Pair, PairOrder
 from training.data.storage import DatasetStorage
 
 _ONE_READ_BYTES = 64 << 10  # a JPEG and its label closer than this are one read
-_MAX_ATTEMPTS = 64
+MAX_ATTEMPTS = 64
+"""Samples that are tried for one of a batch, before nothing is taken to be readable any more."""
 
 
 class DamagedSampleError(Exception):
@@ -189,6 +190,15 @@ def read_label(raw: RawFrame) -> np.ndarray:
     return values
 
 
+def unreadable(num: int, batch_size: int, last: str) -> ValueError:
+    """That `num` samples of a batch have none to replace them. last: name of one, and what is wrong with it."""
+    return ValueError(
+        f"{num} of the {amount(batch_size, 'sample')} of a batch could not be read, nor {MAX_ATTEMPTS - 1} "
+        f"replacements of each; at last: {last}. If the data set was changed while it was read, run the same command "
+        "again; else verify it, or copy it again"
+    )
+
+
 class BatchReader:
     """Batch number n of one rank; what a worker does. Pickles without open files."""
 
@@ -223,7 +233,7 @@ class BatchReader:
         sides = self._memory.sides()
         skipped: list[str] = []
         waiting = list(range(len(pairs)))
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             again = self._fill(pairs, waiting, sides, skipped)
             if not again:
                 break
@@ -231,11 +241,7 @@ class BatchReader:
                 pairs[row] = self._order.replacement(pairs[row], attempt)
             waiting = again
         else:
-            raise ValueError(
-                f"{len(waiting)} of the {amount(len(pairs), 'sample')} of a batch could not be read, nor "
-                f"{_MAX_ATTEMPTS - 1} replacements of each; at last: {skipped[-1]}. If the data set was changed while "
-                "it was read, run the same command again; else verify it, or copy it again"
-            )
+            raise unreadable(len(waiting), len(pairs), skipped[-1])
         return make_batch(pairs, *sides, position=first + step, skipped=skipped)
 
     def _fill(

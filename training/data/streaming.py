@@ -31,7 +31,15 @@ from training.data.batch import Batch
 from training.data.clips import OnDamage
 from training.data.draws import draw_below, shuffled, uniform_of_each
 from training.data.pairs import Pair, PairOrder
-from training.data.reading import DamagedSampleError, FrameReader, PictureMemory, RawFrame, make_batch
+from training.data.reading import (
+    MAX_ATTEMPTS,
+    DamagedSampleError,
+    FrameReader,
+    PictureMemory,
+    RawFrame,
+    make_batch,
+    unreadable,
+)
 from training.data.storage import DatasetStorage
 
 _log = logging.getLogger(__name__)
@@ -113,6 +121,7 @@ class StreamReader(IterableDataset):
             start = (step * self._world_size + self._rank) * self._batch_size
             sides = self._memory.sides()
             made = []
+            num_damaged = 0
             while len(made) < self._batch_size:
                 try:
                     raw = next(pairs)
@@ -121,6 +130,9 @@ class StreamReader(IterableDataset):
                     made.append(replace(raw.pair, index=start + len(made)))
                 except DamagedSampleError as error:
                     self._skip(str(error), skipped)
+                    num_damaged += 1
+                    if num_damaged == MAX_ATTEMPTS * self._batch_size:
+                        raise unreadable(self._batch_size - len(made), self._batch_size, str(error)) from error
             position = (step + 1) * self._world_size * self._batch_size
             yield make_batch(made, *sides, position=position, skipped=skipped.copy())
             skipped.clear()

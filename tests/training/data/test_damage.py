@@ -132,6 +132,16 @@ def test_flipped_bytes_are_skipped_counted_and_named(damaged, config, index_fold
         take(damaged, config, 20, reader=reader, on_damage="fail")
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_where_no_picture_decodes_the_run_ends(damaged, config, index_folder, reader):
+    index = open_index(DatasetStorage(damaged), "train", folder=index_folder)
+    for clip in range(len(index)):
+        for frame in range(index.num_frames(clip)):
+            overwrite(damaged, index, clip, frame, member="jpeg", data=b"\xff\xd9\xff\xd9", at=700)
+    with pytest.raises(ValueError, match=r"^6 of the 6 samples of a batch .*, nor 63 .*: the JPEG does not decode: "):
+        take(damaged, config, 1, reader=reader)
+
+
 def test_shards_of_another_data_set_are_an_error(damaged, write_dataset, tmp_path, config):
     other = write_dataset(tmp_path / "other", prefix="d")
     for shard in (other / "shards").iterdir():

@@ -24,7 +24,7 @@ _CUT_OFF = ""  # among the names of figures: a rank could not read its pairs to 
 
 def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) -> dict[str, float]:
     """Means of the stage's figures over `num_validation` held-out pairs, the same ones every time; {} without any, and
-    where a store or disk fails a rank on the way: a mean of some of them is no figure to compare."""
+    where a rank cannot read its own to the end: a mean of some of them is no figure to compare."""
     try:
         totals = sum_figures(stage, recipe, dataset=dataset, process=process)
     except OSError as error:  # what ends a run, in order, is that its training data cannot be read
@@ -35,12 +35,16 @@ def validate(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) ->
 
 
 def sum_figures(stage: Stage, recipe: Recipe, *, dataset: str, process: Process) -> dict[str, tuple[float, int]]:
-    """Sum and number of this rank's figures that are known, by name. OSError where the pairs cannot be read."""
+    """Sum and number of this rank's figures that are known, by name; `_CUT_OFF` among them where damage ended the pairs
+    too early. OSError where they cannot be read."""
     totals: dict[str, tuple[float, int]] = {}
     batch_size = recipe.compute.pairs_at_once(recipe.batch_size // process.world_size)
     of_all_ranks = batch_size * process.world_size
     num_batches = -(-recipe.reports.num_validation // of_all_ranks)
-    batches = held_out_batches(stage, recipe, batch_size, dataset=dataset, process=process) or ()
+    batches = held_out_batches(stage, recipe, batch_size, dataset=dataset, process=process)
+    if batches is None:
+        return totals
+    num_got = 0
     with torch.no_grad():
         for number, batch in enumerate(itertools.islice(batches, num_batches)):
             # Of the last batch, the pairs that are too many do not count.
@@ -51,7 +55,8 @@ def sum_figures(stage: Stage, recipe: Recipe, *, dataset: str, process: Process)
                 known = values[values.isfinite()].double()
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = (total + known.sum().item(), count + len(known))
-    return totals
+            num_got += 1
+    return totals if num_got == num_batches else {_CUT_OFF: (0.0, 0)}
 
 
 def save_pictures(

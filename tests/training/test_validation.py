@@ -104,6 +104,19 @@ def test_held_out_pairs_that_cannot_be_read_end_no_run(monkeypatch, caplog, tmp_
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("num_read", [0, 1])
+def test_damage_that_cuts_validation_off_leaves_no_figure(monkeypatch, num_read: int) -> None:
+    """The mean of fewer pairs could be the best of the run."""
+    batches = [torch.arange(2, 4)][:num_read]
+    monkeypatch.setattr(training.validation, "held_out_batches", lambda *_, **__: iter(batches))
+
+    class Told(Process):
+        def sum(self, values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+            return {"place": (6.0, 3), **values}
+
+    assert validate(Places(), RECIPE, dataset="", process=Told(rank=1, world_size=2)) == {}
+
+
 @pytest.mark.parametrize(("stage", "still_share"), [(BaseStage, 0.0), (RetargetingStage, 0.5)])
 def test_stills_do_not_validate_reenactment(monkeypatch, stage: type[Stage], still_share: float) -> None:
     """Their source is their driving frame, which copying shows without a fault; R looks at single pictures."""

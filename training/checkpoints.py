@@ -133,8 +133,8 @@ class CheckpointFolder:
         self.finish()
 
     def names(self) -> list[str]:
-        """Complete checkpoints, oldest first."""
-        return sorted(path.parent.name for path in self.root.glob("images-*/run.json"))
+        """Complete checkpoints, oldest first. Copies that somebody keeps under longer names are none of the run's."""
+        return sorted(path.parent.name for path in self.root.glob(f"images-{10 * '[0-9]'}/run.json"))
 
     def newest_name(self) -> str | None:
         """The one to resume from."""

@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -37,13 +38,14 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from manifests.store import write_bytes_atomically
 from training.recipe import Recipe, flatten
 from training.stage import Stage
-from training.stage_tensors import load_stage_tensors, stage_tensors
+from training.stage_tensors import lacking_parts, load_stage_tensors, stage_tensors
 
 # DCP says this of every save by one process, which is meant here; in a thread, where contexts do not reach.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 CHECKPOINT_VERSION = 1
 _PARTIAL = ".partial-"
+_GO_BACK = "remove this folder to go on from an earlier checkpoint"
 _OF_RUNS = {"version", "stage", "state", "recipe_hash", "recipe", "model", "scalars"}
 
 
@@ -77,9 +79,7 @@ def read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, T
         }
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     except (Exception, CheckpointException) as error:  # DCP's is no Exception
-        raise ValueError(
-            f"{folder} cannot be read ({_cause(error)}): remove this folder to go on from an earlier checkpoint"
-        ) from error
+        raise ValueError(f"{folder} cannot be read ({_cause(error)}): {_GO_BACK}") from error
     return {name: value.reshape(()) if name in run["scalars"] else value for name, value in tensors.items()}
 
 
@@ -192,10 +192,18 @@ class CheckpointFolder:
                 f"{folder} is a checkpoint of stage {run['stage']!r}, not {stage.name!r}: use another --output"
             )
         differences = _other_judges(run, stage) + recipe.differences(run["recipe"])
+        lacking = lacking_parts(stage, _tensor_names(folder))
         if differences and not allow_other_recipe:
+            or_allow = "" if lacking else ", or --allow-other-recipe to continue with the new one"
             raise ValueError(
-                f"{folder} was trained with another recipe ({'; '.join(differences[:6])}): use the same recipe, "
-                "another --output, or --allow-other-recipe to continue with the new one"
+                f"{folder} was trained with another recipe ({'; '.join(differences[:6])}): use the same recipe, or "
+                f"another --output{or_allow}"
+            )
+        if lacking:
+            init = f"with --init {shlex.quote(str(self.root.parent))} and " if stage.name == "base" else "in "
+            raise ValueError(
+                f"{folder} cannot be continued with {' and '.join(lacking)}, which the run has not had so far: keep "
+                f"{', '.join(lacking.values())}, or begin a new run {init}another --output"
             )
         return folder
 
@@ -339,6 +347,14 @@ def _is_same_place(one: str, other: str) -> bool:
     if "://" in one or "://" in other:
         return one.rstrip("/") == other.rstrip("/")
     return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    """Names of a checkpoint's tensors. ValueError if its index is damaged."""
+    try:
+        return {*json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}): {_GO_BACK}") from error
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -36,9 +36,9 @@ class RunOptions:
     """Show the resolved recipe and the sizes of the networks, check data and weights, and whether a run that is there
     can be continued, and train nothing."""
     allow_other_recipe: bool = False
-    """Continue a run whose recipe was another. Workers (but of the reader webdataset), places of files and what the
-    sections compute, reports and checkpoints say are free. The best checkpoint so far counts on where validation
-    measures the same."""
+    """Continue a run whose recipe was another, but for discriminators, balancer and averages that it has not had.
+    Workers (but of the reader webdataset), places of files and what the sections compute, reports and checkpoints say
+    are free. The best checkpoint so far counts on where validation measures the same."""
 
     STAGE: ClassVar[str]
     """Name of the folder of presets."""

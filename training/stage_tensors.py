@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -23,6 +24,22 @@ def stage_tensors(stage: Stage) -> dict[str, Tensor]:
         for index, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizers.{name}.{index}.{key}": value for key, value in values.items()})
     return {name: value.detach() for name, value in tensors.items()}
+
+
+def lacking_parts(stage: Stage, names: Collection[str]) -> dict[str, str]:
+    """Parts that a stage has and a checkpoint with tensors of these names lacks as a whole: what to set to do without,
+    by what they are. No state could be put back into them."""
+    parts = {
+        "discriminators": ("modules.discriminators.", "losses.adversarial and losses.feature_matching 0"),
+        "a balancer": ("modules.balancer.", "losses.balancer off"),
+        "averaged weights": ("ema.", "optimizer.ema_half_life_images 0"),
+    }
+    ours = stage_tensors(stage)
+    return {
+        part: setting
+        for part, (prefix, setting) in parts.items()
+        if any(name.startswith(prefix) for name in ours) and not any(name.startswith(prefix) for name in names)
+    }
 
 
 def load_stage_tensors(stage: Stage, tensors: dict[str, Tensor], where: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,44 @@ def test_moments_are_laid_out_like_their_weights(tmp_path: Path, saved_so: bool)
             assert torch.equal(got[name], value), name
         else:  # convolutions in another format add up in another order
             assert torch.allclose(got[name], value, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "told"),
+    [
+        (
+            "base",
+            "discriminators",
+            "discriminators, .*: keep losses.adversarial and losses.feature_matching 0, or begin a",
+        ),
+        (
+            "base",
+            "balancer",
+            "a balancer, .*: keep losses.balancer off, or begin a new run with --init '{0}' and another",
+        ),
+        ("motion", "ema", "averaged weights, .*: keep optimizer.ema_half_life_images 0, or begin a new run in another"),
+    ],
+    ids=["discriminators", "balancer", "ema"],
+)
+def test_a_part_that_the_run_has_not_had_is_refused(tmp_path: Path, name: str, part: str, told: str) -> None:
+    """Whatever is allowed: there is no state of it to go on from. A dry run asks `to_resume` alike."""
+
+    def make(*parts: str) -> Stage:
+        stage = Stage()
+        stage.name, stage.optimizers = name, {}
+        stage.modules = {part: nn.Linear(2, 2) for part in ("net", *parts) if part != "ema"}
+        stage.ema = Ema({"net": stage.modules["net"]}, half_life_images=10) if "ema" in parts else None
+        return stage
+
+    run, recipe = tmp_path / "my run", BaseRecipe()
+    folder = CheckpointFolder(run, keep_last=2, writes=True)
+    folder.save(make(), recipe, RunState(images=8))
+    assert folder.finish()
+    with pytest.raises(ValueError, match=f"images-0000000008 cannot be continued with {told.format(run)}"):
+        folder.to_resume(make(part), recipe, allow_other_recipe=True)
+    with pytest.raises(ValueError, match=r"use the same recipe, or another --output$"):
+        folder.to_resume(make(part), dataclasses.replace(recipe, seed=7))
+    folder.save(make(part), recipe, RunState(images=16))
+    assert folder.finish()
+    for stage in (make(part), make()):
+        assert folder.restore(stage, recipe).images == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -51,6 +52,7 @@ class _Worker:
 def ray() -> Iterator[Any]:
     import ray
 
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # as `start_embedded`: a process reads it once
     with tempfile.TemporaryDirectory(prefix="rl-", dir="/tmp") as folder:
         ray.init(
             num_cpus=3, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False, _temp_dir=folder

@@ -155,8 +155,9 @@ def _hold_object(path: Any) -> Iterator[None]:
         finally:
             if lock.is_lost:  # which is told whatever has ended the work, also that it was done
                 raise FatalError(
-                    f"another run has taken over {path.parent}, because this one did not get through to the store for"
-                    f" {STALE_S:.0f} s: end one of them; the same command continues"
+                    f"another run has taken over {path.parent}: this one did not get through to the store for"
+                    f" {STALE_S:.0f} s, or both began at the same moment on a store without conditional writes; end"
+                    " one of them; the same command continues"
                 ) from None
     finally:
         is_failing = sys.exc_info()[0] is not None  # then that is told, not that the lock cannot be removed
@@ -182,14 +183,17 @@ class _Silence:
 
 
 class _LockObject:
-    """The object `.lock`. Whoever creates it holds it; it is replaced only by who knows its last version."""
+    """The object `.lock`. Whoever creates it holds it; it is replaced only by who knows its last version.
+
+    Some stores refuse conditional writes, and some do them whatever the condition: so each is also preceded by a look,
+    which leaves a moment for two to do the same. Of these the first one sees at its next look that it has lost.
+    """
 
     def __init__(self, path: Any) -> None:
         self._path = path
         self._owner = uuid.uuid4().hex
         self._note = _note()
         self._num_writes = 0
-        self._version = ""
         self._end = threading.Event()
         self.is_lost = False
 
@@ -200,13 +204,14 @@ class _LockObject:
             DatasetBusy: its holder is alive.
         """
         seen, silence = "", _Silence()
-        while not self._write(IfNoneMatch="*"):
+        while True:
             found = self._look()
             if found is None:
+                if self._write(IfNoneMatch="*"):
+                    return
                 continue
             version, note = found
             if self._is_mine(note):  # the answer to the first attempt at writing it was lost
-                self._version = version
                 return
             silence_s = silence.after(version)
             if not seen:
@@ -235,14 +240,12 @@ class _LockObject:
     def _renew(self) -> None:
         while not self._end.wait(RENEW_S):
             try:
-                if self._write(IfMatch=self._version):
-                    continue
                 found = self._look()
+                if found is not None and self._is_mine(found[1]):
+                    self._write(IfMatch=found[0])  # where it is not, somebody has it: the next look shows that
+                    continue
             except OSError:
                 continue  # out of touch; whether somebody took it shows once the store answers again
-            if found is not None and self._is_mine(found[1]):
-                self._version = found[0]
-                continue
             self.is_lost = True
             is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as of a command that a script starts with &
             _thread.interrupt_main(signal.SIGTERM if is_deaf else signal.SIGINT)
@@ -267,29 +270,17 @@ class _LockObject:
         return str(info.get("ETag") or info.get("etag") or note), note
 
     def _write(self, **condition: str) -> bool:
-        """Put it where the condition holds; whether it did."""
+        """Put it where the condition holds, or anyway where the store knows no conditions; whether it was put."""
         self._num_writes += 1
         note = json.dumps({**self._note, "owner": self._owner, "written": self._num_writes}).encode()
         filesystem = self._path.fs
-        if "s3" not in filesystem.protocol:
-            return self._write_unconditionally(note, condition)
         try:
-            answer = filesystem.pipe_file(self._path.path, note, **condition)
+            filesystem.pipe_file(self._path.path, note, **(condition if "s3" in filesystem.protocol else {}))
         except OSError as error:
             code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
             if code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
                 return False
-            if error.errno == errno.ENOSYS or code == "NotImplemented":
-                return self._write_unconditionally(note, condition)
-            raise
-        self._version = answer["ETag"]
-        return True
-
-    def _write_unconditionally(self, note: bytes, condition: dict[str, str]) -> bool:
-        """For stores that know no conditions: look first, which leaves a moment for two to do the same."""
-        found = self._look()
-        if (found is None) != ("IfNoneMatch" in condition) or (found and found[0] != condition["IfMatch"]):
-            return False
-        self._path.fs.pipe_file(self._path.path, note)
-        self._version = (self._look() or ("",))[0]
+            if error.errno != errno.ENOSYS and code != "NotImplemented":
+                raise
+            filesystem.pipe_file(self._path.path, note)
         return True

@@ -1,13 +1,17 @@
-"""The lock on an object store under a clock of the test's own: who may take it, and when."""
+"""The lock on an object store: who may take it, and when, mostly under a clock of the test's own."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from curation import lock
+from curation.sandbox import FatalError
+from manifests.object_store import PatientS3FileSystem
+from manifests.store import Dataset
 
 LOCK = Path("/dataset/.lock")
 
@@ -92,3 +96,38 @@ def test_readers_do_not_take_an_outage_for_rest(watch):
     store = watch(Store(lambda now: 0.0, outage))
     lock._require_forsaken(LOCK)
     assert outage[1] + 25 < store.now < outage[1] + 28
+
+
+@pytest.fixture
+def without_conditions(s3, monkeypatch):
+    """A client of a store that does conditional writes whatever the condition."""
+    put = PatientS3FileSystem._pipe_file
+
+    async def put_anyway(self, path, data, *, IfNoneMatch=None, IfMatch=None, **options):
+        return await put(self, path, data, **options)
+
+    monkeypatch.setattr(PatientS3FileSystem, "_pipe_file", put_anyway)
+    monkeypatch.setattr(lock, "RENEW_S", 0.2)
+    return s3
+
+
+def test_a_store_that_ignores_conditions_keeps_the_lock_of_its_holder(without_conditions):
+    dataset = Dataset("s3://data/set")
+    with lock.only_run(dataset):
+        with pytest.raises(lock.DatasetBusy), lock.only_run(dataset):
+            pass
+        assert b"process" in without_conditions.get_object(Bucket="data", Key="set/.lock")["Body"].read()
+    assert "Contents" not in without_conditions.list_objects_v2(Bucket="data", Prefix="set/")
+
+
+def test_of_two_that_took_the_lock_at_once_the_first_ends(without_conditions):
+    def work() -> None:
+        with lock.only_run(Dataset("s3://data/set")):
+            without_conditions.put_object(Bucket="data", Key="set/.lock", Body=b"{}")
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                time.sleep(0.05)
+
+    with pytest.raises(FatalError, match="both began at the same moment on a store without conditional writes"):
+        work()
+    assert without_conditions.get_object(Bucket="data", Key="set/.lock")["Body"].read() == b"{}"

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -23,6 +23,9 @@ from manifests.storage import filesystem_of
 
 _MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
 _ENDING_LENGTH = 16
+_BYTES_PER_S = 20e6
+"""At which a worker copies a source: a good link is several times as fast, and over one of 8 Mbit/s it takes 20 times
+as long, which is where the deadline of a unit is."""
 _room_bytes = 0
 
 
@@ -30,6 +33,15 @@ def keep_up_to(num_bytes: int) -> None:
     """From now on this process leaves copies for others, of so many bytes altogether; 0: none."""
     global _room_bytes
     _room_bytes = num_bytes
+
+
+def copying_s(places: Iterable[dict[str, Any]]) -> float:
+    """Expected seconds until a source in one of these places (`uri`, `size_bytes`) is on this machine; 0 of local ones.
+
+    All spans of a video are given it: whichever comes first copies it, and the others wait.
+    """
+    sizes = (place["size_bytes"] or 0 for place in places if "://" in place["uri"])
+    return max(sizes, default=0) / _BYTES_PER_S
 
 
 @contextlib.contextmanager

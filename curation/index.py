@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from curation.fetching import local_copy
+from curation.fetching import copying_s, local_copy
 from curation.left_out import LeftOut, ending_of
 from curation.places import STATED, hash_file, version_of
 from curation.recipe import IndexOptions, Recipe
@@ -61,7 +61,7 @@ def list_inputs(inputs: list[str], options: IndexOptions) -> list[dict[str, Any]
         size = unit["size_bytes"]
         said = [] if unit["columns"] is None else sorted(unit["columns"].items()) or "empty cells"
         mark = f"{unit['uri']}|{size}|{unit['changed']}|{said}"
-        unit["expected_s"] = 0.02 + (size or 0) / 300e6
+        unit["expected_s"] = 0.02 + (size or 0) / 300e6 + copying_s([unit])
         unit["name"] = hashlib.sha256(mark.encode()).hexdigest()[:16]
     return [units[uri] for uri in sorted(units)]
 

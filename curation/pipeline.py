@@ -18,6 +18,7 @@ from curation import decisions, index, pack, places, shard_plan, tombstones
 from curation.address import require_cluster
 from curation.changes import Selection, describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
+from curation.fetching import copying_s
 from curation.lock import only_run
 from curation.progress import StageProgress
 from curation.recipe import (
@@ -307,7 +308,7 @@ class _Job:
         for row in iterate_rows(self.dataset, "sources"):
             if row["status"] != "ok":
                 continue
-            spans = row.pop("spans")
+            spans, there = row.pop("spans"), places.of_unit(row)
             for number, span in enumerate(spans):
                 name = f"{row['source_id']}-{number:04d}"
                 if not is_wanted(name):
@@ -317,9 +318,9 @@ class _Job:
                 yield {
                     "name": name,
                     "uri": row["uris"][0],
-                    "places": places.of_unit(row),
+                    "places": there,
                     "span": span,
-                    "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels),
+                    "expected_s": 0.2 + length_s * (0.05 + 0.1 * megapixels) + copying_s(there),
                     **{k: row[k] for k in ("source_id", "content_sha256", "kind", "fps", "width_px", "height_px")},
                     **{k: row[k] for k in ("licence", "attribution", "consent")},
                     "provenance": dict(row["provenance"] or {}),
@@ -352,7 +353,7 @@ class _Job:
                 if found := candidates.get(unit["name"]):
                     length_s = sum(c["end_s"] - c["start_s"] for c in found)
                     megapixels = unit["width_px"] * unit["height_px"] / 1e6
-                    expected_s = 0.1 + length_s * (0.15 + 0.1 * megapixels)
+                    expected_s = 0.1 + length_s * (0.15 + 0.1 * megapixels) + copying_s(unit["places"])
                     yield unit | {"candidates": found, "expected_s": expected_s}
                 unit = next(scanned, None)
 

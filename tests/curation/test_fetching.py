@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from curation import fetching
+from curation import fetching, pipeline
 from curation.fetching import kept_folder, local_copy, remove_kept
 from curation.index import IndexStage, list_inputs
 from curation.places import SourceGone, of_unit, opened_source
 from curation.recipe import IndexOptions, Recipe
+from manifests.schema import make_table
+from manifests.store import Dataset, replace_table
 from tests.flaky_store import FlakyStore
 
 SIZE = fetching._MIN_BYTES
@@ -208,3 +210,25 @@ def test_without_a_temporary_folder_a_source_is_not_missing_but_has_no_room(stor
     with pytest.raises(OSError, match=said), opened_source(touched):
         pass
     remove_kept()
+
+
+def test_a_large_source_is_given_the_time_that_a_slow_link_takes(store, put, tmp_path: Path):
+    """Of 8 Mbit/s; each span of a video may wait for the whole. A local one is there."""
+    (unit,) = list_inputs([put("a.mp4", 3_000_000)], IndexOptions())
+    assert 20 * unit["expected_s"] == pytest.approx(20 * (0.02 + 0.01) + 3)
+    expected_s = {}
+    for uri in ("s3://data/raw/a.mp4", "/raw/a.mp4"):
+        dataset = Dataset(tmp_path / uri.split(":")[0].strip("/").replace("/", "-"))
+        row = {"source_id": "a", "status": "ok", "kind": "video", "duration_s": 8.0, "width_px": 640, "height_px": 360}
+        row |= {"uris": [uri], "places": [{"uri": uri, "size_bytes": 2 * 10**9}]}
+        row |= {"spans": [{"start_frame": 0}, {"start_frame": 100}]}
+        track = {"track_id": "a-0", "source_id": "a", "unit": "a-0001", "num_clips": 1}
+        track |= {"candidates": [{"clip_id": "a-0-0", "start_s": 4.0, "end_s": 8.0}]}
+        for table, rows in (("sources", [row]), ("tracks", [track])):
+            replace_table(dataset, table, make_table(table, rows))
+        job = pipeline._Job(dataset, Recipe(), None, None, (), may_lose_clips=False)
+        units = [*job.scan_units(lambda name: True), *job.crop_units(lambda name: True)]
+        expected_s[uri] = [unit["expected_s"] for unit in units]
+    remote, local = expected_s.values()
+    assert len(remote) == 3
+    assert [20 * (far - near) for far, near in zip(remote, local, strict=True)] == pytest.approx([2000] * 3)

@@ -248,6 +248,7 @@ class _Job:
         tables = {"index": [], "scan": ["tracks"], "crop": ["frames", "clips"]}[stage]
         if ledger.forget_other_recipes(tables, lambda: self.before_dropping(stage)):
             print(f"the recipe of {stage} has changed: doing it again", file=sys.stderr)
+        ledger.discard_staged_failures((*self._retried, "not_found"))
         ledger.reopen(ledger.failed_units(self._retried))
         finished = ledger.finished_units()
         num_todo = sum(name not in finished for name in names)

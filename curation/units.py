@@ -42,6 +42,7 @@ BROUGHT_DOWN = ("error", "crashed", "deadline", "worker_died")
 """Reasons of failures that the same file would have again, most likely: `--retry-failed` tries."""
 FRAMES_OF_FILE = 2**18  # a row group; about 3 hours of video
 _ROWS_AS_DICTS = 2**10
+_FAILED_BYTES = 2**16  # a unit that failed as a whole has committed its failure alone
 _MERGED = ("tracks", "clips")
 _PLAIN = frozenset([str, int, bool, type(None)])
 
@@ -182,6 +183,12 @@ class Ledger:
     def discard_staged_except(self, names: Collection[str]) -> None:
         """Remove the staged commits of all units but these."""
         remove_files(path for path in self._staged() if path.stem not in names)
+
+    def discard_staged_failures(self, reasons: Collection[str]) -> None:
+        """Remove the staged commits of units that failed for these reasons: an interrupted run has left them."""
+        small = {path: size for path, size in self._staged().items() if size < _FAILED_BYTES}
+        staged = ((path, orjson.loads(data)["rows"].get("failures", ())) for path, data in read_files(small))
+        remove_files([path for path, failures in staged if any(row["reason"] in reasons for row in failures)])
 
     def failed_units(self, reasons: Collection[str] | None = None) -> set[str]:
         """Names of units of the stage in `failures`, of those reasons alone where they are given."""

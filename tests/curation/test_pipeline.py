@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from curation import pipeline, scan, worker
+from curation import index, pipeline, scan, worker
 from curation.__main__ import main
 from curation.demo import make_videos
 from curation.recipe import PackOptions, Recipe
 from curation.sandbox import FatalError
-from curation.units import UnitResult, commit_unit
+from curation.units import Ledger, UnitResult, commit_unit
 from manifests.query import ask
 from manifests.views import connect
 
@@ -224,6 +224,34 @@ def test_failures_of_a_replaced_file_go(sources, rows_of, tmp_path, monkeypatch)
     pipeline.run([f"{folder}/0.png"], output, Recipe())
     (failure,) = rows_of(output, "failures")
     assert failure["uri"] == f"{folder}/1.png"
+
+
+@pytest.mark.parametrize(("reason", "is_asked"), [("unreadable", False), ("deadline", True)])
+def test_failures_that_an_interrupted_run_has_left_are_tried_again(
+    sources, rows_of, tmp_path, monkeypatch, reason, is_asked
+):
+    """By the next run, not by the one after it; what was done beside them is not done again."""
+    output, pictures = tmp_path / "dataset", [f"{sources[0]}/{k}.png" for k in range(3)]
+    process = index.IndexStage.process
+
+    def fail(stage: index.IndexStage, unit: dict) -> UnitResult:
+        if unit["uri"] == pictures[0]:
+            return process(stage, unit)
+        result = UnitResult()
+        result.fail("index", unit, reason if unit["uri"] == pictures[1] else "not_found", "not today")
+        return result
+
+    def die(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.IndexStage, "process", fail)
+        patch.setattr(Ledger, "absorb", die)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(pictures, output, Recipe())
+    assert pipeline.run(pictures, output, Recipe(), retry_failed=is_asked).num_units == 2 + 3 + 3 + 1
+    assert not rows_of(output, "failures")
+    assert len(rows_of(output, "clips")) == 3
 
 
 @pytest.mark.parametrize(("lost", "num_lost"), [("index", 3), ("scan", 3), ("crop", 3), ("pack", 1)])

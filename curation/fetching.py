@@ -23,6 +23,7 @@ from manifests.storage import filesystem_of
 
 _MIN_BYTES = 8 << 20  # smaller ones are fetched again as fast as they are looked up
 _ENDING_LENGTH = 16
+_VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "Last-Modified")
 _BYTES_PER_S = 20e6
 """At which a worker copies a source: a good link is several times as fast, and over one of 8 Mbit/s it takes 20 times
 as long, which is where the deadline of a unit is."""
@@ -42,6 +43,11 @@ def copying_s(places: Iterable[dict[str, Any]]) -> float:
     """
     sizes = (place["size_bytes"] or 0 for place in places if "://" in place["uri"])
     return max(sizes, default=0) / _BYTES_PER_S
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """What fsspec's `info` of a file tells of its last change; empty where it tells nothing."""
+    return next((str(info[name]) for name in _VERSIONS if info.get(name) is not None), "")
 
 
 @contextlib.contextmanager
@@ -66,7 +72,7 @@ def _copy_of(uri: str) -> Iterator[str]:
     filesystem, remote = filesystem_of(uri)
     ending = _ending_of(uri)
     info = filesystem.info(remote) if _room_bytes else {}
-    version = next((str(info[name]) for name in ("ETag", "etag", "mtime") if info.get(name)), "")
+    version = version_of(info)
     size = info.get("size") or 0
     if version and _MIN_BYTES <= size <= _room_bytes:
         name = hashlib.sha256(f"{uri}|{size}|{version}".encode()).hexdigest()[:32]

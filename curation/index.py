@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from curation.fetching import copying_s, local_copy
+from curation.fetching import copying_s, local_copy, version_of
 from curation.left_out import LeftOut, ending_of
-from curation.places import STATED, hash_file, version_of
+from curation.places import STATED, hash_file
 from curation.recipe import IndexOptions, Recipe
 from curation.source_lists import read_source_list
 from curation.units import UnitResult

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from curation.fetching import local_copy
+from curation.fetching import local_copy, version_of
 from curation.units import UnitResult
 from manifests.errors import NoBucket, StoreUnreachable
 from manifests.rights import is_refusal, says_nothing
@@ -22,16 +22,10 @@ from manifests.storage import filesystem_of, map_places
 from manifests.store import Dataset, iterate_rows, read_table, replace_table
 
 STATED = ("licence", "attribution", "consent")
-_VERSIONS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "Last-Modified")
 
 
 class SourceGone(OSError):
     """None of a source's places holds its content any more, or can be read."""
-
-
-def version_of(info: dict[str, Any]) -> str:
-    """What fsspec's `info` of a file tells of its last change; empty where it tells nothing."""
-    return next((str(info[name]) for name in _VERSIONS if name in info), "")
 
 
 def hash_file(path: str) -> str:

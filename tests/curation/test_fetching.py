@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -210,6 +213,27 @@ def test_without_a_temporary_folder_a_source_is_not_missing_but_has_no_room(stor
     with pytest.raises(OSError, match=said), opened_source(touched):
         pass
     remove_kept()
+
+
+def test_the_time_of_the_last_change_is_enough_to_keep_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Many web servers tell nothing else."""
+    (tmp_path / "a.mp4").write_bytes(b"a" * 100)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(fetching, "_MIN_BYTES", 100)
+    monkeypatch.setattr(fetching, "_room_bytes", 1000)
+    requests = []
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda self, _, line, *rest: requests.append(line))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/a.mp4"
+        assert read(uri) == read(uri) == b"a" * 100
+        assert sum(line.startswith("GET") for line in requests) == 1
+        (tmp_path / "a.mp4").write_bytes(b"b" * 100)
+        os.utime(tmp_path / "a.mp4", (1.7e9, 1.7e9))
+        assert read(uri) == b"b" * 100
+        server.shutdown()
 
 
 def test_a_large_source_is_given_the_time_that_a_slow_link_takes(store, put, tmp_path: Path):

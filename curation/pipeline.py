@@ -19,6 +19,7 @@ from curation.address import require_cluster
 from curation.changes import Selection, describe_change, read_contents
 from curation.distribute import Cluster, ClusterOptions, cluster
 from curation.fetching import copying_s
+from curation.job_folder import require_lasting
 from curation.lock import only_run
 from curation.progress import StageProgress
 from curation.recipe import (
@@ -75,7 +76,8 @@ def run(
 
     Raises:
         ValueError: an input is missing, or the output is no data set or belongs to another version of recipes, or
-            another command writes to it, or its rights would be loosened, or clips would be lost.
+            another command writes to it, or its rights would be loosened, or clips would be lost, or Ray
+            would remove a source or the output (`require_lasting`).
         FatalError: the work cannot go on at all; what was finished stays and the same call continues. Where it cannot
             even start, the recipe stays, too.
     """
@@ -86,6 +88,7 @@ def run(
         )
     require_cluster(cluster_options.address)
     sources = index.list_inputs(inputs, recipe.index)
+    require_lasting((unit["uri"] for unit in sources), "the source")
     dataset = open_dataset(output)
     address = cluster_options.address or os.environ.get("RAY_ADDRESS", "")
     with only_run(dataset), cluster(cluster_options) as workers:
@@ -155,9 +158,10 @@ def open_dataset(output: str | Place) -> Dataset:
     """The data set at `output`, made if there is nothing yet.
 
     Raises:
-        ValueError: something else is there, or its recipe is of another version.
+        ValueError: something else is there, or its recipe is of another version, or Ray would remove it.
     """
     dataset = Dataset(output)
+    require_lasting([dataset.root], "the output")
     if dataset.recipe_file.exists():
         load_recipe(str(dataset.recipe_file))
     elif dataset.root.exists() and (not dataset.root.is_dir() or _holds_other_things(dataset)):

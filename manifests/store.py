@@ -26,7 +26,6 @@ from manifests.storage import (
     is_local,
     list_files,
     make_folder,
-    map_places,
     open_to_read,
     place,
 )
@@ -279,11 +278,6 @@ def check_version(file: Place) -> pa.Schema:
     """The Arrow schema of `file`; ValueError when it is from a newer version than this code knows."""
     with open_parquet(file) as parquet:
         return parquet.schema_arrow
-
-
-def check_versions(files: list[Place]) -> list[pa.Schema]:
-    """`check_version` of each file; those on an object store side by side."""
-    return map_places(check_version, files)
 
 
 def release_memory() -> None:

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from manifests.rights import is_stated_sql, says_nothing_sql
 from manifests.schema import TABLES
-from manifests.storage import Place, is_local, list_folders
-from manifests.store import Dataset, check_versions
+from manifests.storage import Place, is_local, list_folders, map_places
+from manifests.store import Dataset, check_version
 
 MEMORY_LIMIT = "3GB"  # of DuckDB's buffers; with Python and what it does not count, a process stays below 4 GB
 
@@ -88,7 +88,8 @@ def create_view(db: duckdb.DuckDBPyConnection, dataset: Dataset, name: str) -> N
     """
     types = _duckdb_types(db, TABLES[name])
     groups: list[tuple[pa.Schema, list[Place]]] = []
-    for file, schema in zip(files := dataset.table_files(name), check_versions(files), strict=True):
+    files = dataset.table_files(name)
+    for file, schema in zip(files, map_places(check_version, files), strict=True):
         same = next((alike for known, alike in groups if known.equals(schema)), None)
         if same is None:
             groups.append((schema, [file]))

@@ -150,14 +150,8 @@ def _rows(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
     return flat.reshape(len(column), -1) if len(column) else np.zeros((0, 1), dtype)
 
 
-def find_clip_copies(dataset: Dataset, recipe: Recipe, same_person_similarity: float) -> list[Copy]:
-    """All pairs of clips that show the same footage, also such that `decide` passes over for their short overlap."""
-    similarity = recipe.select.identity_similarity
-    identities = _identities(dataset, {}, same_person_similarity if similarity is None else similarity)
-    return _copies(dataset, identities)
-
-
 def _copies(dataset: Dataset, identities: dict[str, str]) -> list[Copy]:
+    """All pairs of clips that show the same footage, also those that overlap too little to count as duplicates."""
     known = _known(dataset, "face_hashes", "embedding")
     hashes = known["face_hashes"].combine_chunks()
     words, offsets = hashes.flatten().to_numpy(), np.concatenate([[0], np.cumsum(pc.list_value_length(hashes))])

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from curation import select
 from curation.pipeline import run
 from curation.recipe import Recipe, SelectOptions
-from curation.select import decide, find_clip_copies
+from curation.select import decide
 from manifests.store import Dataset, read_table
 from model.stills import read_still
 from model.video.probing import open_container
@@ -102,7 +103,9 @@ class Curated:
         return self.name[clip_id].split("_")[0]
 
     def pairs(self) -> set[frozenset[str]]:
-        return {frozenset((c.one, c.other)) for c in find_clip_copies(self.dataset, Recipe(), 0.5)}
+        """Also those that overlap too little to count as duplicates."""
+        identities = select._identities(self.dataset, {}, 0.5)
+        return {frozenset((c.one, c.other)) for c in select._copies(self.dataset, identities)}
 
     def overlap_s(self, one: str, other: str) -> float:
         """Seconds of footage that two clips of one original have in common."""

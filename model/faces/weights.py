@@ -38,12 +38,9 @@ class WeightFile:
     """One row of weights.toml."""
 
     name: str
-    part: str
     file: str
-    size_bytes: int
     sha256: str
     licence: str
-    description: str
     wheel: str
     version: str
     member: str

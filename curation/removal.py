@@ -337,9 +337,7 @@ def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal:
     moved, gone = [shard["shard"] for shard in removal.rewritten], set(removal.clips)
     is_changed = pc.is_in(table["shard"], pa.array(moved + removal.discarded, pa.string()))
     is_changed = pc.or_(is_changed, pc.is_in(table["clip_id"], pa.array(list(removal.split_groups), pa.string())))
-    if "duplicate_of" in table.column_names:
-        is_copy = pc.is_in(table["duplicate_of"], pa.array(removal.clips, pa.string()))
-        is_changed = pc.or_(is_changed, is_copy)
+    is_changed = pc.or_(is_changed, pc.is_in(table["duplicate_of"], pa.array(removal.clips, pa.string())))
     if not pc.any(is_changed).as_py():
         return table
     rows = table.filter(is_changed).to_pylist()
@@ -348,7 +346,7 @@ def _replace_places(table: pa.Table, places: dict[str, dict[str, Any]], removal:
             row |= places[row["clip_id"]]
         elif row["shard"] in removal.discarded:
             row |= dict.fromkeys(_PLACES)
-        if row.get("duplicate_of") in gone:
+        if row["duplicate_of"] in gone:
             row["duplicate_of"] = None
         if row["clip_id"] in removal.split_groups:
             row["split_group"] = removal.split_groups[row["clip_id"]]

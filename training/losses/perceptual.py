@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.networks.blocks import without_autocast
-from training.networks.vgg import LAYERS, MIN_SIZE_PX, Vgg19Features
+from training.networks.vgg import MIN_SIZE_PX, Vgg19Features
 
 NUM_SCALES = 4
 
@@ -44,28 +44,17 @@ def mean_difference(one: Tensor, other: Tensor) -> Tensor:
 class CascadedPerceptualLoss(nn.Module):
     """Distance of predicted and target pictures in VGG19 features, by region (face-vid2vid's L_P on each).
 
-    For a region: sum over up to four scales and five layers of layer_weight * mean |VGG(prediction) - VGG(target)|, the
-    mean over batch, channels and pixels. All layer weights are 1 (face-vid2vid puts its 10 in front of the whole).
+    For a region: sum over up to four scales and five layers of mean |VGG(prediction) - VGG(target)|, the mean over
+    batch, channels and pixels; all layers weigh the same (face-vid2vid puts its 10 in front of the whole).
     Pictures of 128 have four scales, of 64 three, of 32 two: scales that VGG19 cannot see are left out of the sum.
 
     By default the network computes in float32 also under autocast; `autocast_features` lets it follow autocast, and the
     differences with it. The means are float32 either way.
     """
 
-    def __init__(
-        self,
-        network: Vgg19Features,
-        *,
-        layer_weights: Sequence[float] = (1.0,) * len(LAYERS),
-        autocast_features: bool = False,
-    ) -> None:
+    def __init__(self, network: Vgg19Features, *, autocast_features: bool = False) -> None:
         super().__init__()
-        if len(layer_weights) != len(LAYERS):
-            raise ValueError(
-                f"layer_weights must have {len(LAYERS)} numbers, one each of {LAYERS}; got {layer_weights}"
-            )
         self.network = network
-        self.register_buffer("layer_weights", torch.tensor(layer_weights), persistent=False)
         self.autocast_features = autocast_features
 
     def forward(self, prediction: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,8 +76,7 @@ class CascadedPerceptualLoss(nn.Module):
             predictions = pyramid(prediction.float())
             targets = pyramid(target.detach().float())
         levels = zip(predictions, targets, strict=True)
-        distances = torch.stack([distance for level in levels for distance in self._distances(*level)])
-        return (distances.view(-1, len(LAYERS)) * self.layer_weights).sum()
+        return torch.stack([distance for level in levels for distance in self._distances(*level)]).sum()
 
     def _distances(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
         """Mean difference in each layer, of pictures of one size."""

@@ -26,13 +26,13 @@ from curation.ray_start import (
     make_ray_folder,
     no_deprecation_warnings,
     require_room,
+    sigterm_kept_from_ray,
     start_embedded,
     tell_of_little_memory,
     workers_with_memory,
 )
 from curation.recipe import Recipe, with_full_paths
 from curation.sandbox import FatalError
-from curation.termination import sigterm_kept_from_ray
 from curation.waiting import telling_of_the_wait
 from curation.worker import NoScratchError, UnitWorker, fatal_answer, give_up
 from manifests.recipes import require_finite

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 
 from curation.sandbox import FatalError
 from manifests.scratch import Scratch
+from model.termination import Terminated
 
 _START_ATTEMPTS = 3
 _LATE_S = 20.0
@@ -126,6 +128,21 @@ def require_room(ray_folder: Path) -> None:
             f"the disk of {ray_folder.parent}, where Ray keeps its files, is full: free some of it, or set"
             f" TMPDIR to a folder on another, whose path has at most {_MAX_PARENT_LENGTH} characters, and run again"
         )
+
+
+@contextmanager
+def sigterm_kept_from_ray() -> Iterator[None]:
+    """Around `ray.init`, which installs a handler of SIGTERM that ends the process in the middle of everything."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        raise Terminated from stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

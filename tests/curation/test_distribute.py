@@ -27,12 +27,12 @@ from curation.ray_start import make_ray_folder, require_room
 from curation.recipe import CropOptions, Recipe
 from curation.safeguards import check_networks
 from curation.sandbox import FatalError, NoSpaceError, SandboxError
-from curation.termination import Terminated
 from curation.worker import NoScratchError, UnitWorker, committed_summary, give_up
 from manifests.storage import place
 from manifests.store import Dataset
 from model.faces import Detections, FacesConfig
 from model.faces.yunet import YuNetDetector
+from model.termination import Terminated
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from manifests.console import few
 from manifests.storage import printable
 
 
@@ -44,9 +45,8 @@ class LeftOut:
 
     def tell(self) -> None:
         """A line of each kind on standard error."""
-        if names := sorted(self.datasets):
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            _say(f"data sets among the inputs are left out: {', '.join(names[:3])}{more}")
+        if self.datasets:
+            _say(f"data sets among the inputs are left out: {few(sorted(self.datasets), 3)}")
         if self.closed:
             _say(f"{len(self.closed)} folders may not be read and are left out, such as {min(self.closed)}")
         if self.links:

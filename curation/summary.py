@@ -14,7 +14,7 @@ from curation.recipe import SelectOptions
 from curation.removal import Removal
 from curation.rules import SOURCE_REJECTED, SOURCE_REJECTED_MEANING, active_rules
 from curation.units import BROUGHT_DOWN, NOT_OF_THE_FILE
-from manifests.console import in_hours, make_console, shorten
+from manifests.console import few, in_hours, make_console, shorten
 from manifests.query import ask
 from manifests.storage import list_files
 from manifests.store import Dataset
@@ -93,7 +93,7 @@ def _warn_of_nothing_kept(db: duckdb.DuckDBPyConnection, options: SelectOptions,
     if "licence_not_allowed" in dict(rules):
         named = db.execute("SELECT DISTINCT coalesce(licence, '(none)') FROM sources ORDER BY 1").fetchall()
         text += f"; --select.licences allows {', '.join(options.licences)}, and the sources have "
-        text += _few([name for (name,) in named])
+        text += few([name for (name,) in named])
     console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -191,18 +191,18 @@ def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Con
     table.add_row("clips", f"{len(kept)} kept, {video}; {len(found.clips) - len(kept)} others; {frames} frames")
     people = sorted({clip["identity_id"] for clip in found.clips if clip.get("identity_id")})
     if people:
-        table.add_row("identities", f"{len(people)}: {_few(people)}")
+        table.add_row("identities", f"{len(people)}: {few(people)}")
     table.add_row("from sources", str(len({clip["source_id"] for clip in found.clips})))
     if found.tracks:
         table.add_row("tracks", f"{len(found.tracks)} of which no clip stays, in sources that stay")
     shards = [shard["shard"] for shard in removal.rewritten]
     num_all = len(list_files(dataset.shards, ".tar"))
-    table.add_row("shards", f"{len(shards)} of {num_all} written again{': ' * bool(shards)}{_few(shards)}")
+    table.add_row("shards", f"{len(shards)} of {num_all} written again{': ' * bool(shards)}{few(shards)}")
     if removal.removed:
-        table.add_row("", f"{len(removal.removed)} removed, nothing is left in them: {_few(removal.removed)}")
+        table.add_row("", f"{len(removal.removed)} removed, nothing is left in them: {few(removal.removed)}")
     if removal.discarded:
         text = "left half-replaced by an interrupted run, removed; the next `run` makes them"
-        table.add_row("", f"{len(removal.discarded)} {text}: {_few(removal.discarded)}")
+        table.add_row("", f"{len(removal.discarded)} {text}: {few(removal.discarded)}")
     if dataset.report.exists():
         table.add_row("reports", f"{dataset.report}/ goes as a whole; `review` and `card` make it again")
     if found.faces:
@@ -229,7 +229,3 @@ def _print_clips(found: Found, console: Console) -> None:
     console.print(table, highlight=False)
     if len(found.clips) > _MAX_CLIPS_SHOWN:
         console.print(f"and {len(found.clips) - _MAX_CLIPS_SHOWN} more", highlight=False)
-
-
-def _few(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

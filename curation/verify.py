@@ -23,6 +23,7 @@ from curation.removal import BY_HAND, journal_file
 from curation.shard_check import check_shard
 from curation.table_check import FORGET, check_tables
 from curation.tombstones import LateRows, forgets
+from manifests.console import few
 from manifests.schema import CLIP_PLACES, FRAMES, TABLES
 from manifests.storage import list_files, list_folders, read_bytes, read_files
 from manifests.store import Dataset, open_parquet, read_table
@@ -77,8 +78,7 @@ def verify(dataset: Dataset, report: Callable[[str], None] = lambda line: None) 
     _sum_frames(db)
     report(f"tables: {', '.join(_counts(db))}")
     for check, names in check_tables(db, recipe):
-        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield Difference(f"table {check.table}", f"{check.problem}: {some}", check.remedy)
+        yield Difference(f"table {check.table}", f"{check.problem}: {few(names, 3)}", check.remedy)
     yield from _check_shards(dataset, db, recipe, report)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 
@@ -21,6 +23,11 @@ def make_console() -> Console:
 def amount(number: int, one: str, many: str = "") -> str:
     """`1 clip`, `2,000 clips`; many: the plural where it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first names of a list and how many more there are: `a, b, c, d and 2 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def clock(seconds: float) -> str:

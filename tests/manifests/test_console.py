@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from manifests.console import amount, make_console
+from manifests.console import amount, few, make_console
 
 
 def test_names_stay_as_they_are(capsys):
@@ -20,3 +20,9 @@ def test_names_stay_as_they_are(capsys):
 def test_amounts_have_their_plurals():
     amounts = [amount(1, "clip"), amount(0, "clip"), amount(2_000, "clip"), amount(2, "identity", "identities")]
     assert amounts == ["1 clip", "0 clips", "2,000 clips", "2 identities"]
+
+
+def test_of_many_names_the_first_are_told():
+    assert few(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert few(["a", "b"], 2) == "a, b"
+    assert few([]) == ""

@@ -178,9 +178,9 @@ def print_costs(costs: list[dict[str, Any]], console: Console | None = None) -> 
     (console or make_console()).print(table)
 
 
-def print_removal(dataset: Dataset, removal: Removal, found: Found, console: Console | None = None) -> None:
+def print_removal(dataset: Dataset, removal: Removal, found: Found) -> None:
     """Print what a removal will take away, before anybody is asked."""
-    console = console or make_console()
+    console = make_console()
     kept = [clip for clip in found.clips if clip.get("decision") == "keep"]
     table = Table(title="To be removed", title_justify="left", show_header=False, box=None, pad_edge=False)
     for source in found.sources:

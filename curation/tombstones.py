@@ -155,7 +155,7 @@ def names_any(text: str | None, clip_ids: set[str]) -> bool:
 def strip_tracks(
     rows: list[dict[str, Any]],
     is_gone: Callable[[dict[str, Any]], bool],
-    is_refused: Callable[[dict[str, Any]], bool] = lambda row: False,
+    is_refused: Callable[[dict[str, Any]], bool],
 ) -> list[dict[str, Any]]:
     """Rows of `tracks` without the candidates for which `is_gone` holds, without tracks that were nothing else, and
     without those that had no candidate where `is_refused` holds."""

@@ -3,7 +3,7 @@
 A transform is a float64 [3, 3] matrix that maps source pixels to crop pixels (integer coordinates are pixel centres,
 x to the right, y down); its inverse maps back. Three framings share one measure of the face, `face_rect`:
 
-- `crop_transform`: the aligned crop of one frame, upright by default (source pictures at inference);
+- `crop_transform`: the aligned crop of one frame, with the face upright (source pictures at inference);
 - `driving_box`, `mean_box`, `box_transform`: one box for a driving video, never rotated;
 - `fixed_crop`: one upright square for a clip of the data set, so that head motion stays in the picture.
 """
@@ -24,6 +24,8 @@ SOURCE_VY_RATIO = -0.125
 """Vertical offset of a source crop in units of its side; negative is up, towards the forehead."""
 DRIVING_SCALE = 2.2
 DRIVING_VY_RATIO = -0.1
+OUTPUT_SIZE_PX = 512
+"""Side of the published crops."""
 
 Border = Literal["black", "replicate"]
 
@@ -101,17 +103,12 @@ def crop_transform(
     size_px: int = 512,
     scale: float = SOURCE_SCALE,
     vy_ratio: float = SOURCE_VY_RATIO,
-    rotate: bool = True,
 ) -> np.ndarray:
-    """LivePortrait's crop of one picture: source pixels to crop pixels, float64 [3, 3].
-
-    rotate: turn the face upright. Otherwise only the position and the size follow the face.
-    """
+    """LivePortrait's crop of one picture, with the face upright: source pixels to crop pixels, float64 [3, 3]."""
     rect = face_rect(landmarks, scale=scale, vy_ratio=vy_ratio)
-    angle = rect.angle_rad if rotate else 0.0
-    zoom = size_px / rect.size_px
+    cos, sin = math.cos(rect.angle_rad), math.sin(rect.angle_rad)
     matrix = np.eye(3)
-    matrix[:2, :2] = zoom * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    matrix[:2, :2] = size_px / rect.size_px * np.array([[cos, sin], [-sin, cos]])
     matrix[:2, 2] = size_px / 2 - matrix[:2, :2] @ rect.center
     return matrix
 
@@ -173,7 +170,7 @@ class FixedCrop:
     center_y_px: float
     size_px: float
     """Side in source pixels."""
-    output_size_px: int = 512
+    output_size_px: int = OUTPUT_SIZE_PX
     """Side of the crop that the square becomes."""
     outside_fraction: float = 0.0
     """Part of the square's area that lies outside the picture, 0 to 1."""
@@ -207,7 +204,6 @@ def fixed_crop(
     *,
     width_px: int,
     height_px: int,
-    output_size_px: int = 512,
     scale: float = SOURCE_SCALE,
     vy_ratio: float = SOURCE_VY_RATIO,
 ) -> FixedCrop:
@@ -224,15 +220,14 @@ def fixed_crop(
     box = mean_box(driving_box(frame, scale=scale, vy_ratio=vy_ratio) for frame in landmarks)
     size_px = max(1.0, float(np.round(box[2] - box[0])))
     # `box_transform` puts the box's corner on the middle of an output pixel; the edge is half such a pixel before it.
-    to_edge = 0.5 - size_px / output_size_px / 2
+    to_edge = 0.5 - size_px / OUTPUT_SIZE_PX / 2
     left, top = np.round(box[:2] + to_edge) - to_edge
-    matrix = box_transform(np.array([left, top, left + size_px, top + size_px]), size_px=output_size_px)
+    matrix = box_transform(np.array([left, top, left + size_px, top + size_px]), size_px=OUTPUT_SIZE_PX)
     return FixedCrop(
         center_x_px=float(left + size_px / 2),
         center_y_px=float(top + size_px / 2),
         size_px=size_px,
-        output_size_px=output_size_px,
-        outside_fraction=outside_fraction(matrix, size_px=output_size_px, width_px=width_px, height_px=height_px),
+        outside_fraction=outside_fraction(matrix, size_px=OUTPUT_SIZE_PX, width_px=width_px, height_px=height_px),
     )
 
 

@@ -91,12 +91,12 @@ def count_flops(config: ModelConfig) -> dict[str, int]:
     return flops
 
 
-def inspect_weights(path: str | Path, config: ModelConfig | None = None) -> WeightsReport:
+def inspect_weights(path: str | Path) -> WeightsReport:
     """Compare a folder (or file) of weights with the networks, key by key.
 
     FileNotFoundError or CheckpointError (a ValueError) if the path holds nothing that can be read.
     """
-    config = config or read_config(path)
+    config = read_config(path)
     checkpoint = load_checkpoint(path)
     flops = count_flops(config)
     with torch.device("meta"):

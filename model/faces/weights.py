@@ -112,10 +112,9 @@ def resolve_weight(name: str, weights_dir: str | Path | None = None) -> FoundWei
     return FoundWeight(name, cached, weight.sha256, weight.licence)
 
 
-def verify_weights(weights_dir: str | Path | None = None) -> list[WeightStatus]:
-    """Re-hash every weight file, in `weights_dir` if given and in the cache otherwise; fetches nothing."""
-    folder = Path(weights_dir).expanduser() if weights_dir is not None else cache_dir()
-    statuses = []
+def verify_weights() -> list[WeightStatus]:
+    """Re-hash every weight file in the cache; fetches nothing."""
+    folder, statuses = cache_dir(), []
     for weight in list_weights():
         present = {folder / file: sha256 for file, sha256 in weight.accepted.items() if (folder / file).is_file()}
         good = [path for path, sha256 in present.items() if _sha256(path) == sha256]

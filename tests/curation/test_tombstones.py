@@ -113,7 +113,7 @@ def test_stretches_of_stills_and_of_squares_of_other_sizes():
 
 def test_a_track_of_which_nothing_is_left_goes():
     tracks = [{"candidates": [{"clip_id": "a"}], "reasons": []}, {"candidates": [], "reasons": ["too_short"]}]
-    assert strip_tracks(tracks, lambda candidate: True) == tracks[1:]
+    assert strip_tracks(tracks, lambda candidate: True, lambda track: False) == tracks[1:]
 
 
 class _Killed(BaseException):

@@ -14,7 +14,7 @@ from model.networks import LivePortrait
 
 def test_complete_folder(tmp_path: Path) -> None:
     LivePortrait.untrained(config=ModelConfig.tiny()).save(tmp_path)
-    report = inspect_weights(tmp_path, ModelConfig.tiny())
+    report = inspect_weights(tmp_path)
     assert report.complete
     assert "complete, ready to animate" in format_report(report)
 
@@ -25,7 +25,7 @@ def test_missing_network_and_differing_keys(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "warping_module.pth", weights_only=True)
     del state["fourth.bias"]
     torch.save(state, tmp_path / "warping_module.pth")
-    report = inspect_weights(tmp_path, ModelConfig.tiny())
+    report = inspect_weights(tmp_path)
     status = {network.name: network.status for network in report.networks}
     assert not report.complete
     assert (status["generator"], status["warping"], status["motion"]) == ("missing", "differs", "complete")

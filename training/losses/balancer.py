@@ -17,20 +17,19 @@ class GradientBalancer(nn.Module):
     """Rescales the gradients of several losses with respect to one picture to fixed shares of their sum.
 
     With g_i the gradient of loss i per sample and n_i the moving average of its norm:
-    g = sum_i total_norm * w_i / (sum of w over the losses of the step) * g_i / n_i.
+    g = sum_i w_i / (sum of w over the losses of the step) * g_i / n_i.
 
     Norms are per sample of the sum over the batch, mean over the batch and all ranks, so that shares depend neither
     on the batch size nor on the number of ranks. The averages are buffers, saved with the module; they start without
     bias at the first step of each loss. A loss that is left out of a step, or has no gradient yet, keeps its average.
     """
 
-    def __init__(self, weights: Mapping[str, float], *, decay: float = 0.999, total_norm: float = 1.0) -> None:
+    def __init__(self, weights: Mapping[str, float], *, decay: float = 0.999) -> None:
         super().__init__()
         if not weights or min(weights.values()) <= 0:
             raise ValueError(f"balancer weights must be positive numbers by loss; got {dict(weights)}")
         self.weights = dict(weights)
         self.decay = decay
-        self.total_norm = total_norm
         self.register_buffer("norm_sum", torch.zeros(len(weights)))
         self.register_buffer("weight_sum", torch.zeros(len(weights)))
 
@@ -50,7 +49,7 @@ class GradientBalancer(nn.Module):
         norms = _mean_over_ranks(norms)
         averages = self._update(names, norms)
         shares = norms.new_tensor([self.weights[name] for name in names])
-        factors = self.total_norm * shares / shares.sum() / averages.clamp(min=EPS)
+        factors = shares / shares.sum() / averages.clamp(min=EPS)
         balanced = sum(factor * gradient for factor, gradient in zip(factors, gradients, strict=True))
         return balanced.to(output.dtype), dict(zip(names, norms, strict=True))
 

@@ -49,7 +49,8 @@ def real_faces(sface_folder, media) -> list[RealFace]:
     for prefix in ("i16", "i21", "i30", "i32"):
         picture = np.asarray(Image.open(next((media / "images").glob(f"{prefix}_*"))).convert("RGB"))
         found = analyser.landmarks(picture, analyser.detect([picture])[0][:1])
-        matrix = framing.crop_transform(found.points68[0], size_px=SIZE_PX, rotate=False)
+        box = framing.driving_box(found.points68[0], scale=framing.SOURCE_SCALE, vy_ratio=framing.SOURCE_VY_RATIO)
+        matrix = framing.box_transform(box, size_px=SIZE_PX)
         crop = framing.warp(picture, matrix, SIZE_PX)
         landmarks_px = framing.transform_points(found.points68[0], matrix)
         points5 = framing.transform_points(found.points5[0], matrix)

@@ -22,11 +22,11 @@ def linear_losses(output, slopes: dict[str, tuple[float, float]]) -> dict[str, t
 
 
 def test_each_loss_gets_its_share_whatever_its_scale():
-    balancer = GradientBalancer({"small": 1.0, "large": 3.0}, total_norm=2.0)
+    balancer = GradientBalancer({"small": 1.0, "large": 3.0})
     output = make_output()
     gradient, norms = balancer.gradient(linear_losses(output, {"small": (0.003, 0.004), "large": (-500.0, 0)}), output)
-    # Directions (0.6, 0.8) and (-1, 0) with norms 2 * 1/4 and 2 * 3/4.
-    expected = torch.tensor([0.5 * 0.6 - 1.5, 0.5 * 0.8])
+    # Directions (0.6, 0.8) and (-1, 0) with norms 1/4 and 3/4.
+    expected = torch.tensor([0.25 * 0.6 - 0.75, 0.25 * 0.8])
     torch.testing.assert_close(gradient.flatten(), expected)
     assert norms["small"].item() == pytest.approx(0.005, rel=1e-5)
     assert norms["large"].item() == pytest.approx(500)

@@ -196,7 +196,7 @@ def make_loader(
             **options,
         )
         return BatchLoader(_data_loader(reader, config), order)
-    reader = BatchReader(storage, order, damaged, **options)
+    reader = BatchReader(storage=storage, order=order, damaged_clips=damaged, **options)
     return BatchLoader(_data_loader(reader, config, sampler=_Numbers()), order)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -199,38 +199,33 @@ def unreadable(num: int, batch_size: int, last: str) -> ValueError:
     )
 
 
+@dataclass(kw_only=True, eq=False)
 class BatchReader:
     """Batch number n of one rank; what a worker does. Pickles without open files."""
 
-    def __init__(
-        self,
-        storage: DatasetStorage,
-        order: PairOrder,
-        damaged_clips: np.ndarray,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        start: int,
-        on_damage: OnDamage,
-        memory: PictureMemory,
-    ) -> None:
-        self._reader = FrameReader(storage, order.index)
-        self._order = order
-        self._damaged_clips = damaged_clips
-        self._batch_size = batch_size
-        self._rank, self._world_size = rank, world_size
-        self._start = start
-        self._on_damage = on_damage
-        self._memory = memory
+    storage: InitVar[DatasetStorage]
+    order: PairOrder
+    damaged_clips: np.ndarray
+    """bool, of every clip of the order's index."""
+    batch_size: int
+    """Pairs of this rank."""
+    rank: int
+    world_size: int
+    start: int
+    """Pairs of all ranks that are passed over."""
+    on_damage: OnDamage
+    memory: PictureMemory
+
+    def __post_init__(self, storage: DatasetStorage) -> None:
+        self._reader = FrameReader(storage, self.order.index)
 
     def __getitem__(self, number: int) -> Batch:
         """The batch that is `number` steps after the start."""
-        step = self._batch_size * self._world_size
-        first = self._start + number * step
-        indices = range(first + self._rank * self._batch_size, first + (self._rank + 1) * self._batch_size)
-        pairs = [self._order.pair(index) for index in indices]
-        sides = self._memory.sides()
+        step = self.batch_size * self.world_size
+        first = self.start + number * step
+        indices = range(first + self.rank * self.batch_size, first + (self.rank + 1) * self.batch_size)
+        pairs = [self.order.pair(index) for index in indices]
+        sides = self.memory.sides()
         skipped: list[str] = []
         waiting = list(range(len(pairs)))
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -238,7 +233,7 @@ class BatchReader:
             if not again:
                 break
             for row in again:
-                pairs[row] = self._order.replacement(pairs[row], attempt)
+                pairs[row] = self.order.replacement(pairs[row], attempt)
             waiting = again
         else:
             raise unreadable(len(waiting), len(pairs), skipped[-1])
@@ -248,11 +243,11 @@ class BatchReader:
         self, pairs: list[Pair], rows: list[int], sides: tuple[FrameBuffer, ...], skipped: list[str]
     ) -> list[int]:
         """Read and decode `rows`; returns those that are damaged and adds their names."""
-        index = self._order.index
+        index = self.order.index
         again, readable = [], []
         for row in rows:
             clips = {pairs[row].source_clip, pairs[row].driving_clip}
-            if lost := [clip for clip in clips if self._damaged_clips[clip]]:
+            if lost := [clip for clip in clips if self.damaged_clips[clip]]:
                 skipped.append(
                     f"{index.place(lost[0], 0).shard}: clip {index.clip_id(lost[0])} lies in a damaged shard"
                 )
@@ -269,7 +264,7 @@ class BatchReader:
                         raise frame
                     sides[side].fill(row, frame)
             except DamagedSampleError as error:
-                if self._on_damage == "fail":
+                if self.on_damage == "fail":
                     raise ValueError(f"damaged sample: {error}") from error
                 skipped.append(str(error))
                 again.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -289,11 +290,7 @@ class BaseStage(Stage):
         networks = self.ema.modules if self.ema is not None else self.model.networks()
         training = self.model.training
         self.model.eval()
-        view = BaseModel.__new__(BaseModel)
-        nn.Module.__init__(view)
-        view.config = self.model.config
-        for name, network in networks.items():
-            setattr(view, name, network)
+        view = BaseModel(SimpleNamespace(config=self.model.config, **networks))
         try:
             return view(self._input(batch.source.image), self._input(batch.driving.image), precision=self.precision)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ class Reenacted(PairMotion):
 class BaseModel(nn.Module):
     """x_s = s_s (x_c,s R_s + delta_s) + t_s;  x_d = s_d (x_c,s R_d + delta_d) + t_d;  G(W(F(source), x_s, x_d))."""
 
-    def __init__(self, portrait: LivePortrait) -> None:
+    def __init__(self, portrait: LivePortrait | SimpleNamespace) -> None:
+        """portrait: what has the four networks and their config."""
         super().__init__()
         self.config: ModelConfig = portrait.config
         self.appearance = portrait.appearance

@@ -279,8 +279,7 @@ class BaseStage(Stage):
                     (made.source, made.keypoints_source, batch.source),
                     (made.driving, made.keypoints_driving, batch.driving),
                 ):
-                    angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1)
-                    seen.append([angles, frames.pose, points, frames.landmarks])
+                    seen.append([motion.angles, frames.pose, points, frames.landmarks])
         self.model.train()
         gathered = [torch.cat(parts) for parts in zip(*seen, strict=True)]
         return self.conventions.measure(*gathered, signs=self.recipe.losses.pose_signs == "auto")
@@ -306,9 +305,7 @@ class BaseStage(Stage):
             error = (picture - target).abs().mean(dim=1)
             figures[f"{prefix}l1"] = error.mean(dim=(1, 2))
             figures[f"{prefix}l1_face"] = (error * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))
-        angles = torch.cat([made.driving.pitch, made.driving.yaw, made.driving.roll], dim=1)
-        labels = batch.driving.pose * self.conventions.pose_signs
-        figures["pose_error_deg"] = (angles - labels).abs().mean(dim=1)
+        figures["pose_error_deg"] = self.conventions.pose_error_deg(made.driving, batch.driving.pose)
         return figures
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:

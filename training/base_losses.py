@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifests.recipes import require_no_negative, require_positive
+from model.keypoints import Motion
 from training.base_model import PairMotion
 from training.data import PreparedBatch, RandomTransform
 from training.losses import (
@@ -190,6 +191,10 @@ class Conventions(nn.Module):
         doubt = "" if is_known else f", as released: none are near them (the nearest {distance:.2f} away on average)"
         notes.append(f"guidance landmarks follow the key points {', '.join(map(str, self.slots_tuple))}{doubt}")
         return notes
+
+    def pose_error_deg(self, motion: Motion, labels: Tensor) -> Tensor:
+        """Mean absolute error of the three angles by sample [B]; labels: [B, 3] in degrees as in the shards, or NaN."""
+        return (motion.angles - labels * self.pose_signs).abs().mean(dim=1)
 
 
 def motion_terms(

@@ -103,11 +103,10 @@ def errors(motion: Motion, keypoints: Tensor, frames: PreparedFrames, convention
     """
     found = keypoints[:, list(conventions.slots_tuple), :2]
     wanted = frames.landmarks[:, GUIDANCE_LANDMARKS]
-    angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1)
     (mouth, eyes), (true_mouth, true_eyes) = guided_openness(found), guided_openness(wanted)
     return {
         "keypoint_error": (found - wanted).abs().mean(dim=(1, 2)),
-        "pose_error_deg": (angles - frames.pose * conventions.pose_signs).abs().mean(dim=1),
+        "pose_error_deg": conventions.pose_error_deg(motion, frames.pose),
         "mouth_error": (mouth - true_mouth).abs(),
         "eye_error": (eyes - true_eyes).abs(),
     }

@@ -135,6 +135,11 @@ class Motion:
         return Motion(**{name: value.to(device) for name, value in self._present().items()})
 
     @property
+    def angles(self) -> Tensor:
+        """Pitch, yaw and roll [N, 3], degrees."""
+        return torch.cat([self.pitch, self.yaw, self.roll], dim=1)
+
+    @property
     def rotation(self) -> Tensor:
         """[N, 3, 3], for row vectors."""
         return rotation_matrix(self.pitch, self.yaw, self.roll)

@@ -79,8 +79,7 @@ def head_pose_loss(motion: Motion, labels: Tensor) -> Tensor:
 
     labels: float [B, 3], pitch, yaw, roll in degrees; NaN where unknown, which adds zero.
     """
-    angles = torch.cat([motion.pitch, motion.yaw, motion.roll], dim=1).float()
-    labels = labels.float()
+    angles, labels = motion.angles.float(), labels.float()
     if labels.shape != angles.shape:
         raise ValueError(f"head_pose_loss wants labels [B, 3]; got {tuple(labels.shape)} for {len(motion)} frames")
     # The label is replaced before the subtraction: NaN times zero would be NaN in the gradient.

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.recipe import Recipe, recipe_of
+from manifests.console import amount
 from manifests.storage import is_local, require_local
 from manifests.store import Dataset, read_table
 
@@ -121,7 +122,8 @@ class Selection:
         for before, now, num in db.execute(_MOVES).fetchall():
             why = ", which networks may have been trained on" if before == "train" else ""
             why = why or f": figures on {before} before and from now on are not of the same clips"
-            lines.append(f"  {num} clips move from {before} to {now}{why}")
+            moves = f"{amount(num, 'clip')} {'moves' if num == 1 else 'move'}"
+            lines.append(f"  {moves} from {before} to {now}{why}")
         return lines
 
     def write(self, output: Path) -> None:

@@ -73,7 +73,7 @@ def test_clips_of_another_decision_or_split_are_told(tmp_path: Path) -> None:
         "  newly kept: 1 (failed before: blurred 1, yaw 1)",
         "  new: 2, of which 1 are kept",
         "  2 clips move from test to train: figures on test before and from now on are not of the same clips",
-        "  1 clips move from val to test: figures on val before and from now on are not of the same clips",
+        "  1 clip moves from val to test: figures on val before and from now on are not of the same clips",
     ]
     rows = {row["clip_id"]: row for row in selection.flips.to_pylist()}
     assert list(rows) == ["a", "c", "d", "e", "g", "n", "o"]
@@ -89,7 +89,7 @@ def test_an_exchange_of_equally_many_is_seen(tmp_path: Path) -> None:
         "kept clips: 2 before, 2 now",
         "  newly rejected: 1 (duplicate 1)",
         "  newly kept: 1 (failed before: yaw 1)",
-        "  1 clips move from train to test, which networks may have been trained on",
+        "  1 clip moves from train to test, which networks may have been trained on",
     ]
 
 
@@ -109,7 +109,7 @@ def test_clips_that_were_cropped_again_are_compared_with_what_was_put_aside(tmp_
         "kept clips: 3 before, 1 now",
         "  newly rejected: 1 (yaw 1)",
         "  kept before, and no longer there: 1",
-        "  1 clips move from test to train: figures on test before and from now on are not of the same clips",
+        "  1 clip moves from test to train: figures on test before and from now on are not of the same clips",
     ]
     assert compare(dataset, now, now).describe() == [], "what was put aside may stay with --keep-staging"
 

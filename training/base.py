@@ -20,11 +20,10 @@ from training.base_losses import (
     motion_terms,
     weighted_sum,
 )
-from training.base_model import BaseModel, Reenacted, apply_compute_options, use_channels_last
+from training.base_model import BASE_NETWORKS, BaseModel, Reenacted, apply_compute_options, use_channels_last
 from training.data import PreparedBatch, RandomTransform
 from training.distributed import Process, ranks_that_share, synchronise_batch_norm
 from training.edits import edit_landmarks, keypoint_offsets
-from training.ema import Ema
 from training.losses import (
     CASCADE,
     GradientBalancer,
@@ -122,9 +121,7 @@ class BaseStage(Stage):
         }
         if recipe.compute.channels_last:
             use_channels_last(self.model)
-        if recipe.optimizer.ema_half_life_images:
-            # Before anything wraps the networks, so that the copies are plain; but laid out like them already.
-            self.ema = Ema(self.model.networks(), half_life_images=recipe.optimizer.ema_half_life_images)
+        self.keep_average(self.model.networks())
         synchronise_batch_norm(self.model, process)
         apply_compute_options(self.model, recipe.compute)
         options = recipe.optimizer
@@ -286,7 +283,7 @@ class BaseStage(Stage):
 
     def reenact(self, batch: PreparedBatch) -> Reenacted:
         """Pairs by the averaged weights (by the trained ones where no average is kept), in evaluation mode."""
-        networks = self.ema.modules if self.ema is not None else self.model.networks()
+        networks = {name: self.averaged(name) for name in BASE_NETWORKS}
         training = self.model.training
         self.model.eval()
         view = BaseModel(SimpleNamespace(config=self.model.config, **networks))

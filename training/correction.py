@@ -19,7 +19,6 @@ from model.networks.retargeting import make_retarget_eye, make_retarget_lip, mak
 from training.base_model import apply_compute_options, use_channels_last
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
-from training.ema import Ema
 from training.picture_sizes import require_double_output
 from training.recipe import Recipe
 from training.stage import Draws, Stage, make_adam
@@ -83,8 +82,7 @@ class CorrectionStage(Stage):
         trained = getattr(portrait, self.network).requires_grad_(True)
         self.modules = {self.network: trained}
         self.optimizers = {"networks": make_adam(trained, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
-        if recipe.optimizer.ema_half_life_images:
-            self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
+        self.keep_average(self.modules)
         self.replicas = (process.replicate(trained),)
 
     @property
@@ -95,7 +93,7 @@ class CorrectionStage(Stage):
     @property
     def averaged_networks(self) -> SimpleNamespace:
         """S, R_eyes and R_lip with the averaged weights of the trained one."""
-        return self._networks((self.ema.modules if self.ema else self.modules)[self.network])
+        return self._networks(self.averaged(self.network))
 
     def _networks(self, trained: torch.nn.Module) -> SimpleNamespace:
         portrait = self.base.portrait

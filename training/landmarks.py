@@ -18,7 +18,6 @@ from model.keypoints import open_ratios_68
 from training.base_model import use_channels_last
 from training.data import PreparedBatch
 from training.distributed import Process
-from training.ema import Ema
 from training.networks.landmarks import LandmarkConfig, LandmarkNetwork
 from training.recipe import Recipe
 from training.stage import Draws, Stage, make_adam
@@ -73,8 +72,7 @@ class LandmarkStage(Stage):
         self._reduced = recipe.compute.precision == "bfloat16"
         self.modules = {"landmarks": network}
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
-        if recipe.optimizer.ema_half_life_images:
-            self.ema = Ema(self.modules, half_life_images=recipe.optimizer.ema_half_life_images)
+        self.keep_average(self.modules)
         self.replicas = (process.replicate(network),)
 
     def add_gradients(self, batch: PreparedBatch, images: int, draws: Draws) -> dict[str, Tensor]:
@@ -90,20 +88,16 @@ class LandmarkStage(Stage):
         return {"loss": total, **terms}
 
     def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
-        return errors(self._find(self._averaged, batch.driving.target), batch.driving.landmarks)
+        return errors(self._find(self.averaged("landmarks"), batch.driving.target), batch.driving.landmarks)
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
         frames = batch.driving
-        found = self._find(self._averaged, frames.target)
+        found = self._find(self.averaged("landmarks"), frames.target)
         return {"labels": dotted(frames.target, frames.landmarks), "found": dotted(frames.target, found)}
 
     def _find(self, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self._reduced):
             return network(images)
-
-    @property
-    def _averaged(self) -> LandmarkNetwork:
-        return (self.ema.modules if self.ema else self.modules)["landmarks"]
 
 
 def errors(found: Tensor, labels: Tensor) -> dict[str, Tensor]:

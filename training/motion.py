@@ -18,7 +18,6 @@ from training.base_losses import Conventions, MotionLosses, motion_terms, weight
 from training.base_model import PairMotion, compile_blocks, pair_motion, use_channels_last
 from training.data import PreparedBatch, PreparedFrames
 from training.distributed import Process
-from training.ema import Ema
 from training.landmarks import dotted
 from training.losses import GUIDANCE_LANDMARKS, guided_openness, require_slots
 from training.recipe import Recipe
@@ -50,8 +49,7 @@ class MotionStage(Stage):
         recipe.compute.refuse("recompute", stage=self.name)
         if recipe.compute.channels_last:
             use_channels_last(network)
-        if recipe.optimizer.ema_half_life_images:
-            self.ema = Ema({"motion": network}, half_life_images=recipe.optimizer.ema_half_life_images)
+        self.keep_average({"motion": network})
         if recipe.compute.compile:
             compile_blocks(network)
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
@@ -75,11 +73,11 @@ class MotionStage(Stage):
         return {"loss": total, **terms}
 
     def validate(self, batch: PreparedBatch, first: int = 0) -> dict[str, Tensor]:
-        seen = self._averaged(batch)
+        seen = self._see(batch)
         return errors(seen.driving, seen.keypoints_driving, batch.driving, self.conventions)
 
     def pictures(self, batch: PreparedBatch) -> dict[str, Tensor]:
-        seen, frames = self._averaged(batch), batch.driving
+        seen, frames = self._see(batch), batch.driving
         slots = list(self.conventions.slots_tuple)
         others = [k for k in range(seen.keypoints_driving.shape[1]) if k not in slots]
         return {
@@ -89,9 +87,9 @@ class MotionStage(Stage):
             "the other key points": dotted(frames.target, seen.keypoints_driving[:, others, :2]),
         }
 
-    def _averaged(self, batch: PreparedBatch) -> PairMotion:
+    def _see(self, batch: PreparedBatch) -> PairMotion:
         """By the averaged weights, as stage I uses M: the driving key points from the source's canonical ones."""
-        network = (self.ema.modules if self.ema is not None else self.modules)["motion"]
+        network = self.averaged("motion")
         return pair_motion(network, batch.source.image, batch.driving.image, precision=self.precision)
 
 

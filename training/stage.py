@@ -80,6 +80,19 @@ class Stage:
     judges: Mapping[str, str] = MappingProxyType({})
     """Frozen networks that losses ask, by the field of the recipe that names their file: what they are, in words."""
 
+    def keep_average(self, modules: Mapping[str, nn.Module]) -> None:
+        """From now on, average the weights of these of its `modules`, unless the recipe wants no average.
+
+        Before anything wraps them, so that the copies are plain; but after they are laid out, so that the copies are
+        laid out alike.
+        """
+        if half_life_images := self.recipe.optimizer.ema_half_life_images:
+            self.ema = Ema(modules, half_life_images=half_life_images)
+
+    def averaged(self, name: str) -> nn.Module:
+        """One of `modules` by its averaged weights, or itself where no average is kept."""
+        return (self.modules if self.ema is None else self.ema.modules)[name]
+
     def training_step(self, batch: PreparedBatch, images: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One step of every optimiser, by the mean gradients of the batch. Returns scalars to tell: losses, norms.
 

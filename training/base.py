@@ -107,7 +107,6 @@ class BaseStage(Stage):
         if recipe.losses.has_discriminators:
             # Their game costs some l1: without them the figure is smaller, and the picture softer.
             self.best_from_images = recipe.losses.discriminator_warmup_images + recipe.optimizer.ema_half_life_images
-        self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
         if recipe.compute.channels_last and self.criterion.perceptual is not None:
             use_channels_last(self.criterion.perceptual)  # so that its maps are laid out like G's picture
         portrait = portrait or LivePortrait.untrained(recipe.seed, recipe.model)
@@ -166,7 +165,7 @@ class BaseStage(Stage):
             self._input(batch.source.image),
             self._input(batch.driving.image),
             self._input(transform.warp_image(batch.driving.image)),
-            self.precision,
+            self.recipe.compute,
             self._places_to_tell(batch, draws),
             None if edited is None else (self.recipe.edited_every, self._offsets(batch, edited)),
         )
@@ -229,7 +228,7 @@ class BaseStage(Stage):
         images: int,
     ) -> dict[str, Tensor]:
         """The terms of the networks' loss but for those on W's flow, unweighted."""
-        with self._autocast():
+        with self.recipe.compute.autocast(self.process.device):
             terms = self.criterion.picture_terms(fake, real, batch.driving.landmarks)
             if self.discriminators is not None and images >= self.recipe.losses.discriminator_warmup_images:
                 terms |= self.criterion.adversarial_terms(self._bare_discriminators(), fake, real)
@@ -237,7 +236,7 @@ class BaseStage(Stage):
 
     def _judge(self, real: dict[str, Tensor], fake: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds the gradients of the discriminators."""
-        with self._autocast():
+        with self.recipe.compute.autocast(self.process.device):
             losses = discriminator_losses(self.discriminators, real, fake, kind=self.recipe.losses.gan)
         torch.stack([*losses.values()]).sum().backward()
         return {f"discriminator/{region}": loss for region, loss in losses.items()}
@@ -262,9 +261,6 @@ class BaseStage(Stage):
     def _input(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.recipe.compute.channels_last else image
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.process.device.type, dtype=torch.bfloat16, enabled=self.precision is not None)
-
     def learn_conventions(self, batches: Iterable[PreparedBatch]) -> list[str]:
         """With trained weights: how they count angles, and which key points follow the landmarks. Lines to tell."""
         seen: list[list[Tensor]] = []
@@ -288,7 +284,8 @@ class BaseStage(Stage):
         self.model.eval()
         view = BaseModel(SimpleNamespace(config=self.model.config, **networks))
         try:
-            return view(self._input(batch.source.image), self._input(batch.driving.image), precision=self.precision)
+            source, driving = self._input(batch.source.image), self._input(batch.driving.image)
+            return view(source, driving, compute=self.recipe.compute)
         finally:
             self.model.train(training)
 

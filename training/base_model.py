@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from training.recipe import ComputeOptions
 
 BASE_NETWORKS = ("appearance", "motion", "warping", "generator")
 COMPILED_BLOCKS = (ConvNextBlock, SpadeBlock, ConvNorm2d, ResBlock3d, DownBlock3d, UpBlock3d)
+FULL_PRECISION = ComputeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class BaseModel(nn.Module):
         source: Tensor,
         driving: Tensor,
         transformed: Tensor | None = None,
-        precision: torch.dtype | None = None,
+        compute: ComputeOptions = FULL_PRECISION,
         told: tuple[Tensor, Tensor] | None = None,
         edits: tuple[int, Tensor] | None = None,
     ) -> Reenacted:
@@ -80,13 +80,13 @@ class BaseModel(nn.Module):
         are to be taken. What is returned of key points is M's.
         edits: n, and offsets float [ceil(B / n), K, 3] with which W, but not G, sees every n-th source once more
         (`training.edits`).
-        precision: of autocast; None runs in the weights' own. Key-point algebra and grids are float32 either way.
+        compute: whose precision the networks run in. Key-point algebra and grids are float32 either way.
         """
-        moved = pair_motion(self.motion, source, driving, transformed, precision)
+        moved = pair_motion(self.motion, source, driving, transformed, compute)
         x_s, x_d = moved.keypoints_source, moved.keypoints_driving
         if told is not None:
             x_s, x_d = _put_in_place(x_s, told[0]), _put_in_place(x_d, told[1])
-        with _autocast(source.device, precision):
+        with compute.autocast(source.device):
             volume = self.appearance(source)
             if edits is not None:
                 # In one pass with the pairs, so that W's batch statistics are of both.
@@ -109,11 +109,11 @@ def pair_motion(
     source: Tensor,
     driving: Tensor,
     transformed: Tensor | None = None,
-    precision: torch.dtype | None = None,
+    compute: ComputeOptions = FULL_PRECISION,
 ) -> PairMotion:
     """What M (`motion`) sees in pairs; see `BaseModel.forward`."""
     frames = [frame for frame in (source, driving, transformed) if frame is not None]
-    with _autocast(source.device, precision):
+    with compute.autocast(source.device):
         # M has no batch statistics, so all frames may go through it together.
         heads = motion(torch.cat(frames))
     with torch.autocast(source.device.type, enabled=False):
@@ -129,10 +129,6 @@ def pair_motion(
         keypoints_driving=keypoints[1],
         keypoints_transformed=keypoints[2] if transformed is not None else None,
     )
-
-
-def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast | nullcontext:
-    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
 
 
 def apply_compute_options(model: BaseModel | LivePortrait, options: ComputeOptions) -> None:

@@ -7,7 +7,7 @@ so that the run can be animated with and exported by itself.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -35,10 +35,7 @@ class FrozenBase:
         if recipe.compute.channels_last:
             use_channels_last(self.portrait)
         apply_compute_options(self.portrait, recipe.compute)
-        self._device, self._reduced = process.device, recipe.compute.precision == "bfloat16"
-
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced)
+        self._autocast = partial(recipe.compute.autocast, process.device)
 
     @torch.no_grad()
     def motion(self, frames: PreparedFrames) -> Motion:

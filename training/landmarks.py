@@ -69,7 +69,6 @@ class LandmarkStage(Stage):
         if recipe.compute.channels_last:
             use_channels_last(network)
         self.recipe, self.options, self.process = recipe, recipe.options, process
-        self._reduced = recipe.compute.precision == "bfloat16"
         self.modules = {"landmarks": network}
         self.optimizers = {"networks": make_adam(network, recipe.optimizer.learning_rate, recipe.optimizer.betas)}
         self.keep_average(self.modules)
@@ -96,7 +95,7 @@ class LandmarkStage(Stage):
         return {"labels": dotted(frames.target, frames.landmarks), "found": dotted(frames.target, found)}
 
     def _find(self, network: nn.Module, images: Tensor) -> Tensor:
-        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self._reduced):
+        with self.recipe.compute.autocast(self.process.device):
             return network(images)
 
 

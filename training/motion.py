@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from model.keypoints import Motion
@@ -41,7 +40,6 @@ class MotionStage(Stage):
     def __init__(self, recipe: MotionRecipe, process: Process) -> None:
         require_slots(recipe.model.num_keypoints)  # already for its validation
         self.recipe, self.process = recipe, process
-        self.precision = torch.bfloat16 if recipe.compute.precision == "bfloat16" else None
         network = LivePortrait.untrained(recipe.seed, recipe.model).motion.to(process.device).train()
         network.requires_grad_(True)
         self.conventions = Conventions().to(process.device)
@@ -62,7 +60,7 @@ class MotionStage(Stage):
             batch.source.image,
             batch.driving.image,
             transform.warp_image(batch.driving.image),
-            self.precision,
+            self.recipe.compute,
         )
         terms = motion_terms(self.recipe.losses, seen, batch, transform, self.conventions)
         total = weighted_sum(self.recipe.losses, terms)
@@ -90,7 +88,7 @@ class MotionStage(Stage):
     def _see(self, batch: PreparedBatch) -> PairMotion:
         """By the averaged weights, as stage I uses M: the driving key points from the source's canonical ones."""
         network = self.averaged("motion")
-        return pair_motion(network, batch.source.image, batch.driving.image, precision=self.precision)
+        return pair_motion(network, batch.source.image, batch.driving.image, compute=self.recipe.compute)
 
 
 def errors(motion: Motion, keypoints: Tensor, frames: PreparedFrames, conventions: Conventions) -> dict[str, Tensor]:

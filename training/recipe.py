@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from manifests import recipes
 from manifests.recipes import require_finite, require_no_negative, require_positive
 from model.config import ModelConfig
@@ -103,6 +105,10 @@ class ComputeOptions:
 
     def __post_init__(self) -> None:
         require_no_negative(self)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Around what runs in `precision`."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def pairs_at_once(self, pairs: int, multiple_of: int = 1) -> int:
         """Size of the equal parts in which a rank takes its `pairs` of a step: the largest within `micro_batch_size`.

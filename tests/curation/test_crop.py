@@ -20,6 +20,7 @@ from curation.places import hash_file
 from curation.recipe import CropOptions, Recipe
 from curation.samples import sample_key
 from model.faces import AnalyserInfo, Detections, Landmarks
+from model.framing import eye_and_mouth_centers
 from model.video import open_video
 
 SIDE = 96
@@ -237,3 +238,35 @@ def test_the_search_goes_by_time_where_frames_repeat(cropped):
     silent = Silent()
     cropped([0, *(40 + 80 * k for k in range(10))], face=silent, redetect_every_frames=2)  # ticks 0, 1, 3, 5 ...
     assert silent.num_detections == 10
+
+
+def test_aligned_crops_show_every_face_upright(cropped):
+    """Its landmarks, its roll, and what the turned square shows beside the picture."""
+
+    class Tilted(StillFace):
+        def landmarks(self, image, faces):
+            found = super().landmarks(image, faces)
+            cos, sin = math.cos(0.4), math.sin(0.4)
+            turned = (found.points68 - 256) @ np.array([[cos, sin], [-sin, cos]], np.float32) + 256
+            return Landmarks(turned, found.presence, np.array([[3.0, 2.0, math.degrees(0.4)]]))
+
+    for framing, roll in (("fixed", 0.4), ("aligned", 0.0)):
+        row, frames, members = cropped(RATES["25 fps"], frames=(26, 30), face=Tilted(), framing=framing)
+        assert frames[-1]["roll_deg"] == pytest.approx(math.degrees(roll))
+        assert (frames[-1]["yaw_deg"], frames[-1]["pitch_deg"]) == (3.0, 2.0)
+        key = sample_key("clip", frames[-1]["frame"])
+        landmarks = np.array(json.loads(members[f"{key}.json"])["landmarks"])
+        eyes, mouth = eye_and_mouth_centers(landmarks)
+        assert math.atan2(eyes[0] - mouth[0], mouth[1] - eyes[1]) == pytest.approx(roll, abs=1e-3)
+        picture = simplejpeg.decode_jpeg(members[f"{key}.jpg"])
+        assert (picture < 62).mean() == pytest.approx(row["outside_fraction"], abs=0.01)  # of grey 124
+    assert row["outside_fraction"] > 0.05
+    longer = max(np.ptp(landmarks, axis=0))
+    assert longer * CropOptions().scale == pytest.approx(512, abs=0.1)
+    assert row["motion"] == 0.0
+
+
+@pytest.mark.parametrize("subsampling", ["420", "422", "444"])
+def test_pictures_have_the_colour_resolution_that_is_asked_for(cropped, subsampling):
+    _, _, members = cropped([0, 40], jpeg_subsampling=subsampling)
+    assert simplejpeg.decode_jpeg_header(members[f"{sample_key('clip', 1)}.jpg"])[3] == subsampling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -58,6 +59,14 @@ def test_picture_has_the_size_that_the_network_wants(network):
     session.run = lambda names, feeds: (shapes.append([v.shape for v in feeds.values()]), run(names, feeds))[1]
     score(face(1, 2))
     assert shapes == [[(1, 3, 64, 64)]]
+
+
+def test_opencv_network_prefers_a_sharp_face(models, media):
+    path = next((media / "images").glob("i16_*"))
+    sharp = np.ascontiguousarray(cv2.resize(cv2.imread(str(path)), (160, 160))[..., ::-1])
+    score = load_quality_model(CropOptions(quality_model=str(models / "open/lightqnet-dm100.pb")))
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 6)
+    assert score(sharp) > score(blurred) + 0.1
 
 
 def test_missing_file_is_an_error(tmp_path):

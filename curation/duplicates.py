@@ -159,7 +159,7 @@ def _of_same_footage(
     duplicate_of: dict[str, str] = {}
     for clip_id in [*best_first, *others]:
         parts = [(start, end, other) for other, start, end in meets[clip_id] if other in stays]
-        if parts and _covered(parts) >= min_share:
+        if parts and _covered(parts) >= min_share - 1e-9:
             duplicate_of[clip_id] = min(parts, key=lambda part: (part[0] - part[1], part[2]))[2]
         elif clip_id not in others:
             stays.add(clip_id)

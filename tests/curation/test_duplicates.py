@@ -194,6 +194,8 @@ def test_several_clips_cover_one_together():
     clips = {"one": worth(100), "two": worth(300), "three": worth(300)}
     assert choose_best(clips, copies, 0.6) == {"one": "three"}
     assert choose_best(clips, copies, 0.61) == {}
+    assert 0.2 + 0.5 - 0.2 < 0.5, "so does a share just as large as asked for, whatever rounding makes of it"
+    assert choose_best(clips, [Copy("one", "two", 0.5, 1.0, 0.2, 0.0, False, 0.1)], 0.5) == {"one": "two"}
 
 
 def test_order_of_quality():

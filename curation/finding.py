@@ -17,7 +17,7 @@ from manifests.query import find_sources
 from manifests.schema import CLIPS
 from manifests.store import Dataset, read_table
 from manifests.views import connect
-from model.faces import load_analyser, same_person_similarity
+from model.faces import has_direction, load_analyser, same_person_similarity
 from model.stills import read_still
 
 _OF_SOURCES = ("source_id", "content_sha256", "uris", "reason", "licence", "attribution", "consent", "provenance")
@@ -311,7 +311,7 @@ def embed_photo(path: Path, recipe: Recipe) -> np.ndarray:
     """float32 [D]: the embedding of the one face in a photograph, by the data set's own analyser.
 
     Raises:
-        ValueError: it cannot be read, or shows no face or several.
+        ValueError: it cannot be read, or shows no face or several, or one that cannot be compared.
     """
     try:
         picture = read_still(str(path))
@@ -321,7 +321,10 @@ def embed_photo(path: Path, recipe: Recipe) -> np.ndarray:
     faces = analyser.detect([picture])[0]
     if len(faces) != 1:
         raise ValueError(f"{path} shows {len(faces)} faces, expected one: cut it to the face of the person")
-    return analyser.embed(picture, analyser.landmarks(picture, faces).points5)[0]
+    embedding = analyser.embed(picture, analyser.landmarks(picture, faces).points5)[0]
+    if not has_direction(embedding):
+        raise ValueError(f"{path}: the network finds no identity in its face; try another photograph")
+    return embedding
 
 
 def min_similarity(recipe: Recipe, request: Request) -> float:

@@ -22,7 +22,7 @@ from curation.recipe import Recipe
 from curation.tombstones import Refusals, strip_tracks
 from curation.tracks import Sample, Segment, Track, Tracker, divide, longest_gap_s
 from curation.units import UnitResult
-from model.faces import Detections, FaceAnalyser, load_analyser
+from model.faces import Detections, FaceAnalyser, has_direction, load_analyser
 from model.stills import read_still
 from model.video import Frame, VideoError, open_video, require_decoder
 
@@ -275,7 +275,8 @@ class _Follower:
                 is_corrupt=bool(frame.is_corrupt),
             )
             if self._tracker.wants_embedding(track, frame.pts_s):
-                sample.embedding = self._analyser.embed(picture, faces.points5[k : k + 1])[0]
+                embedding = self._analyser.embed(picture, faces.points5[k : k + 1])[0]
+                sample.embedding = embedding if has_direction(embedding) else None
             else:
                 sample.identify = partial(self._analyser.embed, *_cut_out(picture, faces.points68[k], faces.points5[k]))
             self._tracker.add(sample, track)

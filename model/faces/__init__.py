@@ -30,6 +30,7 @@ __all__ = [
     "Landmarks",
     "WeightInfo",
     "eye_openness",
+    "has_direction",
     "lip_openness",
     "load_analyser",
     "same_person_similarity",
@@ -180,6 +181,12 @@ class FaceAnalyser(Protocol):
 
     def embed(self, image: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Identity of the faces with the given 5 points float [n, 5, 2]: float32 [n, D] of unit length."""
+
+
+def has_direction(embedding: np.ndarray) -> bool:
+    """Whether an embedding (float [D]) can be compared with others: not so NaN, infinity or nothing but zeros, which
+    overflow in half precision gives."""
+    return bool(0 < np.linalg.norm(embedding.astype(np.float64)) < np.inf)
 
 
 def load_analyser(config: FacesConfig) -> FaceAnalyser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,4 +160,18 @@ def test_photographs_that_cannot_be_read_are_told_in_one_line(tmp_path: Path, ki
     elif kind == "no picture":
         path.write_bytes(b"text")
     with pytest.raises(ValueError, match=r"photo\.png cannot be read as a photograph: .+"):
+        embed_photo(path, Recipe())
+
+
+def test_a_photograph_that_cannot_be_compared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would be like it."""
+    path = tmp_path / "photo.png"
+    Image.new("L", (64, 64)).save(path)
+    networks = SimpleNamespace(
+        detect=lambda images: [["a face"]],
+        landmarks=lambda image, faces: SimpleNamespace(points5=None),
+        embed=lambda image, points: np.full((1, 2), np.nan, np.float32),
+    )
+    monkeypatch.setattr("curation.finding.load_analyser", lambda config: networks)
+    with pytest.raises(ValueError, match=r"photo\.png: the network finds no identity in its face; try another"):
         embed_photo(path, Recipe())

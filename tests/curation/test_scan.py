@@ -92,6 +92,8 @@ def write_stream(frames: list[np.ndarray], fps: int, times: list[int] | None = N
 def scanned(tmp_path, monkeypatch, make_face68):
     """Scans a video made of frames; returns the rows of its tracks and its failures.
 
+    embed: instead of the analyser's.
+
     joined_at: the frames from there on are a stream of their own behind the first one.
     gap: (position, number of frames) of frames missing in between.
     broken_at: a packet that cannot be decoded.
@@ -106,9 +108,11 @@ def scanned(tmp_path, monkeypatch, make_face68):
         joined_at: int | None = None,
         gap: tuple[int, int] | None = None,
         broken_at: int | None = None,
+        embed=None,
         **options,
     ):
         analyser = MarkedFaces()
+        analyser.embed = embed or analyser.embed
         analyser.make_face68, analyser.presence = make_face68, presence
         monkeypatch.setattr(scan, "load_analyser", lambda config: analyser)
         path = tmp_path / ("made.mp4" if joined_at is None else "made.ts")
@@ -184,6 +188,27 @@ def test_person_who_is_replaced(scanned):
     assert len(tracks) == 2
     for start, end in ranges(tracks):
         assert end <= 50 or start >= 50
+
+
+@pytest.mark.parametrize("nothing", [np.nan, np.inf, 0.0])
+def test_embeddings_that_say_nothing_count_as_none(scanned, nothing):
+    """The next sample is asked, and a change of the person is seen all the same; a clip may be without identity."""
+    frames = [picture("coffee", [(160, 120, 60, 20 if k < 12 else 230)], k) for k in range(24)]
+    asked = iter(range(1000))
+
+    def embed_at_times(image, points):
+        embedding = MarkedFaces.embed(None, image, points)
+        return embedding * np.float32(nothing) if next(asked) % 2 == 0 else embedding
+
+    with np.errstate(invalid="ignore"):
+        tracks, _ = scanned(frames, fps=5, embed_every_s=0.2, embed=embed_at_times)
+        (unknown,), _ = scanned(frames[:10], fps=5, embed=lambda *_: np.full((1, 2), nothing, np.float32))
+    assert [track["num_identity_samples"] for track in tracks] == [6, 6]
+    people = [candidate["embedding"] for track in tracks for candidate in track["candidates"]]
+    assert np.linalg.norm(people, axis=1) == pytest.approx([1, 1])
+    assert [track["identity_similarity"] > 0.99 for track in tracks] == [True, True]
+    assert (unknown["num_identity_samples"], unknown["identity_similarity"]) == (0, None)
+    assert [candidate["embedding"] for candidate in unknown["candidates"]] == [None]
 
 
 def test_frames_between_two_persons_are_in_no_clip(scanned):

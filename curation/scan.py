@@ -157,7 +157,10 @@ class ScanStage:
         }
 
     def _candidate(self, track: Track, segment: Segment, piece: _Piece) -> dict[str, Any]:
-        samples = [s for s in track.samples if piece.start_frame <= s.frame < piece.end_frame]
+        around = track.samples[segment.first : segment.last + 1]
+        samples = [s for s in around if piece.start_frame <= s.frame < piece.end_frame]
+        if not samples:  # the piece is shorter than from one sampled frame to the next
+            samples = [min(around, key=lambda s: abs(s.frame - piece.start_frame))]
         assert segment.crop is not None
         heights = [s.height_px for s in samples]
         embedded = [s.embedding for s in samples if s.embedding is not None]

@@ -349,6 +349,14 @@ def test_frames_may_be_sampled_further_apart_than_a_face_may_be_undetected(scann
         assert (ranges(tracks), failures) == ([(0, 100)], [])
 
 
+def test_clips_may_be_shorter_than_from_one_sampled_frame_to_the_next(scanned):
+    frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(22)]
+    (track,), failures = scanned(frames, fps=5, sample_fps=0.5, min_clip_s=0.8, max_clip_s=1.0)
+    assert (track["num_samples"], failures) == (3, [])
+    assert ranges([track]) == [(0, 4), (4, 9), (9, 13), (13, 18), (18, 22)]
+    assert all(candidate["embedding"] is not None for candidate in track["candidates"])
+
+
 def test_spans_of_a_long_video_join_without_gap_or_overlap(scanned):
     frames = [picture("coffee", [(160, 120, 60, 90)], k) for k in range(160)]
     frames += [picture("rocket", [(160, 120, 60, 90)], k) for k in range(60)]

@@ -1,7 +1,8 @@
 """What was decided about clips that are being cropped again: who is in them and which split they belong to.
 
-Other options of scan or crop make all clips anew. The ids of most stay, and so must their persons and splits: what was
-for testing must not be trained on. It waits in `staging/decisions.parquet` for `select`.
+Other options of scan or crop make all clips anew, and a unit that failed in part may be done again. The ids of most
+clips stay, and so must their persons and splits: what was for testing must not be trained on. It waits in
+`staging/decisions.parquet` for `select`.
 """
 
 from __future__ import annotations

@@ -258,6 +258,8 @@ class _Job:
         num_todo = sum(name not in finished for name in names)
         self.record.enter(stage, ledger.folder.name, len(names), num_todo, len(finished))
         workers = self.work(stage, make_units(lambda name: name not in finished), num_todo, len(names), ledger.folder)
+        if stage == "crop" and ledger.staged_units():
+            decisions.keep_decisions(self.dataset)  # clips of units that are done again lose theirs
         ledger.absorb(collapse)
         if num_todo:
             require_results(ledger, set(names) - ledger.finished_units(), workers)

@@ -6,16 +6,21 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from curation import index, pipeline, scan, worker
 from curation.__main__ import main
+from curation.decisions import kept_decisions
 from curation.demo import make_videos
 from curation.recipe import PackOptions, Recipe
 from curation.sandbox import FatalError
+from curation.select import select
 from curation.units import Ledger, UnitResult, commit_unit
 from manifests.query import ask
+from manifests.schema import make_table
+from manifests.store import Dataset, read_table, replace_table
 from manifests.views import connect
 
 SMALL_SHARDS = ("--pack.shard-bytes", 3_000_000)
@@ -224,6 +229,25 @@ def test_failures_of_a_replaced_file_go(sources, rows_of, tmp_path, monkeypatch)
     pipeline.run([f"{folder}/0.png"], output, Recipe())
     (failure,) = rows_of(output, "failures")
     assert failure["uri"] == f"{folder}/1.png"
+
+
+def test_persons_and_splits_stay_where_a_unit_is_cropped_again(tmp_path):
+    """A file with damage that was replaced and put back, say; also where the run was killed before and after it."""
+    dataset, recipe = Dataset(tmp_path), Recipe()
+    decided = {"identity_id": "id_a", "split_group": "group_a"}
+    clip = {"clip_id": "s0_0000000_0", "source_id": "s0", "unit": "s0-0000", "kind": "video", "embedding": [1.0, 0.0]}
+    replace_table(dataset, "clips", make_table("clips", [clip | decided]))
+    ledger = Ledger(dataset, "crop", recipe.stage_hash("crop"))
+    job = pipeline._Job(dataset, recipe, None, SimpleNamespace(enter=lambda *_: None), (), may_lose_clips=False)
+    for _ in range(2):
+        result = UnitResult(rows={"clips": [clip]})
+        commit_unit(ledger.folder, "crop", {"name": "s0-0000", "source_id": "s0"}, result, 0.0, "w")
+        job.do("crop", ["s0-0000"], lambda is_wanted: ())
+        assert read_table(dataset, "clips")["identity_id"].to_pylist() == [None], "select has not been here yet"
+        (kept,) = kept_decisions(dataset).to_pylist()
+        assert decided.items() <= kept.items()
+    select(dataset, recipe, 0.4)
+    assert read_table(dataset, "clips", [*decided]).to_pylist() == [decided]
 
 
 @pytest.mark.parametrize(("reason", "is_asked"), [("unreadable", False), ("deadline", True)])

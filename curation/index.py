@@ -24,6 +24,7 @@ from curation.source_lists import read_source_list
 from curation.units import UnitResult
 from manifests.errors import NoBucket, ObjectUnreachable
 from manifests.storage import filesystem_of, full_path, map_places, printable
+from model.stills import open_still
 from model.video import VideoError, index_packets, probe_video
 
 _LIST_EXTENSIONS = ("csv", "parquet")
@@ -301,10 +302,10 @@ def _make_spans(path: str, duration_s: float | None, max_span_s: float) -> list[
 def _describe_still(path: str) -> dict[str, Any] | None:
     """A row for a picture, rejected where Pillow cannot read all of it; None for what is no picture or moves."""
     try:
-        with Image.open(path) as image:
+        with open_still(path) as image:
             kind = image.format or ""
-            if kind == "MPEG" or (getattr(image, "n_frames", 1) > 1 and kind not in _FIRST_COUNTS):
-                return None  # MPEG, of which Pillow knows the size only, or an animation: for the video reader
+            if getattr(image, "n_frames", 1) > 1 and kind not in _FIRST_COUNTS:
+                return None  # an animation: for the video reader
             mode, coded = image.mode, image.size
             picture = ImageOps.exif_transpose(image)
             picture.load()

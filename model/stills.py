@@ -11,8 +11,23 @@ from PIL import Image, ImageCms, ImageOps
 
 pi_heif.register_heif_opener()
 
+_FORMATS = (
+    "JPEG", "PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF", "BMP", "DIB", "JPEG2000", "PPM", "PSD", "ICO", "ICNS", "PCX",
+    "QOI", "SGI", "SUN", "DDS", "XBM", "XPM", "TGA",
+)  # fmt: skip
+"""What is only decoded. Pillow knows EPS, too, a program that Ghostscript would run, and IPTC, which may hold one."""
 _COLOURS = np.stack(np.meshgrid(*3 * [np.arange(0, 256, 15, np.uint8)]), axis=-1).reshape(18, -1, 3)
 """Colours from all over RGB, to see what a profile changes."""
+
+
+def open_still(path: str | Path) -> Image.Image:
+    """`Image.open` for files of unknown origin: those that would start a program are no pictures here.
+
+    Raises:
+        UnidentifiedImageError, an OSError: the file is no picture, or of another format.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: as `read_still`.
+    """
+    return Image.open(path, formats=_FORMATS)
 
 
 def read_still(path: str | Path) -> np.ndarray:
@@ -25,7 +40,7 @@ def read_still(path: str | Path) -> np.ndarray:
         OSError, SyntaxError, ValueError: the file is no picture, damaged, or of a kind whose brightness is unknown.
         Image.DecompressionBombError: it has far more pixels than a photograph.
     """
-    with Image.open(path) as image:
+    with open_still(path) as image:
         picture = ImageOps.exif_transpose(image)
         profile = picture.info.get("icc_profile")
         if picture.mode.startswith(("I", "F")):

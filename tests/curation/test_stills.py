@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from curation.index import IndexStage, _describe_still, list_inputs
 from curation.recipe import IndexOptions, Recipe
@@ -156,6 +156,20 @@ def test_damaged_picture_is_an_error(tmp_path, two_colours):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises((OSError, ValueError)):
         read_still(str(path))
+
+
+def test_a_program_is_no_picture(tmp_path, monkeypatch):
+    """PostScript under any name: nothing runs it."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *of, **how: started.append(of))
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UnidentifiedImageError):
+        read_still(path)
+    row = index_still(path)
+    assert (row["status"], row["reason"]) == ("rejected", "damaged_still")
+    assert "save it again, as JPEG or PNG" in row["detail"]
+    assert not started
 
 
 def index_still(path: Path) -> dict:

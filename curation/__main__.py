@@ -340,7 +340,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 success, 2 wrong use, 130 after Ctrl-C, 143 after SIGTERM, 141 when nobody reads what it prints.
+    """Run a command; 0 success, 2 wrong use, 130 after Ctrl-C, 143 after SIGTERM or SIGHUP, 141 its reader has gone.
 
     1: nothing could be used, nothing matches or something differs, or the work had to stop. 3: `verify` met a writer.
     """

@@ -17,8 +17,8 @@ from model.termination import Terminated, sigterm_interrupts
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. What the user can mend is one line on stderr and exit code 2; 1 for weights that `inspect` finds
-    incomplete, other or damaged, 130 after Ctrl-C, 141 where the reader of the output has gone, 143 after SIGTERM (0
-    where that stops a page that is up).
+    incomplete, other or damaged, 130 after Ctrl-C, 141 where the reader of the output has gone, 143 after SIGTERM or
+    SIGHUP (0 where that stops a page that is up).
 
     Imports take seconds, in which a user may already stop the command: hence they are made here.
     """

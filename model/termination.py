@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers send it: it ends a command in order, as Ctrl-C does."""
+"""SIGTERM, as schedulers send it, and SIGHUP, of a closed terminal: they end a command in order, as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does."""
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the main thread, so that unfinished files are removed."""
+    """SIGTERM raises `Terminated` in the main thread, so that unfinished files are removed.
+
+    So does SIGHUP, where it is not ignored (`nohup`). A terminal's end sends it more than once: the first counts.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
         yield
         return
 
     def terminate(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = (signal.SIGTERM,) if is_deaf else (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, terminate) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

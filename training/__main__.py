@@ -77,7 +77,7 @@ class Export:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 success, 1 the work had to stop, 2 wrong use, 130 interrupted, 141 its reader has gone.
 
-    An export that is ended by SIGTERM gives 143.
+    An export that is ended by SIGTERM or SIGHUP gives 143.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     start_logging()

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from model.faces import FaceAnalyser
 from model.inference import InferenceEngine
 from model.page.studio import Studio, without_folder
+from model.termination import Terminated, sigterm_interrupts
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_UPLOAD_BYTES = 2 << 30
@@ -213,7 +214,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0.0.1", port: int = 7860) -> int:
-    """Serve the page until interrupted; the command's status: 130 after Ctrl-C, 0 after SIGTERM."""
+    """Serve the page until interrupted; the command's status: 130 after Ctrl-C, 0 after SIGTERM or SIGHUP."""
     try:
         server = PageServer(engine, analyser, host=host, port=port)
     except OSError as error:
@@ -223,21 +224,21 @@ def serve(engine: InferenceEngine, analyser: FaceAnalyser, *, host: str = "127.0
     print(f"{server.url}  (stop with Ctrl-C)", flush=True)
     if not server.is_loopback:
         print("The page has no password: everyone who reaches this address can use it.", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a service manager's way to stop: uploads go then too
     status = 0
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        status = 130
-    except SystemExit:
-        pass
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the rest takes seconds, and must not be left half done
-        server.close()
-        if any(thread.daemon for thread in threading.enumerate()):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)  # the interpreter's end under a thread that is inside a library would be an abort
+    with sigterm_interrupts():
+        try:
+            server.serve_forever()
+        except Terminated:  # a service manager's way to stop, or the terminal is closed: uploads go then too
+            pass
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            status = 130
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # the rest takes seconds, and must not be left half done
+            server.close()
+            if any(thread.daemon for thread in threading.enumerate()):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)  # the interpreter's end under a thread that is inside a library would be an abort
     return status

@@ -105,6 +105,25 @@ def test_a_stopped_command_says_so(number: int, status: int, monkeypatch, capsys
     assert capsys.readouterr().err == "stopped\n"
 
 
+@pytest.mark.parametrize(("before", "status"), [(signal.SIG_DFL, 143), (signal.SIG_IGN, 0)])
+def test_a_closed_terminal_ends_a_command_in_order(before: signal.Handlers, status: int, monkeypatch) -> None:
+    """But not one under nohup, where SIGHUP is ignored."""
+
+    class Engine:
+        def __init__(self, _) -> None:
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr("model.commands.load_engine", Engine)
+    monkeypatch.setattr("model.commands.load_analyser", lambda _: None)
+    monkeypatch.setattr("model.page.server.serve", lambda *_, **__: 0)
+    outer = signal.signal(signal.SIGHUP, before)
+    try:
+        assert main(["serve", "--untrained"]) == status
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, outer)
+
+
 def test_a_reader_that_has_seen_enough(capfd: pytest.CaptureFixture) -> None:
     command = f"{sys.executable} -m model --help"
     script = f"import subprocess; p = subprocess.Popen({command.split()!r}, stdout=-1); p.stdout.close(); p.wait()"

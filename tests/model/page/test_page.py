@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import signal
 import socket
 import struct
 import threading
@@ -158,6 +159,21 @@ def test_uploads_go_with_the_server(engine, analyser, media: Path) -> None:
     server.shutdown()
     server.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 0), (signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_uploads_go_however_the_page_is_stopped(number: int, status: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("model.page.server.threading.enumerate", list)
+    monkeypatch.setattr(PageServer, "serve_forever", lambda self: signal.raise_signal(number))
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    try:
+        assert serve(None, None, port=0) == status
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_waiting_animations_are_kept(server: PageServer, media: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ import io
 import re
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +33,12 @@ MAX_WAIT_S = 60.0
 """How long a portrait or a slider waits for an animation."""
 MAX_CLOSE_S = 5.0
 """How long the end of the page waits for the networks."""
+MAX_UNASKED_S = 300.0
+"""How long an animation goes on that no page asks for; in the background, too, a page asks once a minute."""
 
 
-class _Closing(Exception):
-    """The page closes while an animation runs."""
+class _Ended(Exception):
+    """Why an animation ends before it is done."""
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Job:
     done: int = 0
     total: int | None = None
     finished: bool = False
+    asked_s: float = field(default_factory=time.monotonic)
+    """When it was last asked for, or begun."""
     error: str | None = None
     notes: tuple[str, ...] = ()
     """What users should know about the result."""
@@ -146,7 +151,9 @@ class Studio:
     def _animate(self, job: Job, options: AnimateOptions) -> None:
         def report(stage: str, done: int, total: int | None) -> None:
             if self._closing.is_set():
-                raise _Closing
+                raise _Ended("the page was closed")
+            if time.monotonic() - job.asked_s > MAX_UNASKED_S:
+                raise _Ended(f"no page asked for this animation for {MAX_UNASKED_S / 60:.0f} minutes; start it again")
             job.stage, job.done, job.total = stage, done, total
 
         try:
@@ -157,10 +164,10 @@ class Studio:
                     engine=self._engine, analyser=self._analyser, options=options, report=report,
                 )  # fmt: skip
                 job.notes = result.notes
+        except _Ended as reason:
+            job.error = str(reason)
         except (ValueError, OSError) as error:
             job.error = without_folder(str(error), self._folder)
-        except _Closing:
-            job.error = "the page was closed"
         except Exception as error:  # the page must not wait for a thread that died
             job.error = f"internal error: {type(error).__name__}: {error}"
             raise
@@ -168,8 +175,10 @@ class Studio:
             job.finished = True
 
     def job(self, key: str) -> Job:
-        """A job by name."""
-        return _known(self._jobs, key, "job")
+        """A job by name; one that nobody asks for any more ends."""
+        job = _known(self._jobs, key, "job")
+        job.asked_s = time.monotonic()
+        return job
 
     def close(self) -> None:
         """End the running animation, and wait a little for that; nothing begins to compute any more."""

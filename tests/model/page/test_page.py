@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.animation.animating import AnimateOptions
 from model.page import PageServer, serve
+from model.page.studio import Job, Studio
 from model.video import probe_video
 
 STILL = "images/i16_man_with_glasses_and_beard_white_background.jpg"
@@ -214,6 +216,32 @@ def test_the_end_of_the_page_ends_an_animation(engine, analyser, media: Path) ->
         time.sleep(0.01)
     assert job.error == "the page was closed"
     assert not server.folder.exists()
+
+
+def test_an_animation_that_nobody_waits_for_ends(tmp_path: Path, monkeypatch) -> None:
+    """The page is gone, and its animation may keep the others from their sliders no longer."""
+    clock = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    studio = Studio(None, None, tmp_path)
+    shown = []
+
+    def animate(*_, report, **__) -> None:
+        for frame in range(6):
+            report("rendering", frame, None)
+            shown.append(frame)
+            if frame < 3:
+                studio.job(key)
+            clock[0] += 200
+
+    monkeypatch.setattr("model.page.studio.animate", animate)
+    job = Job(tmp_path / "result.mp4")
+    key = studio._keep(studio._jobs, job)
+    studio._animate(job, AnimateOptions())
+    assert shown == [0, 1, 2, 3]
+    assert job.finished
+    assert job.error == "no page asked for this animation for 5 minutes; start it again"
+    with studio._turn():
+        pass
 
 
 def test_clients_that_leave_are_no_news(server: PageServer, capfd: pytest.CaptureFixture) -> None:

@@ -10,8 +10,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -326,3 +328,43 @@ def test_in_a_browser(browser, server: PageServer, media: Path, tmp_path: Path) 
     page.close()
     assert problems == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     assert hosts == {server.url.split("/")[2]}
+
+
+@pytest.fixture
+def scripted(browser) -> Iterator[Callable[..., Any]]:
+    """The page, with the answers that its next questions get, None: no connection; and without its pauses."""
+    server = PageServer(SimpleNamespace(portrait=SimpleNamespace(trained=True)), None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    page.goto(server.url)
+
+    def run(script: str, *answers: dict | None) -> Any:
+        page.evaluate(FETCH, answers)
+        page.evaluate(script)
+        return page
+
+    yield run
+    page.close()
+    server.shutdown()
+    server.close()
+
+
+FETCH = """(answers) => {
+    window.said = [];
+    window.setTimeout = (then) => { said.push(document.getElementById("status").textContent); then(); };
+    window.fetch = async () => {
+        const answer = answers.shift();
+        if (!answer) throw new TypeError("Failed to fetch");
+        return new Response(JSON.stringify(answer), { status: answer.error ? 400 : 200 });
+    };
+}"""
+
+
+def test_a_lost_connection_is_waited_for(scripted: Callable[..., Any]) -> None:
+    started, running, done = {"job": "a"}, {"stage": "rendering", "done": 1}, {"finished": True, "notes": []}
+    page = scripted("animate()", started, running, None, None, done, None, {})
+    assert page.inner_text("#status") == "Done."
+    assert page.evaluate("said") == ["rendering: 1 frames", *3 * ["Connection lost, waiting …"]]
+    page = scripted("animate()", started)
+    assert page.inner_text("#status.bad") == "The connection is lost."
+    assert page.evaluate("said.length") == 60

@@ -368,3 +368,12 @@ def test_a_lost_connection_is_waited_for(scripted: Callable[..., Any]) -> None:
     page = scripted("animate()", started)
     assert page.inner_text("#status.bad") == "The connection is lost."
     assert page.evaluate("said.length") == 60
+
+
+def test_a_refused_file_leaves_the_one_before_in_use(scripted: Callable[..., Any]) -> None:
+    page = scripted("upload('portrait', new File([], 'first.png'))", {"id": "a", "message": "1 face"}, {})
+    page = scripted("upload('portrait', new File([], 'second.png'))", {"error": "no face"})
+    assert page.inner_text("#status.bad") == "no face"
+    assert page.inner_text("#portrait-drop span") == "first.png"
+    assert page.evaluate("state.portrait") == "a"
+    assert page.is_enabled("#yaw")

@@ -50,10 +50,12 @@ function changeTest(change) {
   return null;
 }
 
-function rangeTest({ column, low, high }) {
+// Ranges that come from plots are `halfOpen`: their upper end belongs to the next one.
+function rangeTest({ column, low, high, halfOpen }) {
   const values = clips.columns[column];
   if (low === null && high === null) return null;
-  return (row) => (low === null || values[row] >= low) && (high === null || values[row] <= high);
+  const isBelow = halfOpen ? (value) => value < high : (value) => value <= high;
+  return (row) => (low === null || values[row] >= low) && (high === null || isBelow(values[row]));
 }
 
 // Rows that pass all filters, sorted; unknown values come last in either direction.
@@ -124,5 +126,5 @@ function rangeRow(range, onchange, onremove) {
     return input;
   };
   const remove = h('button.icon', { type: 'button', title: 'Remove this range', 'aria-label': 'Remove this range', onclick: onremove }, '×');
-  return h('div.range', {}, select, bound('low', 'least'), bound('high', 'most'), remove);
+  return h('div.range', {}, select, bound('low', 'least'), bound('high', range.halfOpen ? 'below' : 'most'), remove);
 }

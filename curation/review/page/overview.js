@@ -8,8 +8,10 @@ function panel(title, note, ...children) {
   return h('div.panel', {}, h('h2', {}, title, note && h('span.soft', {}, note)), children);
 }
 
-function rangePanel(title, column, rows = null) {
-  return panel(title, '', histogram(column, { rows, onrange: (low, high) => showClips({ ranges: [{ column, low, high }] }) }));
+// `rows` are those that the filters in `wanted` let pass.
+function rangePanel(title, column, rows = null, wanted = {}) {
+  const onrange = (low, high) => showClips({ ...wanted, ranges: [{ column, low, high, halfOpen: true }] });
+  return panel(title, '', histogram(column, { rows, onrange }));
 }
 
 function identityPanel() {
@@ -77,9 +79,9 @@ function buildOverview() {
     h('div.panels', {},
       panel('Head pose', kept.length ? 'kept clips, mean of each' : 'all clips, mean of each', poseMap(poseRows, (yaw, pitch) => showClips({
         decision: kept.length ? 'keep' : '',
-        ranges: [{ column: 'yaw_deg', low: yaw[0], high: yaw[1] }, { column: 'pitch_deg', low: pitch[0], high: pitch[1] }],
+        ranges: [['yaw_deg', yaw], ['pitch_deg', pitch]].map(([column, [low, high]]) => ({ column, low, high, halfOpen: true })),
       }))),
-      rangePanel('Duration of videos', 'duration_s', videos),
+      rangePanel('Duration of videos', 'duration_s', videos, { kind: 'video' }),
       rangePanel('Height of the face in the source', 'face_height_median_px'),
       rangePanel('Sharpness', 'sharpness'),
       identityPanel(),
@@ -99,5 +101,5 @@ function buildOverview() {
         all.licences > licences.length && h('p.soft.more', {}, `and ${formatCount(all.licences - licences.length)} more: `,
           h('code', {}, `python -m manifests ${quoteForShell(content.folder)} licences`))),
       reasonPanels(reasons),
-      hasWeights ? rangePanel('Sampling weight', 'weight', kept) : rangePanel('Exposure', 'exposure')));
+      hasWeights ? rangePanel('Sampling weight', 'weight', kept, { decision: 'keep' }) : rangePanel('Exposure', 'exposure')));
 }

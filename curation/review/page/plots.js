@@ -14,6 +14,15 @@ function roundBins(values, target) {
   return { low: tidy(first * width), high: tidy(last * width), width: tidy(width), num: Math.max(1, last - first) };
 }
 
+// The lower edge of a bin.
+const edgeOf = (bins, k) => Number((bins.low + k * bins.width).toPrecision(10));
+
+// A bin or cell in words; null: no bound.
+function rangeName(low, high, inWords) {
+  if (low === null) return high === null ? 'all' : `below ${inWords(high)}`;
+  return high === null ? `${inWords(low)} and more` : `${inWords(low)} to ${inWords(high)}`;
+}
+
 // Counts of kept and of rejected clips in each bin; what lies outside is counted in the outermost ones.
 function countBins(values, bins, rows = null) {
   const kept = new Uint32Array(bins.num), rejected = new Uint32Array(bins.num);
@@ -22,7 +31,8 @@ function countBins(values, bins, rows = null) {
     const row = rows ? rows[k] : k;
     const value = values[row];
     if (Number.isNaN(value)) continue;
-    const bin = Math.min(bins.num - 1, Math.max(0, Math.floor((value - bins.low) / bins.width + 1e-9)));
+    let bin = Math.min(bins.num - 1, Math.max(0, Math.floor((value - bins.low) / bins.width + 1e-9)));
+    if (bin && value < edgeOf(bins, bin)) bin--;
     (isKept[row] ? kept : rejected)[bin]++;
   }
   return { kept, rejected };
@@ -59,12 +69,9 @@ function histogram(column, { target = 36, rows = null, onrange = null } = {}) {
   const bins = roundBins(rows ? Float64Array.from(rows, (row) => values[row]) : values, target);
   if (!bins) return h('p.soft.empty', {}, 'Not measured in this data set.');
   const { kept, rejected } = countBins(values, bins, rows);
-  const edges = (k) => [bins.low + k * bins.width, bins.low + (k + 1) * bins.width].map((v) => Number(v.toPrecision(10)));
-  const label = (k) => edges(k).map((v) => formatMeasure(column, v)).join(' to ');
-  const onbar = onrange && ((k) => {
-    const [low, high] = edges(k);
-    onrange(k === 0 ? null : low, k === bins.num - 1 ? null : high);
-  });
+  const range = (k) => [k === 0 ? null : edgeOf(bins, k), k === bins.num - 1 ? null : edgeOf(bins, k + 1)];
+  const label = (k) => rangeName(...range(k), (value) => formatMeasure(column, value));
+  const onbar = onrange && ((k) => onrange(...range(k)));
   const { svg, top } = stackedBars(kept, rejected, label, onbar);
   const box = h('div.plot', { role: 'img', 'aria-label': `Histogram of ${nameAndUnit(column)[0]}, largest bin ${top} clips` });
   add(box, [h('span.top', {}, formatCount(top)), svg, axis(bins, column)]);
@@ -83,7 +90,7 @@ function namedBars(items) {
   }));
 }
 
-// Clips by where they look: yaw from left to right, pitch from bottom to top, 5 degrees a cell.
+// Clips by where they look: yaw from left to right, pitch from bottom to top, 5 degrees a cell; the outer ones hold all beyond.
 function poseMap(rows, oncell) {
   const yaw = clips.columns.yaw_deg, pitch = clips.columns.pitch_deg;
   const step = 5, limits = { yaw: 75, pitch: 50 };
@@ -101,10 +108,12 @@ function poseMap(rows, oncell) {
   counts.forEach((count, cell) => {
     if (!count) return;
     const x = cell % wide, y = Math.floor(cell / wide);
-    const at = { yaw: x * step - limits.yaw, pitch: y * step - limits.pitch };
+    const range = (k, num, limit) => [k === 0 ? null : k * step - limit, k === num - 1 ? null : (k + 1) * step - limit];
+    const ranges = [range(x, wide, limits.yaw), range(y, high, limits.pitch)];
+    const [yawName, pitchName] = ranges.map(([from, to]) => rangeName(from, to, (value) => `${value}°`));
     const rect = h('rect.link', { x: x + 0.04, y: high - 1 - y + 0.04, width: 0.92, height: 0.92, rx: 0.12, 'fill-opacity': (0.12 + 0.88 * Math.sqrt(count / top)).toFixed(3) });
-    rect.append(h('title', {}, `yaw ${at.yaw} to ${at.yaw + step}°, pitch ${at.pitch} to ${at.pitch + step}°: ${plural(count, 'clip')}`));
-    rect.addEventListener('click', () => oncell([at.yaw, at.yaw + step], [at.pitch, at.pitch + step]));
+    rect.append(h('title', {}, `yaw ${yawName}, pitch ${pitchName}: ${plural(count, 'clip')}`));
+    rect.addEventListener('click', () => oncell(...ranges));
     svg.append(rect);
   });
   return h('div.plot.pose', { role: 'img', 'aria-label': `Map of head poses, fullest cell ${top} clips` },

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import http.server
+import math
+import re
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import pytest
 
 from curation.recipe import recipe_of
 from curation.review import build
+from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table
 from tests.curation.review.conftest import LICENCES
 
@@ -239,6 +243,41 @@ def test_bars_of_identities_lead_to_a_list_that_was_never_opened(measured: Path,
     assert page.input_value("#least-clips") == "2"
     numbers = Counter(read_table(Dataset(measured), "clips")["identity_id"].to_pylist()).values()
     assert seen.count("#identity-count") == sum(number >= 2 for number in numbers) > 0
+
+
+COUNTS = """() => [...document.querySelectorAll('#overview .bar.link, #overview rect.link')].map((shape) => {
+    const said = shape.querySelector('title').textContent;
+    shape.dispatchEvent(new MouseEvent('click', { bubbles: true }));
+    return [said, document.getElementById('clip-count').textContent];
+})"""
+
+
+def test_bars_and_cells_lead_to_as_many_clips_as_they_say(measured: Path, tmp_path: Path, visit: Callable) -> None:
+    """Values on their edges, beyond them and of stills included."""
+    folder = shutil.copytree(measured, tmp_path / measured.parent.name / measured.name)  # whose strips are drawn
+    rows = read_table(Dataset(folder), "clips").to_pylist()
+    for k, row in enumerate(rows):
+        row |= {"duration_s": float(math.ceil(row["duration_s"])), "sharpness": k % 7 / 10}
+        odd = {
+            0: {"yaw_deg": 80.0},
+            1: {"yaw_deg": -90.0},
+            2: {"pitch_deg": -55.0},
+            3: {"yaw_deg": 10, "pitch_deg": -5},
+        }
+        row |= odd.get(k % 10, {}) | ({"kind": "still"} if k % 10 == 4 else {})
+    replace_table(Dataset(folder), "clips", make_table("clips", rows))
+    page = visit(folder).page
+    page.set_viewport_size({"width": 400, "height": 100})  # fewer cards are drawn for each list
+    shapes = page.evaluate(COUNTS)
+    wrong = {}
+    for said, shown in shapes:
+        number = sum(map(int, re.findall(r"(\d+) (?:kept|rejected|clip)", said.rsplit(":", 1)[1])))
+        if shown.split()[0] != str(number):
+            wrong[said] = shown
+    assert not wrong
+    names = "\n".join(said for said, _ in shapes)
+    for words in ("yaw below -70°", "yaw 70° and more", "pitch below -45°", " s and more: "):
+        assert words in names
 
 
 def test_texts_of_sources_are_only_ever_shown(demo_copy: Path, visit: Callable[..., Any]) -> None:

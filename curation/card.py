@@ -22,7 +22,8 @@ from manifests.views import connect
 
 _SPLITS = "CASE split WHEN 'train' THEN 0 WHEN 'val' THEN 1 ELSE 2 END"
 _MAX_ATTRIBUTIONS = 200
-_PLACES = ("root", "weights_dir", "device", "num_threads")  # where weights lie and on what they run decides nothing
+_PLACES = ("root", "weights_dir", "quality_model", "device", "num_threads")
+"""Where weights lie and on what they run decides nothing; the quality network is named by itself."""
 _MEASURES = (
     ("duration_s", "length of a clip, s"),
     ("face_height_median_px", "height of the face in the source, px"),
@@ -80,14 +81,15 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str
 
 
 def _cell(value: Any) -> str:
-    """Texts of source lists are text on the card, too: no HTML, link or code, nor the end of a cell or a line."""
+    """Texts of source lists are text on the card, too: no HTML, link, code, emphasis, nor the end of a cell or line."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    text = re.sub(r"([\\|\[\]`*])", r"\\\1", html.escape(str(value), quote=False))
+    marks = r"[\\|\[\]`*~]|(?<![^\W_])_|_(?![^\W_])"  # within a word, _ means nothing
+    text = re.sub(marks, r"\\\g<0>", html.escape(str(value), quote=False))
     return " ".join(text.split())
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 from curation import card
 from curation.card import make_card, write_card
 from curation.forget import Request, forget
-from curation.recipe import recipe_of
+from curation.recipe import recipe_of, recipe_toml
 from manifests.schema import make_table
 from manifests.store import Dataset, read_table, replace_table
 
@@ -59,12 +60,15 @@ def test_texts_of_source_lists_are_no_markup(demo_copy):
     for row in sources:
         row |= {"licence": "a & b <b>4.0</b> \\| c\r\nd", "provenance": {"<i>note</i>": "x"}}
     replace_table(dataset, "sources", make_table("sources", sources))
-    rows = [row | {"attribution": "<svg onload=alert(1)> [a](b)"} for row in read_table(dataset, "clips").to_pylist()]
+    rows = [
+        row | {"attribution": "<svg onload=alert(1)> [a](b) _c_ __d__ e_f ~~g~~"}
+        for row in read_table(dataset, "clips").to_pylist()
+    ]
     replace_table(dataset, "clips", make_table("clips", rows))
     text = make_card(dataset).split("## Sources, licences and consent\n", 1)[1].split("\n## ", 1)[0]
     assert "| a &amp; b &lt;b&gt;4.0&lt;/b&gt; \\\\\\| c d | no |" in text
     assert "in `clips.provenance`: &lt;i&gt;note&lt;/i&gt;." in text
-    assert r"To be credited: &lt;svg onload=alert(1)&gt; \[a\](b)." in text
+    assert r"To be credited: &lt;svg onload=alert(1)&gt; \[a\](b) \_c\_ \_\_d\_\_ e_f \~\~g\~\~." in text
     assert "<" not in text
 
 
@@ -86,6 +90,16 @@ def test_the_same_anywhere(demo_copy, tmp_path):
     path = write_card(Dataset(demo_copy))
     assert path == demo_copy / "report" / "card.md"
     assert write_card(Dataset(demo_copy), tmp_path / "CARD.md").read_text() == path.read_text()
+
+
+def test_a_quality_network_is_named_without_its_place(demo_copy):
+    dataset = Dataset(demo_copy)
+    recipe = recipe_of(demo_copy)
+    crop = replace(recipe.crop, quality_model="/home/ann/private/q.onnx")
+    dataset.recipe_file.write_text(recipe_toml(replace(recipe, crop=crop)))
+    text = make_card(dataset)
+    assert "\n- quality network `q.onnx`\n" in text
+    assert "private" not in text
 
 
 def test_says_what_was_forgotten(demo_copy):

@@ -95,7 +95,7 @@ def test_the_same_anywhere(demo_copy, tmp_path):
 def test_a_quality_network_is_named_without_its_place(demo_copy):
     dataset = Dataset(demo_copy)
     recipe = recipe_of(demo_copy)
-    crop = replace(recipe.crop, quality_model="/home/ann/private/q.onnx")
+    crop = replace(recipe.crop, quality_model="private/q.onnx")
     dataset.recipe_file.write_text(recipe_toml(replace(recipe, crop=crop)))
     text = make_card(dataset)
     assert "\n- quality network `q.onnx`\n" in text

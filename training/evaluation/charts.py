@@ -39,9 +39,12 @@ def compare_chart(points: Sequence[tuple[str, float | None, float | None]], digi
     return f'{legend}<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(parts)}</svg>'
 
 
-def sweep_chart(lines: Sequence[tuple[Sequence[float], Sequence[float | None]]]) -> str:
-    """Achieved over asked openness, one line a source, with the diagonal of perfect obedience."""
-    values = [v for asked, achieved in lines for v in (*asked, *achieved) if v is not None]
+def sweep_chart(lines: Sequence[tuple[Sequence[float], Sequence[float | None], str]]) -> str:
+    """Achieved over asked openness, one line a source, dotted for a still, with the diagonal of perfect obedience.
+
+    lines: (asked, achieved, video or still).
+    """
+    values = [v for asked, achieved, _ in lines for v in (*asked, *achieved) if v is not None]
     top = max(values, default=0.0) or 1.0
     span = _SIDE - 2 * _MARGIN
 
@@ -54,10 +57,10 @@ def sweep_chart(lines: Sequence[tuple[Sequence[float], Sequence[float | None]]])
 
     parts = [line("axis", place(0, 0), place(top, 0)), line("axis", place(0, 0), place(0, top))]
     parts.append(line("diagonal", place(0, 0), place(top, top)))
-    for asked, achieved in lines:
+    for asked, achieved, kind in lines:
         seen = [place(a, b) for a, b in zip(asked, achieved, strict=True) if b is not None]
         if seen:
-            parts.append(f'<polyline class="line" points="{" ".join(seen)}"/>')
+            parts.append(f'<polyline class="line {kind}" points="{" ".join(seen)}"/>')
     for value in (0, top / 2, top):
         x, y = place(value, 0).split(",")
         parts.append(f'<text class="tick" x="{x}" y="{float(y) + 16:.1f}">{value:.2f}</text>')

@@ -34,7 +34,8 @@ INTRODUCTIONS = {
     "cross_relative": "The first frame of another person takes over how the clip changes since its first frame. "
     "Its lips are not closed first, as <code>animate</code> does unless told otherwise.",
     "cross_absolute": "The first frame of another person takes over the expression and pose of the clip.",
-    "control": "Eyes and lips of still frames are asked to open step by step; the analyser says how far they did.",
+    "control": "Eyes and lips of still frames are asked to open step by step; the analyser says how far they did. "
+    "Dotted lines are stills, solid ones videos.",
     "shoulders": "Another person's frames drive the source with and without stitching. Shoulders should stay as they "
     "are in the source rendered at rest.",
 }
@@ -114,18 +115,23 @@ def _figures(section: dict[str, Any]) -> str:
             span = 2 + has_copy + has_spread
             rows.append(f'<tr>{name}<td colspan="{span}" class="missing">missing: {escape(entry["missing"])}</td></tr>')
             continue
-        verdict = _verdict(key, entry)
-        cells = f'<td class="figure {verdict}">{_number(key, entry["result"])}</td>'
-        if has_copy:
-            cells += f"<td>{_number(key, entry.get('copy_source'))}</td>"
-        if has_spread:
-            cells += f"<td>{_number(key, entry.get('std'))}</td>"
-        cells += f"<td>{_counted(entry)}</td>"
-        rows.append(f"<tr>{name}{cells}</tr>")
+        kinds = [(f'<th scope="row" class="part">{label}</th>', part) for label, part in _by_source_kind(entry)]
+        for heading, figure in [(name, entry), *kinds]:
+            cells = f'<td class="figure {_verdict(key, figure)}">{_number(key, figure["result"])}</td>'
+            if has_copy:
+                cells += f"<td>{_number(key, figure.get('copy_source'))}</td>"
+            if has_spread:
+                cells += f"<td>{_number(key, figure.get('std'))}</td>"
+            rows.append(f"<tr>{heading}{cells}<td>{_counted(figure)}</td></tr>")
     head = "<th></th><th>result</th>" + ("<th>copying the source</th>" if has_copy else "")
     head += (f"<th>± {'clips' if 'clips' in section else 'sources'}</th>" if has_spread else "") + "<th>over</th>"
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll"><table>{body}</table></div>'
+
+
+def _by_source_kind(entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Label and figure of each kind of source, where there are two."""
+    return [(f"of {kind}s", part) for kind, part in entry.get("by_source_kind", {}).items()]
 
 
 def _verdict(key: str, entry: dict[str, Any]) -> str:
@@ -179,7 +185,9 @@ def _clip_strip(reenacted: Reenacted, row: dict[str, Any], part: str) -> str:
 def _sweep_details(section: dict[str, Any], sweeps: Sequence[Sweep], num_strips: int) -> str:
     charts = ""
     for region, label in (("eye", "Eyes"), ("lip", "Lips")):
-        lines = [(row["asked"], row["achieved"]) for row in section["sweeps"] if row["region"] == region]
+        lines = [
+            (row["asked"], row["achieved"], row["source_kind"]) for row in section["sweeps"] if row["region"] == region
+        ]
         charts += f"<div><h3>{label}: achieved over asked openness</h3>{sweep_chart(lines)}</div>"
     chosen = set(_some(list(dict.fromkeys(sweep.clip.clip_id for sweep in sweeps)), num_strips))
     strips = ""
@@ -258,7 +266,8 @@ def print_summary(results: dict[str, Any], console: Console | None = None) -> No
             if "missing" in entry:
                 table.add_row(label, "MISSING", "", entry["missing"])
             else:
-                table.add_row(
-                    label, _number(key, entry["result"]), _number(key, entry.get("copy_source")), _counted(entry)
-                )
+                for name, figure in [(label, entry), *_by_source_kind(entry)]:
+                    name = name if figure is entry else f"  {name}"
+                    copy = _number(key, figure.get("copy_source"))
+                    table.add_row(name, _number(key, figure["result"]), copy, _counted(figure))
         console.print(table, highlight=False)

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,11 @@ from training.evaluation.reenactment import Reenacted
 
 FORMAT_VERSION = 1
 DIGITS = 6
-COLUMNS = ("result", "copy_source")
+SOURCE_KINDS = ("video", "still")
+Row = dict[str, Any]
+"""One clip, sweep, or pair."""
+Figure = dict[str, Any]
+"""One figure over rows: `result`, and what else is known of it."""
 NO_FACE = "the analyser found no face in any of the frames that it needs"
 NO_PICTURES = "fewer than two frames"
 TOO_FEW_STEPS = "a rank correlation takes three steps that show a face, which no sweep has"
@@ -46,6 +50,7 @@ def section_of_clips(
         {
             "clip_id": reenacted.clip.clip_id,
             "source_clip_id": reenacted.source.clip_id,
+            "source_kind": reenacted.source.kind,
             "identity": reenacted.clip.identity_id,
             "num_frames": reenacted.num_frames,
             "num_measured": {key: n for key, n in reenacted.num_measured.items() if key in wanted},
@@ -74,16 +79,15 @@ def _aggregate(key: str, rows: list[dict[str, Any]], totals: dict[str, float | N
         return (
             _rounded(values) | {"num_frames": num_frames} if values["result"] is not None else {"missing": NO_PICTURES}
         )
-    by_clip = {column: [row[column].get(key) for row in rows] for column in COLUMNS}
-    means = {column: mean_of(values) for column, values in by_clip.items()}
-    if means["result"] is None:
-        is_too_short = group == "jitter" and all(row["num_frames"] < 3 for row in rows)
-        return {"missing": TOO_SHORT if is_too_short else NO_FACE}
-    present = [value for value in by_clip["result"] if value is not None]
-    return _rounded({**means, "std": statistics.pstdev(present)}) | {
-        "num_clips": len(present),
-        "num_frames": sum(row["num_measured"].get(key, row["num_frames"]) for row in rows),
+    is_too_short = group == "jitter" and all(row["num_frames"] < 3 for row in rows)
+    return _by_source_kind(rows, lambda some: _mean(key, some) | _num_frames(key, some)) or {
+        "missing": TOO_SHORT if is_too_short else NO_FACE
     }
+
+
+def _num_frames(key: str, rows: list[Row]) -> dict[str, int]:
+    measured = sum(row["num_measured"].get(key, row["num_frames"]) for row in rows)
+    return {"num_clips": len(_known(key, rows)), "num_frames": measured}
 
 
 def section_of_sweeps(sweeps: Sequence[Sweep], tools: Tools) -> dict[str, Any]:
@@ -93,6 +97,7 @@ def section_of_sweeps(sweeps: Sequence[Sweep], tools: Tools) -> dict[str, Any]:
     rows = [
         {
             "clip_id": sweep.clip.clip_id,
+            "source_kind": sweep.clip.kind,
             "region": sweep.region,
             "at_rest": _round(sweep.at_rest),
             "asked": [_round(value) for value in sweep.asked],
@@ -105,15 +110,10 @@ def section_of_sweeps(sweeps: Sequence[Sweep], tools: Tools) -> dict[str, Any]:
     aggregate = {}
     for metric in metrics_of("control", tools.groups):
         concerned = [row for row in rows if metric.key in row["result"]]
-        present = [row["result"][metric.key] for row in concerned if row["result"][metric.key] is not None]
-        if not present:
-            shows_face = any(value is not None for row in concerned for value in row["achieved"])
-            aggregate[metric.key] = {"missing": TOO_FEW_STEPS if shows_face else NO_FACE}
-            continue
-        copies = mean_of([row["copy_source"].get(metric.key) for row in concerned])
-        aggregate[metric.key] = _rounded(
-            {"result": mean_of(present), "copy_source": copies, "std": statistics.pstdev(present)}
-        ) | {"num_sources": len(present)}
+        shows_face = any(value is not None for row in concerned for value in row["achieved"])
+        aggregate[metric.key] = _by_source_kind(
+            concerned, lambda some, key=metric.key: _mean(key, some) | {"num_sources": len(_known(key, some))}
+        ) or {"missing": TOO_FEW_STEPS if shows_face else NO_FACE}
     return {
         "part": "control",
         "num_sources": len({row["clip_id"] for row in rows}),
@@ -130,26 +130,54 @@ def section_of_shoulders(pairs: Sequence[Shoulders]) -> dict[str, Any]:
         {
             "clip_id": pair.clip.clip_id,
             "source_clip_id": pair.source.clip_id,
+            "source_kind": pair.source.kind,
             "num_frames": pair.num_frames,
             "result": _rounded(pair.figures),
         }
         for pair in pairs
     ]
-    plain, stitched = (
-        mean_of([row["result"][key] for row in rows]) for key in ("shoulders_plain", "shoulders_stitched")
-    )
-    if plain is None:
+    if not _known("shoulders_plain", rows):
         return {"part": "shoulders", "missing": "no source shows shoulders below the chin"}
-    num_known = sum(row["result"]["shoulders_plain"] is not None for row in rows)  # others show no shoulders
-    ratio = stitched / plain if plain else None
-    means = {"shoulders_plain": plain, "shoulders_stitched": stitched, "shoulders_ratio": ratio}
     aggregate = {
-        key: {"result": _round(value), "num_pairs": num_known}
-        if value is not None
-        else {"missing": "the shoulders do not move, so there is nothing to correct"}
-        for key, value in means.items()
+        key: _by_source_kind(rows, lambda some, key=key: _shoulders(key, some))
+        or {"missing": "the shoulders do not move, so there is nothing to correct"}
+        for key in ("shoulders_plain", "shoulders_stitched", "shoulders_ratio")
     }
     return {"part": "shoulders", "num_pairs": len(rows), "aggregate": aggregate, "pairs": rows}
+
+
+def _shoulders(key: str, rows: list[Row]) -> Figure:
+    """Means over the pairs that show shoulders, and the quotient of the means."""
+    plain, stitched = (
+        mean_of([row["result"][name] for row in rows]) for name in ("shoulders_plain", "shoulders_stitched")
+    )
+    ratio = stitched / plain if plain else None
+    value = {"shoulders_plain": plain, "shoulders_stitched": stitched, "shoulders_ratio": ratio}[key]
+    return {"result": _round(value), "num_pairs": len(_known("shoulders_plain", rows))}
+
+
+def _by_source_kind(rows: list[Row], figure_of: Callable[[list[Row]], Figure]) -> Figure | None:
+    """The figure of all rows, with those of each kind of source apart where there are two; None without a value.
+
+    A model that learned from videos only answers otherwise to stills, which one mean over both would hide.
+    """
+    figure = figure_of(rows)
+    kinds = {kind: figure_of([row for row in rows if row["source_kind"] == kind]) for kind in SOURCE_KINDS}
+    kinds = {kind: part for kind, part in kinds.items() if part["result"] is not None}
+    if figure["result"] is None:
+        return None
+    return figure | ({"by_source_kind": kinds} if len(kinds) > 1 else {})
+
+
+def _mean(key: str, rows: list[Row]) -> Figure:
+    """Means of both columns over the rows that have them, and the spread of the result."""
+    known = _known(key, rows)
+    copy = mean_of([row["copy_source"].get(key) for row in rows])
+    return _rounded({"result": mean_of(known), "copy_source": copy, "std": statistics.pstdev(known) if known else None})
+
+
+def _known(key: str, rows: list[Row]) -> list[float]:
+    return [row["result"][key] for row in rows if row["result"].get(key) is not None]
 
 
 def list_missing(sections: dict[str, dict[str, Any]]) -> list[dict[str, str]]:

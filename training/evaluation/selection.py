@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import fsspec
 import numpy as np
@@ -32,6 +33,11 @@ class Clip:
     first_driving: int = 0
     """Frames from this one on may drive; earlier ones were seen in training."""
 
+    @property
+    def kind(self) -> Literal["video", "still"]:
+        """Whether it has something to reenact."""
+        return "video" if self.num_frames >= 2 else "still"
+
     def driving_frames(self, max_frames: int | None, *, skip_source: bool) -> range:
         """Frames that drive, without the first one where that is the source."""
         start = max(self.first_driving, 1 if skip_source else 0)
@@ -51,7 +57,7 @@ class Selection:
     @property
     def videos(self) -> list[Clip]:
         """Clips that have something to reenact."""
-        return [clip for clip in self.clips if clip.num_frames >= 2]
+        return [clip for clip in self.clips if clip.kind == "video"]
 
     @property
     def num_identities(self) -> int:
@@ -107,7 +113,7 @@ def select_clips(
         if first < num_frames or num_frames == 1:  # clips too short to hold frames out have nothing to test
             clips.append(Clip(number=k, num_frames=num_frames, first_driving=first, **names))
     clips.sort(key=lambda clip: clip.clip_id)
-    videos = [clip for clip in clips if clip.num_frames >= 2]
+    videos = [clip for clip in clips if clip.kind == "video"]
     if not videos:
         raise ValueError(
             f"{storage.root}: the split {split!r} has {amount(len(clips), 'still')} and no clip of two or more frames, "

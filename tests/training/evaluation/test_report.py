@@ -51,6 +51,8 @@ def test_page_opens_from_a_file_without_a_network(browser, folder: Path) -> None
         "missing: no backbone",
         "Shoulder difference, stitched",
         "no face",
+        "of videos",
+        "of stills",
     ):
         assert words in text
 
@@ -80,3 +82,5 @@ def test_table_on_the_console(evaluation) -> None:
     copying = f"{evaluation[0]['sections']['self']['aggregate']['face_l1']['copy_source']:.4f}"
     assert any(line.startswith("L1, face") and copying in line and "11 frames" in line for line in lines)
     assert any(line.startswith("LPIPS") and "MISSING" in line for line in lines)
+    first = next(k for k, line in enumerate(lines) if line.startswith("L1 outside the eyes"))
+    assert [line.split()[:2] for line in lines[first + 1 : first + 3]] == [["of", "videos"], ["of", "stills"]]

@@ -42,11 +42,13 @@ class Landmarks(RunOptions):
 def load_landmarks(run: Path) -> LandmarkNetwork:
     """The averaged landmark network of a run, frozen. ValueError with one line that says what to do."""
     run = run.expanduser()
-    if not is_run(run):
+    if not run.exists():
         raise ValueError(
-            f"--landmarks {run}: no run there; make one with "
+            f"--landmarks {run}: nothing there; make a run with "
             f"`python -m training landmarks --output {shlex.quote(str(run))}`"
         )
+    if not is_run(run):
+        raise ValueError(f"--landmarks {run} is no run; expected the folder that `training landmarks` wrote into")
     folder = checkpoint_folder(run)
     told = read_run(folder)
     if told["stage"] != LandmarkStage.name:

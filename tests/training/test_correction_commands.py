@@ -43,6 +43,13 @@ def test_landmark_run_gives_a_frozen_network(landmarks: Path) -> None:
     assert network(torch.rand(1, 3, 100, 100)).shape == (1, 68, 2)
 
 
+def test_a_folder_that_is_no_landmark_run_is_not_offered_to_be_trained_into(base: Path) -> None:
+    with pytest.raises(ValueError, match="nothing there; make a run with `python -m training landmarks"):
+        load_landmarks(base / "new")
+    with pytest.raises(ValueError, match="is no run; expected the folder that `training landmarks` wrote into"):
+        load_landmarks(base)
+
+
 def test_retargeting_learns_resumes_and_exports(
     base: Path, landmarks: Path, models: Path, dataset: Path, tmp_path: Path, capsys, caplog
 ) -> None:

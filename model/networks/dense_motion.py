@@ -14,7 +14,8 @@ from model.networks.blocks import Conv3d, DownBlock3d, UpBlock3d, prepared, with
 KEYPOINT_VARIANCE = 0.01
 SMALLEST_HEAT = 1e-30
 """Differences of heat maps up to this are 0. Far from a key point a Gaussian leaves float32's normal numbers (below
-1.2e-38), on which a CPU's convolutions take ten times as long; no picture changes by a bit."""
+1.2e-38), on which the convolutions of some CPUs take ten times as long (those of an AMD EPYC with AVX-512 do not); no
+picture changes by a bit."""
 
 
 def coordinate_grid(depth: int, height: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:

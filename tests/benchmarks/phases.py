@@ -163,6 +163,8 @@ class Here:
 
 def main() -> int:
     """Run the command line after the report's name."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     phases = Phases()
     phases.watch()
     report, *command = sys.argv[1:]

@@ -1,6 +1,7 @@
 """How long a step of stage I takes, and where the time goes.
 
 python -m tests.benchmarks.training DATASET --recipe tiny
+
 python -m tests.benchmarks.training DATASET --recipe paper --batch-sizes 8 16 24 --allow-random-features   # with a GPU
 
 Every batch size is measured alone in this process: images/s with the loader running, share of the time spent waiting

@@ -218,7 +218,7 @@ def print_table(rounds: dict[str, list[Measured]], startup: dict[str, Measured],
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="*")
+    parser.add_argument("videos", nargs="*", help="video files, or folders of nothing else")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data-juicer", type=Path, help="interpreter of the virtual environment that it is in")
@@ -229,7 +229,8 @@ def main() -> None:
         seconds = bare_kernels(Dataset(options.videos[0]), options.bare, options.workers).seconds
         print(json.dumps({"all": sum(seconds.values()), "decode": seconds["decode"]}))
         return
-    videos = [str(Path(video).resolve()) for video in options.videos]
+    paths = [Path(video).resolve() for video in options.videos]
+    videos = [str(file) for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     lengths_s = {video: probe_video(video).duration_s or 0.0 for video in videos}
     source_s = sum(lengths_s.values())
     systems = {"ours": run_ours, "plain pool": run_pool}

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from curation import distribute, index, pack, pipeline, summary
+from curation import distribute, index, pack, pipeline, shard_plan, summary
 from curation.__main__ import main as curation
 from curation.distribute import Cluster
 from curation.recipe import Recipe
@@ -135,8 +135,8 @@ def wrap_curation(phases: Phases) -> None:
     phases.wrap(pipeline._Job, "work", lambda job, stage, *rest: f"{stage}: work")
     phases.wrap(Ledger, "absorb", lambda ledger, *rest: f"{ledger.stage}: absorb")
     phases.wrap(pipeline, "select", "select")
-    for name in ("plan_shards", "clips_without_pixels", "pack_units"):
-        phases.wrap(pack, name, "plan: pack")
+    for owner, name in ((shard_plan, "plan_shards"), (pack, "clips_without_pixels"), (pack, "pack_units")):
+        phases.wrap(owner, name, "plan: pack")
     phases.wrap(pack, "publish", "pack: publish")
     phases.wrap(Cluster, "close", "end Ray")
     phases.wrap(summary, "print_summary", "print summary")
@@ -163,8 +163,10 @@ class Here:
 
 def main() -> int:
     """Run the command line after the report's name."""
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
+    is_help = sys.argv[1:2] in (["-h"], ["--help"])
+    if len(sys.argv) < 3 or is_help:
+        print(__doc__)
+        return 0 if is_help else 2
     phases = Phases()
     phases.watch()
     report, *command = sys.argv[1:]

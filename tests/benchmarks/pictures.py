@@ -5,7 +5,8 @@
 CPU-milliseconds a frame, on one thread:
 
 - decode: without a picture;
-- rgb: all of it converted, as faces need it; sketch: the pixels that cuts are looked for on, not converting the rest;
+- rgb: all of it converted, as faces need it; sketch: the pixels that cuts are looked for on, not converting the rest
+  where that pays (small pictures are converted whole for it);
 - crop: 512 x 512 of a square of half the picture's shorter side, on whole pixels (a resize), and in general (a warp);
 - canvas: the letterboxed picture of a face detector, likewise, from 640 px on.
 
@@ -55,6 +56,7 @@ def measure(path: str, num_frames: int) -> dict[str, float]:
         while (frame := timed("decode", lambda: next(frames, None))) is not None:
             num += 1
             timed("sketch", lambda: frame.sketch(PICTURE_SIDE_PX))
+            frame._rgb = None  # which a sketch may have left
             picture, small = timed("rgb", frame.rgb), frame.small(640)
             matrix, *canvas = letterbox(small.shape[1], small.shape[0], size_px=640, border=0.1)
             for name, turn in (("", 0.0), (", general", 1.0)):

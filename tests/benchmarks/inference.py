@@ -1,9 +1,9 @@
 """Milliseconds a frame for M, W, G and the whole: the plain modules against the optimised path, alternating in one run.
 
-    python tests/benchmarks/inference.py            # a few minutes
-    python tests/benchmarks/inference.py --quick    # two rounds
-    python tests/benchmarks/inference.py --threads 1 --cpu-time     # on a machine with other work to do
-    python tests/benchmarks/inference.py --batch-sizes 1 4 16 --dtypes float16 --compile    # on a GPU
+    python -m tests.benchmarks.inference                            # a few minutes
+    python -m tests.benchmarks.inference --quick                    # two rounds
+    python -m tests.benchmarks.inference --threads 1 --cpu-time     # on a machine with other work to do
+    python -m tests.benchmarks.inference --batch-sizes 1 4 16 --dtypes float16 --compile    # on a GPU
 
 The floor is the plain modules' FLOPs over the best matrix-multiply rate measured in the same run and dtype; the
 optimised path needs fewer FLOPs, so it may pass below. Random weights: neither time nor FLOPs depend on them.
@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.config import ModelConfig
 from model.inference import InferenceEngine

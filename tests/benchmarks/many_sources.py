@@ -1,6 +1,7 @@
 """Thousands of tiny sources with a face analyser that costs nothing: what the machinery around the work takes.
 
     python -m tests.benchmarks.many_sources [--sources 2500 5000 10000] [--workers 2] [--hours 5] [--here]
+        [--folder FOLDER]
 
 For each number of sources: a whole run, the same command again, and for the largest number one that is killed in the
 middle of crop and continued; of each the driver's seconds and memory by phase, how they grow, and what a million

@@ -47,6 +47,7 @@ def compare(title: str, run: Callable[[], Tensor]) -> None:
 
 
 def main() -> None:
+    """Measure and print."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     portrait, inputs = LivePortrait.untrained(), make_inputs(ModelConfig(), 1, torch.device("cpu"))
     keypoints = {"kp_driving": inputs["x_d"], "kp_source": inputs["x_s"]}

@@ -1,13 +1,13 @@
 """How long a step of stage I takes, and where the time goes.
 
-python -m tests.benchmarks.training DATASET --recipe tiny
-
-python -m tests.benchmarks.training DATASET --recipe paper --batch-sizes 8 16 24 --allow-random-features   # with a GPU
+    python -m tests.benchmarks.training DATASET --recipe tiny
+    python -m tests.benchmarks.training DATASET --recipe paper --batch-sizes 8 16 24 --allow-random-features  # on a GPU
 
 Every batch size is measured alone in this process: images/s with the loader running, share of the time spent waiting
-for it, memory, and on known GPUs the model-FLOP utilisation (floating-point operations that the networks and losses of
-a step need without recomputation, over the device's dense peak). The parts are measured afterwards, with the device
-waited for after each, so they add up to a little more. A batch that does not fit is said, and ends the list.
+for it, memory (on a CPU the peak of the process so far), and on known GPUs the model-FLOP utilisation (floating-point
+operations that the networks and losses of a step need without recomputation, over the device's dense peak). The parts
+are measured afterwards, with the device waited for after each, so they add up to a little more. A batch that does not
+fit is said, and ends the list.
 """
 
 from __future__ import annotations

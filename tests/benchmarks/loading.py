@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--still-share", type=float, default=0.1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        common = {"index_folder": folder, "still_share": options.still_share}
+        common = {"index_folder": folder, "still_share": options.still_share, "num_workers": 0}  # `Timed` has its own
         ways = {"pread": DataConfig(**common)}
         for pairs in (4, 8, 32):
             ways[f"webdataset, {pairs} pairs a clip"] = DataConfig(

@@ -3,12 +3,13 @@
     python -m tests.benchmarks.alternatives VIDEOS... [--workers 2] [--rounds 2] [--data-juicer VENV/bin/python]
 
 Source-seconds a second, CPU-seconds a source-second and peak memory (proportional set size, all processes) of each,
-start-up apart: it is measured three times on a few small files, with all workers started, and the median is taken off.
-Rounds go A B C A B C, so that what else the machine does meets all alike; while it is busy, the CPU-seconds are what
-can be compared.
+start-up apart: it is measured three times on a few small files, with all workers started, and the median is taken off
+(`nan`: the videos are too short to tell from it). Rounds go A B C A B C, so that what else the machine does meets all
+alike; while it is busy, the CPU-seconds are what can be compared.
 
 - bare kernels: decoding once, faces on sampled frames, every frame of every candidate cropped; `--workers` processes
-  side by side, a share of the videos each (see `tests.benchmarks.curation`). "two passes": the same with the decoding
+  side by side, a share of the videos each (see `tests.benchmarks.curation`). Their seconds of work are CPU-seconds
+  over workers: an ideal, which other load on the machine does not touch. "two passes": the same with the decoding
   counted twice, because where a face stays in reach of a fixed crop is known only when its whole track has been seen.
 - ours: `python -m curation run`, from files to shards, manifests, measurements, copies and splits.
 - plain pool: `tests.benchmarks.plain_pool`.
@@ -48,12 +49,11 @@ import skimage.data
 from curation.recipe import Recipe
 from manifests.store import Dataset
 from model.video import probe_video
-from tests.benchmarks.curation import bare_kernels
+from tests.benchmarks.curation import bare_kernels, ratio, write_stills
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE_S = 0.2
 _MEMORY_EVERY_S = 2.0  # the kernel counts a process's pages for that, about 15 ms a GB
-_STILLS = 12
 _STARTUPS = 3
 
 
@@ -181,18 +181,15 @@ def run_bare(dataset: Path, workers: int) -> tuple[Measured, Measured]:
 
 
 def write_smallest(folder: Path) -> tuple[list[str], list[str]]:
-    """Stills, which go through all stages, enough that every worker gets some; and a video of a few frames."""
-    stills, video = [folder / f"still-{k}.png" for k in range(_STILLS)], folder / "few.mp4"
-    picture = skimage.data.astronaut()
-    for k, still in enumerate(stills):
-        cv2.imwrite(str(still), cv2.cvtColor(picture[k:], cv2.COLOR_RGB2BGR))
+    """Stills, and a video of a few frames."""
+    video, picture = folder / "few.mp4", skimage.data.astronaut()
     with av.open(str(video), "w") as file:
         stream = file.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = *picture.shape[1::-1], "yuv420p"
         for _ in range(8):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode(None))
-    return [str(still) for still in stills], [str(video)]
+    return write_stills(folder), [str(video)]
 
 
 def print_table(rounds: dict[str, list[Measured]], startup: dict[str, Measured], source_s: float, workers: int) -> None:
@@ -203,7 +200,7 @@ def print_table(rounds: dict[str, list[Measured]], startup: dict[str, Measured],
     for name, runs in rounds.items():
         start, typical = startup.get(name, Measured(0.0, 0.0, 0.0)), median(runs)
         wall_s, cpu_s = typical.wall_s - start.wall_s, typical.cpu_s - start.cpu_s
-        by_wall[name], by_cpu[name] = source_s / wall_s, workers * source_s / cpu_s
+        by_wall[name], by_cpu[name] = ratio(source_s, wall_s), ratio(workers * source_s, cpu_s)
         print(
             f"{name:<26}{start.wall_s:12.1f}{start.cpu_s:12.1f}{wall_s:12.1f}{cpu_s:12.1f}"
             f"{by_wall[name]:12.2f}{by_cpu[name]:12.2f}{typical.peak_mb:12.0f}"

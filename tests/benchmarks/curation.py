@@ -2,16 +2,20 @@
 
     python -m tests.benchmarks.curation VIDEOS... [--long-minutes 20] [--workers 1 2]
 
-Prints CPU-seconds and wall seconds of whole runs (every process of Ray counted; start-up, measured on one small still,
-apart), CPU-seconds of the kernels alone (decode, detect, landmarks, embed, warp, encode, write), the peak memory of a
-worker, and the ratios. A benchmark, not a test: these figures depend on what else the machine does.
+Prints CPU-seconds and wall seconds of whole runs (every process of Ray counted; start-up apart: the median of three
+runs on a few small stills, so that all workers start, after one that does not count), CPU-seconds of the kernels alone
+(decode, convert, detect, landmarks, embed, warp, encode, write), the peak memory of a worker, and the ratios, `nan`
+where the videos are too short to tell from start-up. A benchmark, not a test: these figures depend on what else the
+machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,6 +41,8 @@ from model.framing import FixedCrop, transform_points, warp
 from model.video import open_video
 
 ROOT = Path(__file__).resolve().parents[2]
+_STILLS = 12
+_STARTUPS = 3
 
 
 @dataclass(slots=True)
@@ -73,6 +79,25 @@ def whole_run(inputs: list[str], output: Path, workers: int) -> Measured:
     return Measured(time.perf_counter() - start, sum(cpu.values()), stage_s, worker_mb)
 
 
+def write_stills(folder: Path) -> list[str]:
+    """Small pictures of a face, which go through all stages, enough that every worker gets some."""
+    stills = [folder / f"still-{k}.png" for k in range(_STILLS)]
+    for k, still in enumerate(stills):
+        cv2.imwrite(str(still), cv2.cvtColor(skimage.data.astronaut()[k:], cv2.COLOR_RGB2BGR))
+    return [str(still) for still in stills]
+
+
+def startup_of(workers: int, stills: list[str], folder: Path) -> tuple[float, float]:
+    """Wall and CPU-seconds of a run on next to nothing: medians."""
+    runs = [whole_run(stills, folder / f"startup-{workers}-{k}", workers) for k in range(_STARTUPS)]
+    return statistics.median(run.wall_s for run in runs), statistics.median(run.cpu_s for run in runs)
+
+
+def ratio(one: float, other: float) -> float:
+    """NaN where one of them is not positive: start-up was longer than a whole run, the videos are too short to tell."""
+    return one / other if one > 0 and other > 0 else math.nan
+
+
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
@@ -97,7 +122,8 @@ class Kernels:
 
 def bare_kernels(dataset: Dataset, share: int = 0, num_shares: int = 1) -> Kernels:
     """The kernels with the inputs that the run gave them: each video decoded once, faces on sampled frames, every
-    frame of every candidate cropped at the target rate. Of the videos, by length, every `num_shares`-th."""
+    frame of every candidate cropped at the target rate; only these frames are converted to RGB. Of the videos, by
+    length, every `num_shares`-th."""
     recipe = load_recipe("default")
     analyser = load_analyser(recipe.faces)
     kernels = Kernels()
@@ -128,9 +154,12 @@ def _bare_video(path: str, candidates: list[dict], recipe, analyser, kernels: Ke
         while True:
             with kernels.time("decode"):
                 frame = next(frames, None)
-                picture = frame.rgb() if frame is not None else None
             if frame is None:
                 return
+            due = [c for c in clips if c["start_s"] <= frame.pts_s < c["end_s"] and frame.pts_s >= c["next_s"] - 1e-6]
+            if frame.pts_s >= next_sample_s or due:
+                with kernels.time("convert"):
+                    picture = frame.rgb()
             if frame.pts_s >= next_sample_s:
                 next_sample_s = frame.pts_s + 1 / recipe.scan.sample_fps
                 with kernels.time("detect"):
@@ -146,8 +175,8 @@ def _bare_video(path: str, candidates: list[dict], recipe, analyser, kernels: Ke
                         next_embedding_s = frame.pts_s + recipe.scan.embed_every_s
                         with kernels.time("embed"):
                             analyser.embed(picture, faces.points5)
-            for clip in clips:
-                while clip["start_s"] <= frame.pts_s < clip["end_s"] and frame.pts_s >= clip["next_s"] - 1e-6:
+            for clip in due:
+                while frame.pts_s >= clip["next_s"] - 1e-6:
                     clip["next_s"] += 1 / recipe.crop.fps
                     _bare_frame(picture, clip, analyser, writer, kernels)
 
@@ -198,12 +227,12 @@ def main() -> None:
     cv2.setNumThreads(1)
     inputs = [str(Path(i).resolve()) for i in options.inputs]
     with tempfile.TemporaryDirectory() as folder:
-        still = Path(folder) / "still.png"
-        cv2.imwrite(str(still), cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR))
-        startup = whole_run([str(still)], Path(folder) / "startup", 1)
-        print(f"start-up (one still): wall {startup.wall_s:.1f} s, CPU {startup.cpu_s:.1f} s")
-        runs = {}
+        stills = write_stills(Path(folder))
+        whole_run(stills, Path(folder) / "first", 1)  # which reads libraries from the disk
+        runs, startups = {}, {}
         for workers in options.workers:
+            startups[workers] = startup_of(workers, stills, Path(folder))
+            print("start-up, {} worker(s): wall {:.1f} s, CPU {:.1f} s".format(workers, *startups[workers]))
             runs[workers] = run = whole_run(inputs, Path(folder) / f"run{workers}", workers)
             print(
                 f"whole run, {workers} worker(s): wall {run.wall_s:.1f} s, in stages {run.stage_s:.1f} s,"
@@ -216,14 +245,14 @@ def main() -> None:
             print(f"  {name:<10}{seconds:7.1f} CPU-s {calls:6d} calls {1000 * seconds / calls:7.2f} ms")
         print(f"  {'all':<10}{total:7.1f} CPU-s")
         for workers, run in runs.items():
-            own = run.cpu_s - startup.cpu_s
+            own = run.cpu_s - startups[workers][1]
             print(
-                f"{workers} worker(s): kernels / whole run without start-up {total / own:.2f};"
-                f" with the decoding counted for both passes {(total + kernels.seconds['decode']) / own:.2f}"
+                f"{workers} worker(s): kernels / whole run without start-up {ratio(total, own):.2f};"
+                f" with the decoding counted for both passes {ratio(total + kernels.seconds['decode'], own):.2f}"
             )
         if len(runs) > 1:
-            one, other = (runs[w].wall_s - startup.wall_s for w in options.workers[:2])
-            print(f"{options.workers[1]} workers against {options.workers[0]}: {one / other:.2f}x")
+            one, other = (runs[w].wall_s - startups[w][0] for w in options.workers[:2])
+            print(f"{options.workers[1]} workers against {options.workers[0]}: {ratio(one, other):.2f}x")
         if options.long_minutes:
             path = Path(folder) / "long.mp4"
             video = next(p for i in inputs for p in ([Path(i)] if Path(i).is_file() else sorted(Path(i).glob("*.mp4"))))
